@@ -1,0 +1,48 @@
+# umbel: every command a newcomer needs. Each target does its own set-up; .venv and .umbel are reused.
+export UMBEL_HOME ?= $(CURDIR)/.umbel
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help setup assets demo test check bench docs soak clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+.venv/ready: pyproject.toml constraints.txt
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@# torch first and pinned: a later range may otherwise bring another build of several GB
+	.venv/bin/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: .venv/ready  ## Make .venv with everything the other targets need
+
+assets: setup  ## Fetch the real backbone and the datasets, once
+	@$(BIN)/umbel pull backbone smollm2-135m-instruct --quiet
+	@$(BIN)/umbel pull dataset tweets-sentiment --quiet
+	@$(BIN)/umbel pull dataset pronounce --quiet
+
+demo: assets  ## Train two adapters on real data, serve both in one batch, compare, promote
+	@PATH="$(BIN):$$PATH" $(BIN)/python examples/demo.py
+
+test: assets  ## Pass every test that CI runs
+	$(BIN)/python -m pytest -m 'not soak'
+
+check: setup  ## Lint, types, import direction
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	@sh scripts/no_stray_init.sh
+
+soak: assets  ## The long tests
+	$(BIN)/python -m pytest -m soak
+
+bench: assets  ## Measure umbel beside HF + PEFT and write docs/benchmarks/
+	$(BIN)/python -m benchmarks.run
+
+docs: setup  ## Regenerate the generated pages of docs/
+	$(BIN)/python -m benchmarks.docs
+
+clean:  ## Remove .venv (the home .umbel stays)
+	rm -rf .venv

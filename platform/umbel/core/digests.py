@@ -1,0 +1,29 @@
+"""Content identity: canonical JSON and sha256, written ``sha256:<64 hex>``."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte string of a JSON value: sorted keys, no spaces, UTF-8, NaN refused."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def digest_bytes(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    return digest_bytes(canonical_json(value))
+
+
+def digest_file(path: Path) -> str:
+    """Streams the file, so that a shard of many GB costs no memory."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
