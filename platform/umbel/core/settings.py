@@ -37,3 +37,8 @@ class Settings:
     @property
     def runs(self) -> Path:
         return self.home / "runs"
+
+    @property
+    def cache(self) -> Path:
+        """What can be fetched or made again: deleting it costs time only."""
+        return self.home / "cache"

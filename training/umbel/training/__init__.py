@@ -1,0 +1,1 @@
+"""Training: data, losses, the loop, many adapters at once, checkpoints, sweeps, distributed."""

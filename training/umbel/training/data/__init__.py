@@ -1,0 +1,1 @@
+"""Data: rows and their forms, corpora that can be pulled, splits."""

