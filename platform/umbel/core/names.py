@@ -1,9 +1,9 @@
 """Names of adapters and the references that point at one version of them.
 
-    sentiment                 the version that the alias `champion` points at
-    sentiment:3               version 3, for ever
-    sentiment@canary          the version that an alias points at now
-    sentiment@sha256:<64hex>  the version with this digest
+sentiment                 the version that the alias `champion` points at
+sentiment:3               version 3, for ever
+sentiment@canary          the version that an alias points at now
+sentiment@sha256:<64hex>  the version with this digest
 """
 
 import re

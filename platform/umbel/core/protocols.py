@@ -63,6 +63,8 @@ class RunLog(Protocol):
         """Whether somebody asked for this run to stop."""
         ...
 
-    def finish(self, run: str, *, status: str, error: str | None = None, summary: Mapping[str, Any] | None = None) -> None:
+    def finish(
+        self, run: str, *, status: str, error: str | None = None, summary: Mapping[str, Any] | None = None
+    ) -> None:
         """``status`` is ``succeeded``, ``failed`` or ``cancelled``."""
         ...

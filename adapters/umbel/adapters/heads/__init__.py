@@ -1,0 +1,1 @@
+"""One file per output head. ``umbel.adapters.catalog`` finds every ``HEAD`` in this folder."""

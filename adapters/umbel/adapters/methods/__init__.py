@@ -1,0 +1,1 @@
+"""One file per method. ``umbel.adapters.catalog`` finds every ``METHOD`` in this folder."""

@@ -1,0 +1,177 @@
+"""LoRA adapters: a low-rank correction beside a frozen linear layer (Hu et al. 2021, arXiv 2106.09685).
+
+    y = W x + s * B (A x)        s = alpha / rank, or alpha / sqrt(rank) with rsLoRA (Kalajdzievski 2023)
+
+W belongs to the backbone and every adapter shares it; A and B belong to one adapter. W is never merged, because the
+next row of the same batch may wear another adapter.
+
+Shape letters here:  S slots   M rows x tokens of a slot   D features in   E features out   R rank
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from umbel.adapters.dropout import drop, token_keys
+from umbel.adapters.method import Batch, Fused, Method, Weights
+from umbel.adapters.sites import LM_HEAD, SITES, Frozen
+from umbel.core.errors import ConfigError
+from umbel.core.shape import LINEARS, BackboneShape
+
+_PLACE = {"qkv": 0, "o": 1, "gate_up": 2, "down": 3, "lm_head": 4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """How one LoRA adapter is shaped. Stored as JSON beside the weights, so plain fields only."""
+
+    targets: tuple[str, ...] = LINEARS
+    """Last path segments to adapt: any of the seven linears, and ``lm_head``."""
+    rank: int = 8
+    """Inner width R; memory grows with it."""
+    alpha: float = 16.0
+    """Strength; the correction is scaled by ``alpha / rank``."""
+    dropout: float = 0.0
+    """Probability that a feature entering A is dropped, in training only."""
+    rslora: bool = False
+    """Scale by ``alpha / sqrt(rank)``, which keeps gradients alike at high ranks."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Ranks of single places: PEFT's patterns, matched against the end of the module's path."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Alphas of single places, matched the same way."""
+    layers: tuple[int, ...] | None = None
+    """Layers that are adapted (PEFT's ``layers_to_transform``); None is all."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or any(rank < 1 for rank in self.rank_pattern.values()):
+            raise ConfigError(f"rank must be at least 1, got {min([self.rank, *self.rank_pattern.values()])}.")
+        if not self.targets:
+            raise ConfigError("targets is empty: this adapter would change nothing.", hint=f"choose from {LINEARS}")
+        if unknown := sorted(set(self.targets) - {*LINEARS, "lm_head"}):
+            raise ConfigError(
+                f"targets {unknown} match nothing in a Llama backbone.",
+                code="unknown_target",
+                hint=f"choose from {', '.join(LINEARS)} and lm_head",
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
+
+    def rank_of(self, path: str) -> int:
+        return int(_by_pattern(self.rank_pattern, path, self.rank))
+
+    def scale_of(self, path: str) -> float:
+        rank, alpha = self.rank_of(path), _by_pattern(self.alpha_pattern, path, self.alpha)
+        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+
+def _by_pattern(patterns: dict[str, float] | dict[str, int], path: str, default: float) -> float:
+    """PEFT's rule: the first key that matches the path's end at a dot, as a regular expression."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            return value
+    return default
+
+
+def places(config: LoraConfig, shape: BackboneShape) -> dict[tuple[int, str], str]:
+    """(layer, linear) -> module path of every place that is adapted, in order."""
+    wanted = range(shape.layers) if config.layers is None else config.layers
+    if beyond := [layer for layer in wanted if not 0 <= layer < shape.layers]:
+        raise ConfigError(
+            f"layers {beyond} do not exist: this backbone has {shape.layers}.",
+            code="unknown_layer",
+            hint=f"count from 0 to {shape.layers - 1}",
+        )
+    found = {
+        (layer, name): f"model.layers.{layer}.{'self_attn' if name[0] in 'qkvo' else 'mlp'}.{name}"
+        for layer in wanted
+        for name in LINEARS
+        if name in config.targets
+    }
+    if "lm_head" in config.targets:
+        found[LM_HEAD, "lm_head"] = "lm_head"
+    return found
+
+
+class LoraWeights(Weights):
+    """A [R, D] and B [E, R] for each adapted linear, named as PEFT names them."""
+
+    config: LoraConfig
+
+    @classmethod
+    def expected(cls, config: LoraConfig, shape: BackboneShape) -> dict[str, tuple[int, ...]]:
+        sizes: dict[str, tuple[int, ...]] = {}
+        for (_, name), path in places(config, shape).items():
+            rank, (d_in, d_out) = config.rank_of(path), shape.linear(name)
+            sizes[f"{path}.lora_A.weight"] = (rank, d_in)
+            sizes[f"{path}.lora_B.weight"] = (d_out, rank)
+        return sizes
+
+    @classmethod
+    def fresh(cls, config: LoraConfig, shape: BackboneShape, generator: torch.Generator) -> Self:
+        """A uniform in +-1/sqrt(D) (Kaiming with a = sqrt 5, as PEFT), B zero: the first answer is the backbone's."""
+        tensors = {}
+        for name, size in cls.expected(config, shape).items():
+            bound = 0.0 if ".lora_B." in name else 1.0 / math.sqrt(size[1])
+            tensors[name] = (torch.rand(size, generator=generator) * 2 - 1) * bound
+        return cls(config, shape, tensors)
+
+    def fuse(self, layers: Sequence[Frozen] | None) -> Fused:
+        """Per site: A of its linears side by side, [D, sum R]; per linear: scaled B, [R, E]."""
+        paths = places(self.config, self.shape)
+        fused: Fused = {}
+        for layer in dict.fromkeys(layer for layer, _ in paths):
+            for site, names in SITES.items():
+                here = [name for name in names if (layer, name) in paths]
+                if not here:
+                    continue
+                down = [self.tensors[f"{paths[layer, name]}.lora_A.weight"] for name in here]
+                fused[layer, f"{site}.A"] = torch.cat(down).t().contiguous()
+                for name in here:
+                    path = paths[layer, name]
+                    up = self.tensors[f"{path}.lora_B.weight"]
+                    fused[layer, f"{name}.B"] = (up * self.config.scale_of(path)).t().contiguous()
+        return fused
+
+
+class LoraBatch(Batch):
+    """Two products per slot and site: x A, then each linear's own B into its columns of y."""
+
+    def linear(self, layer: int, site: str, x: Tensor, y: Tensor, frozen: Frozen) -> Tensor:
+        a_SDR = self.stack.get((layer, f"{site}.A"))
+        if a_SDR is None:
+            return y
+        x_SMD = self._dropped(self.rows.take(x), layer, site, x.shape[1])
+        h_SMR = torch.bmm(x_SMD, self.rows.of(a_SDR))
+        rank = column = 0
+        for name in SITES[site]:
+            b_SRE = self.stack.get((layer, f"{name}.B"))
+            width = self.shape.linear(name)[1]
+            if b_SRE is not None:
+                part = h_SMR[..., rank : rank + b_SRE.shape[1]]
+                self.rows.add(y, torch.bmm(part, self.rows.of(b_SRE)), slice(column, column + width))
+                rank += b_SRE.shape[1]
+            column += width
+        return y
+
+    def _dropped(self, x_SMD: Tensor, layer: int, site: str, tokens: int) -> Tensor:
+        if self.dropout is None:
+            return x_SMD
+        keys = self.rows.tokens(token_keys(self.dropout.keys, tokens))
+        return drop(x_SMD, self.dropout, keys, layer, _PLACE[site])
+
+
+METHOD = Method(
+    name="lora",
+    config=LoraConfig,
+    weights=LoraWeights,
+    batch=LoraBatch,
+    peft_type="LORA",
+    zero_start=True,
+    learning_rate=5e-4,
+    summary="low-rank correction beside frozen linears",
+)

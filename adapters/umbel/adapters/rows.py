@@ -1,0 +1,98 @@
+"""Which rows of a batch wear which slots of a stack, laid out as one matrix product per slot.
+
+A batch of B rows [B, T, F] is gathered into [S, C * T, F]: S slots, C rows each. Slots with fewer rows are filled by
+repeating a row whose result is dropped. With T = 1 never fewer than two rows are given to a product, because oneDNN
+and BLAS compute a lone row in another order, and a row must not feel how many neighbours it has.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Rows:
+    """The rows of one batch that wear the slots ``span`` of one stack.
+
+    ``slots[i]`` is the slot that row ``rows[i]`` wears. An instance is made once per step and used at every site.
+    ``least`` is the fewest rows of a product: 2 in serving, 1 in training, where rows have many tokens.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[int],
+        slots: Sequence[int],
+        *,
+        batch: int,
+        device: torch.device | str = "cpu",
+        least: int = 2,
+    ) -> None:
+        first, last = min(slots), max(slots)
+        self.span = slice(first, last + 1)
+        """Slots of the stack, in order, that the grouped tensors' first dimension runs over."""
+        groups: list[list[int]] = [[] for _ in range(last - first + 1)]
+        for row, slot in zip(rows, slots, strict=True):
+            groups[slot - first].append(row)
+        self.num_slots, self.width = len(groups), max(least, *(len(group) for group in groups), 0)
+        filler = rows[0]
+        index = [row for group in groups for row in [*group, *[filler] * (self.width - len(group))]]
+        kept = [s * self.width + c for s, group in enumerate(groups) for c in range(len(group))]
+        self.rows = [row for group in groups for row in group]
+        self.batch = batch
+        self._whole = index == list(range(batch))
+        self._index = torch.tensor(index, device=device)
+        self._kept = None if len(kept) == len(index) else torch.tensor(kept, device=device)
+        self._target = torch.tensor(self.rows, device=device)
+
+    def of(self, stack: Tensor) -> Tensor:
+        """The stack's slots in this batch, [S, ...]; a view, so no weight is copied in a step."""
+        return stack[self.span]
+
+    def take(self, x: Tensor) -> Tensor:
+        """[B, T, F] -> [S, C * T, F]."""
+        grouped = x if self._whole else x.index_select(0, self._index)
+        return grouped.reshape(self.num_slots, -1, x.shape[-1])
+
+    def add(self, y: Tensor, delta: Tensor, columns: slice | None = None) -> Tensor:
+        """Adds delta [S, C * T, E] to y[:, :, columns], in place, and returns y."""
+        target = y if columns is None else y[..., columns]
+        flat = self._ungroup(delta, y.shape[1])
+        if self._whole:
+            target.add_(flat)
+        else:
+            target.index_add_(0, self._target, flat.to(y.dtype))
+        return y
+
+    def put(self, y: Tensor, new: Tensor) -> Tensor:
+        """y with its rows replaced by new [S, C * T, E]; rows of others stay."""
+        flat = self._ungroup(new, y.shape[1])
+        return flat if self._whole else y.index_copy(0, self._target, flat.to(y.dtype))
+
+    def tokens(self, values: Tensor) -> Tensor:
+        """Per-row values [B, T] grouped as ``take`` groups them: [S, C * T]."""
+        return (values if self._whole else values.index_select(0, self._index)).reshape(self.num_slots, -1)
+
+    def _ungroup(self, grouped: Tensor, tokens: int) -> Tensor:
+        flat = grouped.reshape(self.num_slots * self.width, tokens, grouped.shape[-1])
+        return flat if self._kept is None else flat.index_select(0, self._kept)
+
+    def __repr__(self) -> str:
+        return (
+            f"Rows({len(self.rows)} of {self.batch}, slots {self.span.start}..{self.span.stop - 1}, width {self.width})"
+        )
+
+
+def plan_rows(rows: Sequence[int], slots: Sequence[int], **where: Any) -> list[Rows]:
+    """One ``Rows`` for all where filling up wastes little, else one for each slot.
+
+    A skewed batch (one busy adapter, many quiet ones) would be filled up to the busy one's rows for every slot.
+    """
+    counts: dict[int, list[int]] = {}
+    for row, slot in zip(rows, slots, strict=True):
+        counts.setdefault(slot, []).append(row)
+    least = int(where.get("least", 2))
+    filled = (max(slots) - min(slots) + 1) * max(least, *(len(group) for group in counts.values()), 0)
+    if filled <= 4 * len(rows) + 16:
+        return [Rows(rows, slots, **where)]
+    return [Rows(group, [slot] * len(group), **where) for slot, group in sorted(counts.items())]

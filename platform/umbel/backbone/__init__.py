@@ -1,0 +1,1 @@
+"""The backbone: one frozen Llama-family decoder with named sites where adapters act."""

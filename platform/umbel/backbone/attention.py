@@ -1,0 +1,46 @@
+"""How queries meet keys: in a whole right-padded batch (training, evaluation), or through a KV cache (the engine).
+
+Shape letters here:  B rows   T tokens   N query heads   G key/value heads   D head width   P virtual keys
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from umbel.adapters.sites import Sites
+
+
+class Attention(Protocol):
+    """Given rotated q [B,N,T,D], rotated k and v [B,G,T,D] of one layer, the context [B,N,T,D]."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+class WholeAttention:
+    """Causal attention over whole rows, padded on the right. Prefix rows see their virtual keys before all tokens.
+
+    Padding needs no mask: a query sees only keys at or before its own place, and padding comes after every real one.
+    """
+
+    def __init__(self, sites: Sites) -> None:
+        self.sites = sites
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        past = self.sites.past(layer)
+        if past is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        keys, values, lengths = past
+        mask = _prefix_mask(lengths, keys.shape[2], q.shape[2])
+        k, v = torch.cat([keys.to(k.dtype), k], 2), torch.cat([values.to(v.dtype), v], 2)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def _prefix_mask(lengths: Tensor, longest: int, tokens: int) -> Tensor:
+    """[B,1,T,P+T] true where a key is visible: the row's own virtual keys, and tokens up to the query."""
+    device = lengths.device
+    virtual = torch.arange(longest, device=device)[None, :] < lengths[:, None]
+    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+    rows = lengths.shape[0]
+    return torch.cat([virtual[:, None, None, :].expand(rows, 1, tokens, longest), causal.expand(rows, 1, -1, -1)], 3)

@@ -1,0 +1,138 @@
+"""Loads a backbone once from a Hugging Face folder: frozen, fused, on any device and in any float dtype."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from umbel.backbone.backbone import Backbone
+from umbel.backbone.config import BackboneConfig, read_config
+from umbel.backbone.decoder import Decoder, Layer
+from umbel.backbone.fingerprint import identity, weight_files
+from umbel.backbone.linears import DenseLinear, PackedLinear, can_pack
+from umbel.backbone.tokenizer import load_tokenizer
+from umbel.core.errors import ConfigError
+
+_FUSED = {
+    "self_attn.q_proj": ("qkv", 0),
+    "self_attn.k_proj": ("qkv", 1),
+    "self_attn.v_proj": ("qkv", 2),
+    "self_attn.o_proj": ("o", 0),
+    "mlp.gate_proj": ("gate_up", 0),
+    "mlp.up_proj": ("gate_up", 1),
+    "mlp.down_proj": ("down", 0),
+}
+_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
+_PACK_ROWS = 32
+"""Batch that the packed layout is tuned for; it stays correct for every other."""
+
+
+def load_backbone(
+    folder: Path, *, dtype: str = "auto", device: str = "cpu", packed: bool = False, name: str | None = None
+) -> Backbone:
+    """Loads config, weights and tokenizer. ``packed`` reorders CPU weights for serving; such a backbone cannot train.
+
+    Raises NotFound or ConfigError naming the file or field.
+    """
+    config = read_config(folder)
+    place = torch.device(device)
+    decoder = load_decoder(folder, config, torch_dtype(dtype, config.dtype), place)
+    if packed and can_pack(decoder.norm.weight.dtype, place):
+        pack(decoder)
+    return Backbone(
+        name=name or folder.name,
+        folder=folder,
+        config=config,
+        decoder=decoder,
+        tokenizer=load_tokenizer(folder),
+        identity=identity(folder),
+    )
+
+
+def torch_dtype(dtype: str, checkpoint: str) -> torch.dtype:
+    """``auto`` is the checkpoint's own."""
+    names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
+    wanted = checkpoint if dtype == "auto" else names.get(dtype, dtype)
+    if wanted not in names.values():
+        raise ConfigError(f"dtype {dtype!r} is not one.", param="dtype", hint=f"use auto, {', '.join(names)}")
+    found = getattr(torch, wanted)
+    assert isinstance(found, torch.dtype)
+    return found
+
+
+def load_decoder(folder: Path, config: BackboneConfig, dtype: torch.dtype, device: torch.device) -> Decoder:
+    decoder = Decoder(config, dtype, device)
+    targets = _targets(decoder)
+    for name, tensor in _tensors(folder):
+        if name == "lm_head.weight" and config.shape.tied:
+            continue
+        if name.endswith("rotary_emb.inv_freq"):
+            continue  # a buffer that old checkpoints carry; config.json decides
+        target = targets.pop(name, None)
+        if target is None or target.shape != tensor.shape:
+            raise ConfigError(
+                f"{folder.name}: tensor {name} {list(tensor.shape)} does not fit config.json.",
+                code="backbone_mismatch",
+                hint="config.json and weights must come from one checkpoint",
+            )
+        target.copy_(tensor)
+    if targets:
+        raise ConfigError(
+            f"{folder.name}: {len(targets)} tensors are missing, the first is {min(targets)}.",
+            code="backbone_incomplete",
+        )
+    return decoder
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
+                yield name, opened.get_tensor(name)
+
+
+@torch.no_grad()
+def _targets(decoder: Decoder) -> dict[str, Tensor]:
+    """Where each tensor of a checkpoint goes: views into the fused weights."""
+    found: dict[str, Tensor] = {"model.embed_tokens.weight": decoder.embedding.weight.data}
+    found["model.norm.weight"] = decoder.norm.weight.data
+    if decoder.lm_head is not None:
+        found["lm_head.weight"] = decoder.lm_head.weight.data
+    for layer in decoder.layers:
+        assert isinstance(layer, Layer)
+        prefix = f"model.layers.{layer.index}"
+        for theirs, ours in _NORMS.items():
+            found[f"{prefix}.{theirs}.weight"] = getattr(layer, ours).weight.data
+        for theirs, (site, part) in _FUSED.items():
+            found |= _linear_targets(f"{prefix}.{theirs}", layer, site, part)
+    return found
+
+
+def _linear_targets(name: str, layer: Layer, site: str, part: int) -> dict[str, Tensor]:
+    linear: DenseLinear = getattr(layer, site)
+    widths = {
+        "qkv": [layer.shape.heads * layer.shape.head_dim] + 2 * [layer.shape.kv_heads * layer.shape.head_dim],
+        "gate_up": 2 * [layer.shape.intermediate],
+    }.get(site, [linear.weight.shape[0]])
+    found = {f"{name}.weight": torch.split(linear.weight.data, widths)[part]}
+    if linear.bias is not None:
+        found[f"{name}.bias"] = torch.split(linear.bias.data, widths)[part]
+    return found
+
+
+@torch.no_grad()
+def pack(decoder: Decoder, rows: int = _PACK_ROWS) -> None:
+    """Replaces the layers' linears by packed ones, layer by layer, so that never two copies of all are held.
+
+    Row norms (DoRA needs them) are taken first; the dense weights are gone afterwards.
+    """
+    for layer in decoder.layers:
+        assert isinstance(layer, Layer)
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
+            layer.row_norm2(name)
+        for site in ("qkv", "o", "gate_up", "down"):
+            dense: nn.Module = getattr(layer, site)
+            if isinstance(dense, DenseLinear):
+                setattr(layer, site, PackedLinear(dense, rows))

@@ -1,0 +1,54 @@
+"""The backbone's tokenizer and chat template, as its folder has them."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from umbel.core.errors import ConfigError
+
+Message = dict[str, str]
+"""{"role": ..., "content": ...}"""
+
+
+class Tokenizer:
+    """Text to token ids and back. Special tokens written out in a text are read as such, as vLLM and HF do."""
+
+    def __init__(self, hf: Any) -> None:
+        self.hf = hf
+        self.bos: int | None = hf.bos_token_id
+        self.eos: int | None = hf.eos_token_id
+        self.has_chat_template = bool(hf.chat_template)
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """``special`` puts the tokenizer's own special tokens (BOS) around."""
+        return list(self.hf.encode(text, add_special_tokens=special))
+
+    def chat(self, messages: Sequence[Message], *, reply: bool = True) -> list[int]:
+        """Ids of a conversation in the backbone's own template; ``reply`` opens the assistant's turn."""
+        return self.encode(self.chat_text(messages, reply=reply))
+
+    def chat_text(self, messages: Sequence[Message], *, reply: bool = True) -> str:
+        if not self.has_chat_template:
+            raise ConfigError(
+                "this backbone has no chat template.",
+                code="no_chat_template",
+                hint="use /v1/completions, or prompt/completion rows in training",
+            )
+        return str(self.hf.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=reply))
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        return str(self.hf.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False))
+
+    def token(self, index: int) -> str:
+        """One token's own text form, as logprobs show it."""
+        return self.decode([index], skip_special=False)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Reads ``tokenizer.json`` and its config; runs no code of the folder."""
+    from transformers import AutoTokenizer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Tokenizer(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
