@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+
 from umbel.core.errors import DataError
 from umbel.experiments import compare_scores, compare_statistic
 from umbel.experiments.bootstrap import macro_f1, ratio, root_mean

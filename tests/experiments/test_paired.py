@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar
+
 from umbel.core.errors import DataError
 from umbel.experiments import compare, compare_binary, compare_scores, holm
 from umbel.experiments.intervals import constrained_rate, mean_interval, tango
@@ -47,9 +48,13 @@ def test_the_constrained_rate_is_where_the_likelihood_peaks(delta):
 
     def loss(rate_b):
         rates = rate_b + delta, rate_b, 1 - 2 * rate_b - delta
-        return -sum(k * math.log(max(r, 1e-300)) for k, r in zip((only_a, only_b, n - only_a - only_b), rates, strict=True))
+        return -sum(
+            k * math.log(max(r, 1e-300)) for k, r in zip((only_a, only_b, n - only_a - only_b), rates, strict=True)
+        )
 
-    peak = optimize.minimize_scalar(loss, bounds=(max(0, -delta), (1 - delta) / 2), method="bounded", options={"xatol": 1e-10})
+    peak = optimize.minimize_scalar(
+        loss, bounds=(max(0, -delta), (1 - delta) / 2), method="bounded", options={"xatol": 1e-10}
+    )
     assert constrained_rate(only_a, only_b, n, delta) == pytest.approx(peak.x, abs=1e-6)
 
 
@@ -132,7 +137,9 @@ def test_bca_is_the_normal_interval_on_many_plain_differences():
 
 def test_a_published_table_reads_as_one_sentence():
     found = compare_binary(*scores(both=700, only_a=60, only_b=39, neither=201))
-    assert found.sentence("tone:2", "tone:1", "accuracy").startswith("tone:2 is better by 2.1 points of accuracy (95 % CI 0.")
+    assert found.sentence("tone:2", "tone:1", "accuracy").startswith(
+        "tone:2 is better by 2.1 points of accuracy (95 % CI 0."
+    )
     assert (found.winner, found.n, found.discordant) == ("a", 1000, 99)
     assert found.effect == pytest.approx(60 / 99 - 0.5)
     assert found.interval_a is not None

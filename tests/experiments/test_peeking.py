@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from umbel.experiments import sequential
 from umbel.experiments.sequential import Sums, anytime_p, boundary, difference, log_mismatch, mean
 
