@@ -66,7 +66,7 @@ def find(settings: Settings, name: str) -> InstalledBackbone:
         raise NotFound(
             f"no backbone {name!r} in {settings.backbones} (there: {there}).",
             code="backbone_not_found",
-            hint=f"umbel pull backbone {name}",
+            hint="umbel pull backbone smollm2-135m-instruct, or hf:org/name@revision, or a folder",
         )
     return _read(folder)
 

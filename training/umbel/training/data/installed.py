@@ -70,7 +70,7 @@ def find(settings: Settings, name: str) -> InstalledDataset:
         raise NotFound(
             f"no dataset {name!r} in {settings.datasets} (there: {there}).",
             code="dataset_not_found",
-            hint=f"umbel pull dataset {name}",
+            hint="umbel pull dataset tweets-sentiment (or drug-reviews, pronounce)",
         )
     return _read(folder)
 

@@ -1,0 +1,161 @@
+"""What every command prints with: tables, JSON, sizes, times, examples, errors.
+
+Results go to stdout, everything else to stderr, so a pipe sees results only.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, date, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from umbel.core.errors import UmbelError
+from umbel.core.wheels import Say, silent
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+
+
+def examples(*commands: str, note: str = "") -> str:
+    """An ``epilog=`` for a command's help. The line of ``\\b`` tells typer to keep the line breaks after it."""
+    return "\n".join(["\b", "Examples:", *(f"  {command}" for command in commands), *(["", note] if note else [])])
+
+
+def say_to_stderr(quiet: bool) -> Say:
+    """For progress that a person waits with."""
+    return silent if quiet else lambda line: typer.echo(line, err=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value: dataclasses, pydantic models, paths and times included."""
+    typer.echo(json.dumps(value, default=_jsonable, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
+    """Aligned in a terminal; tab-separated with a header line in a pipe, nothing cut short.
+
+    ``empty`` is told, on stderr, where there is no row: say which command makes the first.
+    """
+    if not rows:
+        typer.echo(empty, err=True)
+        return
+    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _print_rich(columns, texts)
+    else:
+        for line in [columns, *texts]:
+            typer.echo("\t".join(line))
+
+
+def print_facts(facts: Sequence[tuple[str, object]]) -> None:
+    """``name  value`` lines, aligned; a list takes one line per item, None is left out."""
+    width = max(len(name) for name, _ in facts) + 2
+    for name, value in facts:
+        items = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        for index, item in enumerate(items):
+            typer.echo(f"{'' if index else name:<{width}}{item}")
+
+
+def print_error(error: UmbelError, *, as_json: bool) -> None:
+    """``error:`` and ``fix:`` on stderr, or OpenAI's error object with the hint in it."""
+    if as_json:
+        body = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+        typer.echo(json.dumps({"error": body | {"hint": error.hint}}, ensure_ascii=False), err=True)
+        return
+    typer.echo(f"{_red('error:')} {error.message}", err=True)
+    if error.hint:
+        typer.echo(f"  {_bold('fix:')} {error.hint}", err=True)
+
+
+def error_line(error: BaseException) -> str:
+    """The first line of any exception's text."""
+    return (str(error).splitlines() or ["no message"])[0]
+
+
+def human_bytes(count: int) -> str:
+    """``269.1 MB``: powers of 1000, as disks are sold."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 999.95:
+            return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def human_count(count: int) -> str:
+    """``33,498``."""
+    return f"{count:,}"
+
+
+def human_seconds(seconds: float) -> str:
+    """``0.8 s``, ``42 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def human_time(at_ms: int) -> str:
+    """Milliseconds since 1970 as ``2026-01-31 09:05 UTC``."""
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def human_age(at_ms: int, now_ms: int) -> str:
+    """``12 s ago``, ``5 min ago``, ``3 h ago``, ``2 days ago``."""
+    seconds = max(0, now_ms - at_ms) // 1000
+    for size, unit in ((86_400, "day"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            count = seconds // size
+            return f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''} ago"
+    return f"{seconds} s ago"
+
+
+def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")  # a digest that ends in "..." cannot be copied
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: a name with brackets is no markup
+    Console().print(table)
+
+
+def _jsonable(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _red(text: str) -> str:
+    return _styled("1;31", text)
+
+
+def _bold(text: str) -> str:
+    return _styled("1", text)
+
+
+def _styled(code: str, text: str) -> str:
+    plain = "NO_COLOR" in os.environ or not sys.stderr.isatty()
+    return text if plain else f"\x1b[{code}m{text}\x1b[0m"
