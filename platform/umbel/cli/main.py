@@ -60,7 +60,7 @@ def main(args: Sequence[str]) -> int:
     except typer.TyperException as error:
         return _mistyped(error, args)
     except Exception as error:
-        return _unknown(error, args)
+        return _tell(_validation(error), args) if type(error).__name__ == "ValidationError" else _unknown(error, args)
 
 
 def run() -> NoReturn:
@@ -84,6 +84,12 @@ def _usage(error: typer.TyperException) -> UmbelError:
     context: Any = getattr(error, "ctx", None)
     command = context.command_path if context else "umbel"
     return UsageError(error.format_message(), hint=f"{command} --help")
+
+
+def _validation(error: Any) -> UmbelError:
+    from umbel.core.validation import told  # pydantic would cost `umbel --help` a third of its time
+
+    return told(error)
 
 
 def _unknown(error: Exception, args: Sequence[str]) -> int:

