@@ -33,6 +33,8 @@ class HeadConfig:
     dropout: float = 0.0
     """In training only, before each layer."""
     pooling: Pooling = "last"
+    bias: bool = False
+    """Whether the last layer has one: HF's sequence classifiers have none, its token classifiers do."""
 
     def __post_init__(self) -> None:
         if self.depth < 0 or self.width < 1 or self.outputs < 0:
@@ -60,6 +62,11 @@ class Head(ABC):
         """The config completed from the contract (number of labels, pooling); ConfigError where they disagree."""
 
     @classmethod
+    def peft_default(cls) -> HeadConfig:
+        """The head that HF's model class for this task has on top."""
+        return HeadConfig()
+
+    @classmethod
     def expected(cls, config: HeadConfig, hidden: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes: ``score.weight`` [outputs, D], and ``score_layers.{i}.weight/bias`` for hidden layers."""
         sizes: dict[str, tuple[int, ...]] = {}
@@ -69,6 +76,8 @@ class Head(ABC):
             sizes[f"score_layers.{i}.bias"] = (config.width,)
             width = config.width
         sizes["score.weight"] = (config.outputs, width)
+        if config.bias:
+            sizes["score.bias"] = (config.outputs,)
         return sizes
 
     @classmethod
@@ -95,7 +104,8 @@ class Head(ABC):
             x = self._drop(x, generator)
             weight, bias = self.tensors[f"score_layers.{i}.weight"], self.tensors[f"score_layers.{i}.bias"]
             x = _ACTIVATIONS[self.config.activation](F.linear(x, weight.to(x.dtype), bias.to(x.dtype)))
-        return F.linear(self._drop(x, generator), self.tensors["score.weight"].to(x.dtype))
+        bias = self.tensors["score.bias"].to(x.dtype) if self.config.bias else None
+        return F.linear(self._drop(x, generator), self.tensors["score.weight"].to(x.dtype), bias)
 
     def _drop(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         if generator is None or self.config.dropout == 0.0:

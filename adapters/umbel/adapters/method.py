@@ -9,14 +9,16 @@ stacked over slots. Adapters of other shapes (another rank, other targets) go to
 padded to the largest and every adapter costs what it is.
 """
 
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
+from umbel.adapters.peft_config import PeftConfig
 from umbel.adapters.rows import Rows
 from umbel.adapters.sites import Frozen, Sites
 from umbel.core.errors import AdapterRefused
@@ -94,6 +96,14 @@ class Batch(Sites):
         self.dropout = dropout
 
 
+def _no_extra(config: Any) -> frozenset[str]:
+    return frozenset()
+
+
+def _never(weights: Weights) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """A method's entry in the catalog; the file that defines it holds one as ``METHOD``."""
@@ -112,6 +122,18 @@ class Method:
     """What PEFT puts before the tensors' names."""
     head_prefix: str = "base_model.model."
     """What PEFT puts before the output head's names."""
+    peft_saves_head: bool = True
+    """Whether PEFT's format has a place for an output head beside this method."""
+    read_peft: Callable[[PeftConfig, BackboneShape], Any] | None = None
+    """``adapter_config.json`` -> config; takes every key it understands, refuses values it does not."""
+    write_peft: Callable[[Any, BackboneShape], dict[str, Any]] | None = None
+    """config -> the method's own keys of ``adapter_config.json``, no more than old readers know."""
+    extra_tensors: Callable[[Any], frozenset[str]] = _no_extra
+    """config -> names of tensors that PEFT cannot carry."""
+    same_config: Callable[[Any, Any], bool] = operator.eq
+    """Whether a config read from PEFT's keys is the one in ``umbel.json``, as far as PEFT's keys can tell."""
+    noop: Callable[[Weights], bool] = _never
+    """Whether these weights leave every answer of the backbone as it is."""
     summary: str = ""
     """One line for tables and help."""
 
@@ -133,9 +155,8 @@ def signature(method: str, fused: Mapping[Key, Tensor]) -> Hashable:
     return method, tuple(sorted((key, tuple(tensor.shape)) for key, tensor in fused.items()))
 
 
-def check_tensors(weights: type[Weights], config: Any, shape: BackboneShape, tensors: Mapping[str, Tensor]) -> None:
-    """Raises AdapterRefused unless ``tensors`` are exactly those that such an adapter has."""
-    expected = weights.expected(config, shape)
+def check_tensors(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
+    """Raises AdapterRefused unless ``tensors`` are exactly the expected ones, by name and shape."""
     if missing := sorted(expected.keys() - tensors.keys()):
         raise AdapterRefused(
             f"{len(missing)} tensors are missing, the first is {missing[0]}.",

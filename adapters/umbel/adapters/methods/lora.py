@@ -11,16 +11,17 @@ Shape letters here:  S slots   M rows x tokens of a slot   D features in   E fea
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from umbel.adapters.dropout import drop, token_keys
 from umbel.adapters.method import Batch, Fused, Method, Weights
+from umbel.adapters.peft_config import PeftConfig
 from umbel.adapters.sites import LM_HEAD, SITES, Frozen
-from umbel.core.errors import ConfigError
+from umbel.core.errors import AdapterRefused, ConfigError
 from umbel.core.shape import LINEARS, BackboneShape
 
 _PLACE = {"qkv": 0, "o": 1, "gate_up": 2, "down": 3, "lm_head": 4}
@@ -165,6 +166,81 @@ class LoraBatch(Batch):
         return drop(x_SMD, self.dropout, keys, layer, _PLACE[site])
 
 
+_INITS = (True, False, "gaussian")  # ways to draw A and B that leave the backbone's own weights alone
+_UNREAD = (
+    "eva_config",
+    "corda_config",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "layers_pattern",
+    "qalora_group_size",
+)
+
+
+def read_peft(raw: PeftConfig, shape: BackboneShape) -> LoraConfig:
+    """PEFT's LoraConfig; what would change the maths and is not done here is refused by name."""
+    raw.only("bias", "none")
+    raw.only("init_lora_weights", *_INITS)
+    raw.harmless(_UNREAD)
+    layers = raw.take("layers_to_transform")
+    return LoraConfig(
+        targets=_targets(raw.take("target_modules", ("q_proj", "v_proj")), raw.take("exclude_modules", ())),
+        rank=raw.take("r", 8),
+        alpha=float(raw.take("lora_alpha", 8)),
+        dropout=float(raw.take("lora_dropout", 0.0)),
+        rslora=bool(raw.take("use_rslora", False)),
+        rank_pattern=dict(raw.take("rank_pattern", {})),
+        alpha_pattern={key: float(value) for key, value in raw.take("alpha_pattern", {}).items()},
+        layers=None if layers is None else (layers,) if isinstance(layers, int) else tuple(layers),
+    )
+
+
+def _targets(modules: str | list[str], excluded: str | list[str]) -> tuple[str, ...]:
+    """Last path segments, in the backbone's order; ``all-linear`` is the seven."""
+    if modules == "all-linear":
+        modules = list(LINEARS)
+    if isinstance(modules, str) or isinstance(excluded, str):
+        raise AdapterRefused(
+            f"target_modules is the pattern {modules!r}.",
+            code="unsupported_config_key",
+            param="target_modules",
+            hint="save the adapter with a list of module names",
+        )
+    wanted = {name.rsplit(".", 1)[-1] for name in modules} - set(excluded)
+    known = tuple(name for name in (*LINEARS, "lm_head") if name in wanted)
+    return known + tuple(sorted(wanted - set(known)))
+
+
+def write_peft(config: LoraConfig, shape: BackboneShape) -> dict[str, Any]:
+    """PEFT's keys; those that have their default stay out, so that old readers can load it."""
+    optional = {
+        "use_rslora": config.rslora,
+        "rank_pattern": config.rank_pattern,
+        "alpha_pattern": config.alpha_pattern,
+        "layers_to_transform": None if config.layers is None else list(config.layers),
+    }
+    return {
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": sorted(config.targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        **{key: value for key, value in optional.items() if value},
+    }
+
+
+def same_config(read: LoraConfig, own: LoraConfig) -> bool:
+    """PEFT keeps targets as a set, so their order is not compared."""
+    same_targets = set(read.targets) == set(own.targets)
+    return same_targets and replace(read, targets=own.targets) == own
+
+
+def noop(weights: Weights) -> bool:
+    return all(not tensor.any() for name, tensor in weights.tensors.items() if ".lora_B." in name)
+
+
 METHOD = Method(
     name="lora",
     config=LoraConfig,
@@ -173,5 +249,9 @@ METHOD = Method(
     peft_type="LORA",
     zero_start=True,
     learning_rate=5e-4,
+    read_peft=read_peft,
+    write_peft=write_peft,
+    same_config=same_config,
+    noop=noop,
     summary="low-rank correction beside frozen linears",
 )

@@ -1,0 +1,115 @@
+"""Reads a safetensors file that a stranger may have made: its header is checked before any tensor is built.
+
+The format itself allows a header of 100 MB and says nothing about what an adapter needs; each limit here has its own
+error code.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from umbel.core.errors import AdapterRefused
+
+MAX_HEADER = 1 << 20
+MAX_TENSORS = 20_000
+MAX_METADATA = 64 << 10
+_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Names to finite float tensors; raises AdapterRefused for anything that is not exactly that."""
+    if not path.is_file():
+        raise AdapterRefused(
+            f"{path.name} is missing.", code="missing_file", hint="save the adapter with safe_serialization=True"
+        )
+    data = path.read_bytes()
+    check_header(data, path.name)
+    tensors: dict[str, Tensor] = load(data)
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise AdapterRefused(
+                f"{path.name}: {name} holds NaN or infinity.",
+                code="non_finite_weights",
+                hint="the training diverged; train again with a lower learning rate",
+            )
+    return tensors
+
+
+def write_tensors(tensors: dict[str, Tensor]) -> bytes:
+    """The same tensors give the same bytes."""
+    ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    return bytes(save(ready, metadata={"format": "pt"}))
+
+
+def check_header(data: bytes, name: str) -> None:
+    """Refuses truncated, oversized, overlapping or odd files by their first bytes."""
+    length = int.from_bytes(data[:8], "little") if len(data) >= 8 else -1
+    if not 2 <= length <= len(data) - 8:
+        raise _corrupt(name, "it is truncated or no safetensors file")
+    if length > MAX_HEADER:
+        raise AdapterRefused(
+            f"{name}: its header of {length} bytes is over the limit of {MAX_HEADER}.", code="header_too_large"
+        )
+    header = _parse(data[8 : 8 + length], name)
+    metadata = header.pop("__metadata__", {})
+    if len(json.dumps(metadata)) > MAX_METADATA or len(header) > MAX_TENSORS:
+        raise AdapterRefused(f"{name}: too many tensors or too much metadata.", code="header_too_large")
+    _check_layout(header, len(data) - 8 - length, name)
+
+
+def _parse(raw: bytes, name: str) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) != len(keys):
+            raise AdapterRefused(f"{name}: a tensor is named twice.", code="duplicate_tensors")
+        return dict(pairs)
+
+    try:
+        header = json.loads(raw.decode(), object_pairs_hook=once)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise _corrupt(name, "its header is not JSON") from None
+    if not isinstance(header, dict) or not all(isinstance(entry, dict) for entry in header.values()):
+        raise _corrupt(name, "its header is not a table of tensors")
+    return header
+
+
+def _check_layout(header: dict[str, Any], size: int, name: str) -> None:
+    end = 0
+    for key, entry in sorted(header.items(), key=lambda item: str(item[1].get("data_offsets"))):
+        _check_entry(key, entry, name)
+    for _, entry in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
+        begin, stop = entry["data_offsets"]
+        if begin != end:
+            raise _corrupt(name, "its tensors overlap or leave gaps")
+        end = stop
+    if end != size:
+        raise _corrupt(name, f"it holds {size} bytes of tensors, its header speaks of {end}")
+
+
+def _check_entry(key: str, entry: dict[str, Any], name: str) -> None:
+    shape, offsets, dtype = entry.get("shape"), entry.get("data_offsets"), entry.get("dtype")
+    if dtype not in _WIDTH:
+        raise AdapterRefused(
+            f"{name}: {key} has dtype {dtype}; adapters hold {', '.join(_WIDTH)}.", code="dtype_not_allowed"
+        )
+    whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+    spans = isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)
+    if not whole or not spans or not isinstance(shape, list) or not isinstance(offsets, list):
+        raise _corrupt(name, f"{key} has no valid shape or offsets")
+    if len(shape) > 4:
+        raise AdapterRefused(f"{name}: {key} has {len(shape)} dimensions.", code="shape_mismatch")
+    count = 1
+    for n in shape:
+        count *= n
+    if offsets[1] - offsets[0] != count * _WIDTH[dtype]:
+        raise _corrupt(name, f"{key} has {offsets[1] - offsets[0]} bytes, its shape {shape} needs another number")
+
+
+def _corrupt(name: str, why: str) -> AdapterRefused:
+    return AdapterRefused(
+        f"{name} cannot be read: {why}.", code="corrupt_safetensors", hint="copy or download the file again"
+    )
