@@ -1,0 +1,1 @@
+"""How good is a version: metrics with the score of every row, and the baselines that a model must beat."""
