@@ -32,6 +32,7 @@ CONFIGS = {
     },
     "one layer": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "gate_proj"], "layers_to_transform": [1]},
 }
+GENERATE = Contract(output_head="generate")
 TOKENS = torch.randint(0, 256, (1, 30), generator=torch.Generator().manual_seed(3))
 
 
@@ -158,7 +159,7 @@ def noisy(adapter):
     return adapter
 
 
-def made(backbone, options, contract=Contract(output_head="generate"), seed=1):
+def made(backbone, options, contract=GENERATE, seed=1):
     return fresh_adapter("lora", options, contract, backbone.shape, backbone=backbone.fingerprint, seed=seed)
 
 
