@@ -1,5 +1,6 @@
 """Repositories of a Hugging Face hub, through huggingface_hub (so its token, mirror and cache settings hold)."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,24 +36,35 @@ def resolve(reference: str) -> HubRepository:
     return HubRepository(repository, str(info.sha), info.card_data.get("license") if info.card_data else None)
 
 
-def download(found: HubRepository) -> Path:
-    """The snapshot's folder in the hub's own cache, with the files of a backbone only."""
-    with _plain_errors(f"{found.repository}@{found.commit}"):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+def download(found: HubRepository, *, bars: bool) -> Path:
+    """The snapshot's folder in the hub's own cache, with the files of a backbone only.
 
-        shown = not are_progress_bars_disabled()
-        disable_progress_bars()
-        try:
-            return Path(snapshot_download(found.repository, revision=found.commit, allow_patterns=list(PATTERNS)))
-        finally:
-            if shown:
-                enable_progress_bars()
+    ``bars`` shows progress, in a terminal.
+    """
+    with _plain_errors(f"{found.repository}@{found.commit}"), _bars(bars and sys.stderr.isatty()):
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(found.repository, revision=found.commit, allow_patterns=list(PATTERNS)))
+
+
+@contextmanager
+def _bars(shown: bool) -> Iterator[None]:
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 @contextmanager
 def _plain_errors(reference: str) -> Iterator[None]:
     try:
+        import httpx2
         from huggingface_hub import errors
     except ImportError as error:
         raise Unavailable(
@@ -66,7 +78,7 @@ def _plain_errors(reference: str) -> Iterator[None]:
             code="backbone_not_found",
             hint="check the name and revision; for a private or gated one run `hf auth login` first",
         ) from error
-    except (OSError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
+    except (OSError, httpx2.HTTPError, errors.HfHubHTTPError) as error:
         raise Unavailable(
             f"the hub did not give hf:{reference}: {str(error).splitlines()[0]}",
             code="hub_unreachable",

@@ -122,7 +122,7 @@ def _hub_plan(reference: str, name: str | None, say: Say) -> _Plan:
     def fill(folder: Path) -> Source:
         say(f"Downloading {found.repository} at {found.commit}")
         # hard links: files of the hub's cache are named by their content and never rewritten
-        layout.gather(hub.download(found), folder, link=True)
+        layout.gather(hub.download(found, bars=say is not silent), folder, link=True)
         return _source(key, revision=found.commit, licence=found.licence)
 
     return _Plan(name or found.repository.rpartition("/")[2].lower(), key, fill)
