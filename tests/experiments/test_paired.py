@@ -135,7 +135,7 @@ def test_bca_is_the_normal_interval_on_many_plain_differences():
     assert (found.low, found.high) == pytest.approx((d.mean() - half, d.mean() + half), abs=0.003)
 
 
-def test_a_published_table_reads_as_one_sentence():
+def test_a_finding_reads_as_one_sentence():
     found = compare_binary(*scores(both=700, only_a=60, only_b=39, neither=201))
     assert found.sentence("tone:2", "tone:1", "accuracy").startswith(
         "tone:2 is better by 2.1 points of accuracy (95 % CI 0."
