@@ -1,0 +1,125 @@
+"""From what a user wrote to rows, or to an error that says what is missing and how to find what there is."""
+
+from typing import TypeVarTuple
+
+from sqlalchemy import Select, and_, select
+from sqlalchemy.orm import Session
+
+from umbel.core.errors import Conflict, NotFound, Unavailable
+from umbel.core.names import CHAMPION, LATEST, AdapterRef
+from umbel.registry.convert import LOADED
+from umbel.registry.models import AdapterRow, AliasRow, NameRow, VersionRow
+from umbel.registry.records import SERVABLE, VersionState
+
+Ts = TypeVarTuple("Ts")
+
+
+def claim_name(session: Session, name: str, kind: str) -> bool:
+    """Takes a name for one kind of thing; False if it is this kind's already. Raises Conflict if it is another's."""
+    owner = session.get(NameRow, name)
+    if owner is None:
+        session.add(NameRow(name=name, kind=kind))
+        session.flush()
+        return True
+    if owner.kind != kind:
+        raise Conflict(
+            f"{name!r} names {_article(owner.kind)}; adapters, backbones and experiments share one name space.",
+            code="name_taken",
+            hint="choose another name",
+        )
+    return False
+
+
+def adapter_row(session: Session, name: str, *, lock: bool = False) -> AdapterRow:
+    """``lock``: hold the row until the transaction ends, so that numbers and aliases move one after another."""
+    statement = select(AdapterRow).where(AdapterRow.name == name)
+    row = session.scalar(statement.with_for_update() if lock else statement)
+    if row is None:
+        raise _no_adapter(session, name)
+    return row
+
+
+def version_row(session: Session, ref: AdapterRef) -> VersionRow:
+    """The version in whatever state, but deleted; with everything that ``convert.version`` needs."""
+    row = session.scalars(_matching(select(VersionRow), ref).options(*LOADED)).one_or_none()
+    if row is None:
+        raise _missing(session, ref)
+    refuse_deleted(ref, row.state)
+    return row
+
+
+def resolved(session: Session, ref: AdapterRef) -> tuple[int, str]:
+    """Number and digest of a version that may answer; raises as ``AdapterSource.resolve`` says."""
+    columns = select(VersionRow.number, VersionRow.digest, VersionRow.state, VersionRow.reason)
+    found = session.execute(_matching(columns, ref)).one_or_none()
+    if found is None:
+        raise _missing(session, ref)
+    number, digest, state, reason = found
+    refuse_deleted(ref, state)
+    refuse_unservable(ref, number, digest, state, reason)
+    return number, digest
+
+
+def refuse_deleted(ref: AdapterRef, state: str) -> None:
+    if state == VersionState.DELETED:
+        raise NotFound(
+            f"{ref} was deleted.", code="version_not_found", hint=f"umbel adapters show {ref.name} lists what is left"
+        )
+
+
+def refuse_unservable(ref: AdapterRef, number: int, digest: str, state: str, reason: str | None) -> None:
+    if state in SERVABLE or (state == VersionState.YANKED and ref.digest):
+        return
+    because = f": {reason}" if reason else ""
+    if state == VersionState.YANKED:
+        raise Unavailable(
+            f"{ref} means {ref.name}:{number}, which was yanked{because}.",
+            code="version_yanked",
+            hint=f"umbel rollback {ref.name}, or name its digest to load it all the same: {ref.name}@{digest}",
+        )
+    raise Unavailable(
+        f"{ref} means {ref.name}:{number}, which is {state}{because}.",
+        code="version_not_ready",
+        hint=f"umbel adapters show {ref.name}",
+    )
+
+
+def _matching(statement: Select[*Ts], ref: AdapterRef) -> Select[*Ts]:
+    statement = statement.join(AdapterRow, VersionRow.adapter_id == AdapterRow.id).where(AdapterRow.name == ref.name)
+    if ref.number is not None:
+        return statement.where(VersionRow.number == ref.number)
+    if ref.digest is not None:
+        return statement.where(VersionRow.digest == ref.digest)
+    if ref.alias == LATEST:
+        return statement.where(VersionRow.state.in_(SERVABLE)).order_by(VersionRow.number.desc()).limit(1)
+    pointing = and_(AliasRow.adapter_id == VersionRow.adapter_id, AliasRow.number == VersionRow.number)
+    return statement.join(AliasRow, pointing).where(AliasRow.alias == (ref.alias or CHAMPION))
+
+
+def _missing(session: Session, ref: AdapterRef) -> NotFound:
+    adapter_row(session, ref.name)
+    show = f"umbel adapters show {ref.name} lists versions and aliases"
+    if ref.number is not None or ref.digest is not None or ref.alias == LATEST:
+        return NotFound(f"there is no {ref}.", code="version_not_found", hint=show)
+    return NotFound(
+        f"{ref.name!r} has no alias {ref.alias or CHAMPION!r}.",
+        code="alias_not_found",
+        hint=f"{show}; umbel alias set moves one",
+    )
+
+
+def _no_adapter(session: Session, name: str) -> NotFound:
+    owner = session.get(NameRow, name)
+    if owner is not None and owner.kind != "adapter":
+        return NotFound(
+            f"{name!r} is {_article(owner.kind)}, not an adapter.",
+            code="adapter_not_found",
+            hint="umbel adapters list shows every adapter",
+        )
+    return NotFound(
+        f"there is no adapter {name!r}.", code="adapter_not_found", hint="umbel adapters list shows every adapter"
+    )
+
+
+def _article(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
