@@ -1,0 +1,107 @@
+"""The caller's end of a request: its events, from any thread or from asyncio, and the way to stop it."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+
+from umbel.engine.requests import Answer, Event, Finished, Request
+
+
+class Handle:
+    """Events of one request as they come. One reader, either ``for`` or ``async for``.
+
+    ``drive`` is given where no thread owns the engine: a blocking reader then steps the engine itself.
+    """
+
+    def __init__(self, request: Request, *, drive: Callable[[], bool] | None = None) -> None:
+        self.request = request
+        self.cancelled = False
+        """Asked to stop; the row is gone after the step that runs now."""
+        self._drive = drive
+        self._on_cancel: Callable[[], None] | None = None
+        self._events: deque[Event] = deque()
+        self._arrived = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._async_arrived: asyncio.Event | None = None
+        self._done = False
+
+    def cancel(self) -> None:
+        """Stops the request; safe from any thread, at any time, more than once. ``Finished`` still comes."""
+        self.cancelled = True
+        if self._on_cancel is not None:
+            self._on_cancel()
+
+    @property
+    def done(self) -> bool:
+        """Whether ``Finished`` was put; it may still be unread."""
+        return self._done
+
+    def __iter__(self) -> Iterator[Event]:
+        while True:
+            event = self._next()
+            yield event
+            if isinstance(event, Finished):
+                return
+
+    def _next(self) -> Event:
+        while True:
+            self._arrived.clear()
+            if self._events:
+                return self._events.popleft()
+            if self._drive is None:
+                self._arrived.wait()
+            else:
+                self._drive()
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self._stream()
+
+    async def _stream(self) -> AsyncIterator[Event]:
+        arrived = self._async_arrived = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        while True:
+            arrived.clear()
+            while self._events:
+                event = self._events.popleft()
+                yield event
+                if isinstance(event, Finished):
+                    return
+            await arrived.wait()
+
+    def result(self) -> Answer:
+        """Waits for the end; raises the request's error."""
+        return Answer.of(list(self))
+
+    async def answer(self) -> Answer:
+        """``result`` for asyncio; a cancelled task cancels the request."""
+        try:
+            return Answer.of([event async for event in self])
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def put(self, event: Event) -> None:
+        """Called by the engine. The reader sees it after ``wake``."""
+        self._events.append(event)
+        self._done = self._done or isinstance(event, Finished)
+
+
+def wake(handles: Iterable[Handle]) -> None:
+    """Tells readers that events arrived: one call into each event loop for all of its handles."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+    for handle in handles:
+        handle._arrived.set()
+        loop, arrived = handle._loop, handle._async_arrived
+        if loop is not None and arrived is not None:
+            by_loop.setdefault(loop, []).append(arrived)
+    for loop, arrivals in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_set_all, arrivals)
+        except RuntimeError:  # the loop was closed: nobody reads any more
+            continue
+
+
+def _set_all(arrivals: list[asyncio.Event]) -> None:
+    for arrived in arrivals:
+        arrived.set()
