@@ -1,0 +1,106 @@
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+import pytest
+
+from umbel.cli import console
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+@dataclass(frozen=True)
+class Thing:
+    where: Path
+    colours: tuple[Colour, ...]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (272_585_334, "272.6 MB"),
+    ],
+)
+def test_bytes_are_read_as_disks_are_sold(count, text):
+    assert console.human_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (7_800, "2 h 10 min"),
+    ],
+)
+def test_seconds_have_no_more_digits_than_they_are_worth(seconds, text):
+    assert console.human_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-5, "0 s ago"),
+        (12, "12 s ago"),
+        (300, "5 min ago"),
+        (7_200, "2 h ago"),
+        (86_400, "1 day ago"),
+        (172_800, "2 days ago"),
+    ],
+)
+def test_an_age_is_told_in_its_largest_unit(seconds, text):
+    assert console.human_age(10**12, 10**12 + seconds * 1000) == text
+
+
+def test_a_time_says_that_it_is_utc():
+    at = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
+    assert console.human_time(int(at.timestamp() * 1000)) == "2026-01-31 09:05 UTC"
+
+
+def test_a_table_in_a_pipe_is_tab_separated_and_never_cut(capsys):
+    console.print_table(("NAME", "N"), [("x" * 300, 1), (None, "[red]")], empty="none")
+    assert capsys.readouterr().out == f"NAME\tN\n{'x' * 300}\t1\n\t[red]\n"
+
+
+def test_a_table_in_a_terminal_takes_brackets_as_text_and_loses_nothing(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    console.print_table(("NAME", "DIGEST"), [("a[b]", "0123456789" * 6)], empty="none")
+    out = capsys.readouterr().out
+    assert "a[b]" in out
+    assert "…" not in out
+    assert "0123456789" * 6 in "".join(out.split())
+
+
+def test_an_empty_table_says_so_beside_the_results(capsys):
+    console.print_table(("NAME",), [], empty="make one")
+    assert capsys.readouterr() == ("", "make one\n")
+
+
+def test_facts_line_up_and_what_is_unknown_is_left_out(capsys):
+    console.print_facts((("name", "x"), ("licence", None), ("notes", ["one", "two"])))
+    assert capsys.readouterr().out == "name     x\nnotes    one\n         two\n"
+
+
+def test_json_knows_our_types(capsys):
+    console.print_json({"thing": Thing(Path("/x"), (Colour.RED,)), "set": {2, 1}, "word": "grün"})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"thing": {"where": "/x", "colours": ["red"]}, "set": [1, 2], "word": "grün"}
+    assert "grün" in out
+
+
+def test_json_of_something_else_is_our_own_mistake():
+    with pytest.raises(TypeError, match="object"):
+        console.print_json(object())
