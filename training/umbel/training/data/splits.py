@@ -36,7 +36,7 @@ def unit(key: str) -> float:
 def split(rows: Iterable[Keyed], *, held_out: float) -> dict[str, list[Mapping[str, Any]]]:
     """``held_out`` is the share of validation, and again of test.
 
-    Rows come in the order of a second hash, so the first N rows of any file are a random sample of it.
+    Rows come in the order of their hash, so the first N rows of any file are a random sample of it.
     """
     parts: dict[str, list[Keyed]] = {name: [] for name in SPLITS}
     for row in rows:
@@ -51,5 +51,4 @@ def _part(place: float, held_out: float) -> str:
 
 
 def _shuffled(row: Keyed) -> tuple[float, str]:
-    # another hash than the split's, whose order would be the same in all three files; str breaks ties of equal keys
-    return unit("order\0" + row.key), str(row.row)
+    return unit(row.key), str(row.row)  # rows of equal key: by their text, so that no order of arrival shows
