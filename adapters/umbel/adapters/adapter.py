@@ -41,11 +41,6 @@ class Adapter:
         return {**self.weights.tensors, **self.head.tensors}
 
     @property
-    def num_virtual(self) -> int:
-        """Places that the batch builder reserves before the text (prompt tuning, p-tuning)."""
-        return int(getattr(self.weights, "num_virtual", 0))
-
-    @property
     def config(self) -> dict[str, Any]:
         """Method and head settings as plain JSON: the manifest's ``config``."""
         return {"method": asdict(self.weights.config), "head": self.head.config.as_json()}

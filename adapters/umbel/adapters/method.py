@@ -29,6 +29,10 @@ Key = tuple[int, str]
 Fused = dict[Key, Tensor]
 
 
+Run = Callable[[Sites, int, str], None]
+"""run(sites, n, text): the backbone over the first n tokens of ``text`` (repeated if short) with ``sites``."""
+
+
 class Config(Protocol):
     """A frozen dataclass; its fields are the command line's options of the method, too."""
 
@@ -78,6 +82,27 @@ class Weights(ABC):
         """
 
     @property
+    def num_virtual(self) -> int:
+        """Places that the batch builder reserves before the text; ``embed`` fills them (prompt methods)."""
+        return 0
+
+    @property
+    def num_past(self) -> int:
+        """Virtual keys before the text; its first token stands at this position (prefix)."""
+        return 0
+
+    @property
+    def trainable(self) -> list[str]:
+        """Names of the tensors that training moves."""
+        return list(self.tensors)
+
+    def initialise(self, layers: Sequence[Frozen], run: Run) -> None:  # noqa: B027 (most methods need none)
+        """Once before training: starts from the backbone's own weights or from a text, where the method does so."""
+
+    def bake(self) -> None:  # noqa: B027 (most methods need none)
+        """Brings the tensors that are served up to date with those that are trained (encoders)."""
+
+    @property
     def nbytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
@@ -96,8 +121,8 @@ class Batch(Sites):
         self.dropout = dropout
 
 
-def _no_extra(config: Any) -> frozenset[str]:
-    return frozenset()
+def _none_extra(config: Any) -> Callable[[str], bool]:
+    return lambda name: False
 
 
 def _never(weights: Weights) -> bool:
@@ -128,8 +153,8 @@ class Method:
     """``adapter_config.json`` -> config; takes every key it understands, refuses values it does not."""
     write_peft: Callable[[Any, BackboneShape], dict[str, Any]] | None = None
     """config -> the method's own keys of ``adapter_config.json``, no more than old readers know."""
-    extra_tensors: Callable[[Any], frozenset[str]] = _no_extra
-    """config -> names of tensors that PEFT cannot carry."""
+    extra_tensors: Callable[[Any], Callable[[str], bool]] = _none_extra
+    """config -> whether PEFT cannot carry the tensor of this name."""
     same_config: Callable[[Any, Any], bool] = operator.eq
     """Whether a config read from PEFT's keys is the one in ``umbel.json``, as far as PEFT's keys can tell."""
     noop: Callable[[Weights], bool] = _never

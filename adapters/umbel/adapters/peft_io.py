@@ -38,6 +38,7 @@ _HEAD_MODULES = {"classifier", "score"}
 
 def export_files(adapter: Adapter, *, backbone_name: str) -> dict[str, bytes]:
     """The folder's files by name; equal adapters give equal bytes."""
+    adapter.weights.bake()
     extra = {name: tensor for name, tensor in adapter.tensors.items() if beyond_peft(adapter, name)}
     carried = {name: tensor for name, tensor in adapter.tensors.items() if name not in extra}
     files = {
@@ -79,7 +80,7 @@ def beyond_peft(adapter: Adapter, name: str) -> bool:
     """Whether PEFT's format has no place for this tensor."""
     if name in adapter.head.tensors:
         return adapter.head.config.depth > 0 or not adapter.method.peft_saves_head
-    return name in adapter.method.extra_tensors(adapter.weights.config)
+    return adapter.method.extra_tensors(adapter.weights.config)(name)
 
 
 def _on_disk(adapter: Adapter, name: str) -> str:

@@ -39,6 +39,7 @@ class Rows:
         index = [row for group in groups for row in [*group, *[filler] * (self.width - len(group))]]
         kept = [s * self.width + c for s, group in enumerate(groups) for c in range(len(group))]
         self.rows = [row for group in groups for row in group]
+        self._slots = [first + s for s, group in enumerate(groups) for _ in group]
         self.batch = batch
         self._whole = index == list(range(batch))
         self._index = torch.tensor(index, device=device)
@@ -64,10 +65,19 @@ class Rows:
             target.index_add_(0, self._target, flat.to(y.dtype))
         return y
 
-    def put(self, y: Tensor, new: Tensor) -> Tensor:
-        """y with its rows replaced by new [S, C * T, E]; rows of others stay."""
-        flat = self._ungroup(new, y.shape[1])
-        return flat if self._whole else y.index_copy(0, self._target, flat.to(y.dtype))
+    def put(self, y: Tensor, new: Tensor, columns: slice | None = None) -> Tensor:
+        """y with its rows (at ``columns``) replaced by new [S, C * T, E]; rows of others stay."""
+        flat = self._ungroup(new, y.shape[1]).to(y.dtype)
+        if columns is not None:
+            start, stop, _ = columns.indices(y.shape[-1])
+            own = y if self._whole else y.index_select(0, self._target)
+            flat = torch.cat([own[..., :start], flat, own[..., stop:]], -1)
+        return flat if self._whole else y.index_copy(0, self._target, flat)
+
+    def spread(self, stack: Tensor) -> Tensor:
+        """Each row's own slot of a stack [S, ...] -> [B, ...]; zeros for rows that wear none of them."""
+        own = stack.index_select(0, torch.tensor(self._slots, device=stack.device))
+        return own.new_zeros(self.batch, *own.shape[1:]).index_copy(0, self._target, own)
 
     def tokens(self, values: Tensor) -> Tensor:
         """Per-row values [B, T] grouped as ``take`` groups them: [S, C * T]."""

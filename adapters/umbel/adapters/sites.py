@@ -9,6 +9,7 @@ Shape letters here:  B rows   T tokens   H hidden   N query heads   G key/value 
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -27,6 +28,11 @@ LM_HEAD = -1
 
 class Frozen(Protocol):
     """A layer's frozen weights. Readable only inside that layer's own forward, or on an unsharded layer (FSDP2)."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of what ``apply_frozen`` takes."""
+        ...
 
     def apply_frozen(self, name: str, x: Tensor, *, bias: bool = True) -> Tensor:
         """The bare linear ``name`` (``q_proj`` ... ``down_proj``): [..., in] -> [..., out]."""

@@ -150,6 +150,10 @@ class Layer(nn.Module):
         x = step.sites.input(self.index, site, x)
         return step.sites.linear(self.index, site, x, getattr(self, site)(x), self)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.attention_norm.weight.dtype
+
     def apply_frozen(self, name: str, x: Tensor, *, bias: bool = True) -> Tensor:
         site, rows = _place(name, self.shape)
         linear: Linear = getattr(self, site)
@@ -170,6 +174,8 @@ class Layer(nn.Module):
 
 class _NoLayer:
     """The ``Frozen`` of lm_head: no method derives anything from it."""
+
+    dtype = torch.float32
 
     def apply_frozen(self, name: str, x: Tensor, *, bias: bool = True) -> Tensor:
         raise AssertionError(f"{name} is not readable at lm_head")

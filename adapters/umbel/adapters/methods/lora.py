@@ -5,6 +5,12 @@
 W belongs to the backbone and every adapter shares it; A and B belong to one adapter. W is never merged, because the
 next row of the same batch may wear another adapter.
 
+DoRA (Liu et al. 2024, arXiv 2402.09353) also learns each output's magnitude m:
+
+    y = b + m / ||W + s B A|| * (W x + s B A x)        norms are over rows, and carry no gradient
+
+W + s B A is never built: ||W + s B A||^2 = ||W||^2 + 2 s sum((W A^T) * B) + s^2 sum((B A A^T) * B), by rows.
+
 Shape letters here:  S slots   M rows x tokens of a slot   D features in   E features out   R rank
 """
 
@@ -18,7 +24,7 @@ import torch
 from torch import Tensor
 
 from umbel.adapters.dropout import drop, token_keys
-from umbel.adapters.method import Batch, Fused, Method, Weights
+from umbel.adapters.method import Batch, Fused, Method, Run, Weights
 from umbel.adapters.peft_config import PeftConfig
 from umbel.adapters.sites import LM_HEAD, SITES, Frozen
 from umbel.core.errors import AdapterRefused, ConfigError
@@ -41,6 +47,8 @@ class LoraConfig:
     """Probability that a feature entering A is dropped, in training only."""
     rslora: bool = False
     """Scale by ``alpha / sqrt(rank)``, which keeps gradients alike at high ranks."""
+    dora: bool = False
+    """Learn each output's magnitude too; starts as the backbone's own."""
     rank_pattern: dict[str, int] = field(default_factory=dict)
     """Ranks of single places: PEFT's patterns, matched against the end of the module's path."""
     alpha_pattern: dict[str, float] = field(default_factory=dict)
@@ -59,6 +67,8 @@ class LoraConfig:
                 code="unknown_target",
                 hint=f"choose from {', '.join(LINEARS)} and lm_head",
             )
+        if self.dora and "lm_head" in self.targets:
+            raise ConfigError("DoRA on lm_head is not done.", code="unsupported_config_key", param="dora")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
 
@@ -99,9 +109,10 @@ def places(config: LoraConfig, shape: BackboneShape) -> dict[tuple[int, str], st
 
 
 class LoraWeights(Weights):
-    """A [R, D] and B [E, R] for each adapted linear, named as PEFT names them."""
+    """A [R, D] and B [E, R] for each adapted linear, named as PEFT names them; with DoRA magnitudes [E]."""
 
     config: LoraConfig
+    wide = frozenset(f"{name}.{what}" for name in LINEARS for what in ("magnitude", "scale"))
 
     @classmethod
     def expected(cls, config: LoraConfig, shape: BackboneShape) -> dict[str, tuple[int, ...]]:
@@ -110,6 +121,8 @@ class LoraWeights(Weights):
             rank, (d_in, d_out) = config.rank_of(path), shape.linear(name)
             sizes[f"{path}.lora_A.weight"] = (rank, d_in)
             sizes[f"{path}.lora_B.weight"] = (d_out, rank)
+            if config.dora:
+                sizes[f"{path}.lora_magnitude_vector"] = (d_out,)
         return sizes
 
     @classmethod
@@ -117,9 +130,15 @@ class LoraWeights(Weights):
         """A uniform in +-1/sqrt(D) (Kaiming with a = sqrt 5, as PEFT), B zero: the first answer is the backbone's."""
         tensors = {}
         for name, size in cls.expected(config, shape).items():
-            bound = 0.0 if ".lora_B." in name else 1.0 / math.sqrt(size[1])
+            bound = 1.0 / math.sqrt(size[1]) if ".lora_A." in name else 0.0
             tensors[name] = (torch.rand(size, generator=generator) * 2 - 1) * bound
         return cls(config, shape, tensors)
+
+    def initialise(self, layers: Sequence[Frozen], run: Run) -> None:
+        """DoRA's magnitudes start as the norms of the backbone's rows."""
+        for (layer, name), path in places(self.config, self.shape).items():
+            if self.config.dora:
+                self.tensors[f"{path}.lora_magnitude_vector"].data.copy_(layers[layer].row_norm2(name).sqrt())
 
     def fuse(self, layers: Sequence[Frozen] | None) -> Fused:
         """Per site: A of its linears side by side, [D, sum R]; per linear: scaled B, [R, E]."""
@@ -136,7 +155,28 @@ class LoraWeights(Weights):
                     path = paths[layer, name]
                     up = self.tensors[f"{path}.lora_B.weight"]
                     fused[layer, f"{name}.B"] = (up * self.config.scale_of(path)).t().contiguous()
+                    if self.config.dora:
+                        fused |= self._magnitude(layer, name, path, layers)
         return fused
+
+    def _magnitude(self, layer: int, name: str, path: str, layers: Sequence[Frozen] | None) -> Fused:
+        """m as it is for training; in serving m / norm, ready to multiply with."""
+        magnitude = self.tensors[f"{path}.lora_magnitude_vector"]
+        if layers is None:
+            return {(layer, f"{name}.magnitude"): magnitude.view(1, -1)}
+        down, up = self.tensors[f"{path}.lora_A.weight"], self.tensors[f"{path}.lora_B.weight"]
+        norm = adapted_norm(name, down, (up * self.config.scale_of(path)).t(), layers[layer])
+        return {(layer, f"{name}.scale"): (magnitude.to(norm.dtype) / norm).view(1, -1)}
+
+
+@torch.no_grad()
+def adapted_norm(name: str, a_RD: Tensor, b_RE: Tensor, frozen: Frozen) -> Tensor:
+    """Norms of the rows of W + s B A, [..., E], in at least fp32; ``b_RE`` carries the scale."""
+    norm2 = frozen.row_norm2(name)
+    wa_RE = frozen.apply_frozen(name, a_RD.to(frozen.dtype), bias=False).to(norm2.dtype)
+    a_RD, b_RE = a_RD.to(norm2.dtype), b_RE.to(norm2.dtype)
+    squares = (a_RD @ a_RD.transpose(-1, -2)) @ b_RE
+    return (norm2 + 2 * (wa_RE * b_RE).sum(-2) + (squares * b_RE).sum(-2)).clamp_min(0.0).sqrt()
 
 
 class LoraBatch(Batch):
@@ -153,11 +193,35 @@ class LoraBatch(Batch):
             b_SRE = self.stack.get((layer, f"{name}.B"))
             width = self.shape.linear(name)[1]
             if b_SRE is not None:
-                part = h_SMR[..., rank : rank + b_SRE.shape[1]]
-                self.rows.add(y, torch.bmm(part, self.rows.of(b_SRE)), slice(column, column + width))
-                rank += b_SRE.shape[1]
+                part, own = slice(rank, rank + b_SRE.shape[1]), slice(column, column + width)
+                delta = torch.bmm(h_SMR[..., part], self.rows.of(b_SRE))
+                scale = self._scale(layer, name, self.rows.of(a_SDR)[..., part], self.rows.of(b_SRE), frozen)
+                y = (
+                    self.rows.add(y, delta, own)
+                    if scale is None
+                    else self._rescaled(y, delta, own, scale, site, frozen)
+                )
+                rank = part.stop
             column += width
         return y
+
+    def _scale(self, layer: int, name: str, a_SDR: Tensor, b_SRE: Tensor, frozen: Frozen) -> Tensor | None:
+        """DoRA's m / ||W + s B A||, [S, 1, E]; None for plain LoRA."""
+        if (layer, f"{name}.scale") in self.stack:
+            return self.rows.of(self.stack[layer, f"{name}.scale"])
+        magnitude = self.stack.get((layer, f"{name}.magnitude"))
+        if magnitude is None:
+            return None
+        norm = adapted_norm(name, a_SDR.transpose(-1, -2), b_SRE, frozen)
+        return self.rows.of(magnitude) / norm[:, None, :]
+
+    def _rescaled(self, y: Tensor, delta: Tensor, own: slice, scale: Tensor, site: str, frozen: Frozen) -> Tensor:
+        """b + m (W x + s B A x) at one linear's columns, computed in at least fp32 and rounded once."""
+        bias = frozen.bias(site)
+        own_y = self.rows.take(y[..., own]).to(scale.dtype)
+        shift = 0.0 if bias is None else bias[own].to(scale.dtype)
+        new = shift + scale * (own_y - shift + delta)
+        return self.rows.put(y, new.to(y.dtype), own)
 
     def _dropped(self, x_SMD: Tensor, layer: int, site: str, tokens: int) -> Tensor:
         if self.dropout is None:
@@ -190,6 +254,7 @@ def read_peft(raw: PeftConfig, shape: BackboneShape) -> LoraConfig:
         alpha=float(raw.take("lora_alpha", 8)),
         dropout=float(raw.take("lora_dropout", 0.0)),
         rslora=bool(raw.take("use_rslora", False)),
+        dora=bool(raw.take("use_dora", False)),
         rank_pattern=dict(raw.take("rank_pattern", {})),
         alpha_pattern={key: float(value) for key, value in raw.take("alpha_pattern", {}).items()},
         layers=None if layers is None else (layers,) if isinstance(layers, int) else tuple(layers),
@@ -216,6 +281,7 @@ def write_peft(config: LoraConfig, shape: BackboneShape) -> dict[str, Any]:
     """PEFT's keys; those that have their default stay out, so that old readers can load it."""
     optional = {
         "use_rslora": config.rslora,
+        "use_dora": config.dora,
         "rank_pattern": config.rank_pattern,
         "alpha_pattern": config.alpha_pattern,
         "layers_to_transform": None if config.layers is None else list(config.layers),
