@@ -1,0 +1,99 @@
+"""What all wire models share: strict requests, lenient replies, and fields that are known but not served."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from umbel.core.errors import UsageError
+
+
+class Request(BaseModel):
+    """A body that refuses unknown fields, NaN and infinities, and known fields that umbel does not serve."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _served(cls, value: Any, info: ValidationInfo) -> Any:
+        marked = cls.model_fields[str(info.field_name)].json_schema_extra
+        if not isinstance(marked, dict) or "refused" not in marked or value is None or _is_one_of(value, marked):
+            return value
+        raise UsageError(
+            f"{info.field_name} is not served: {marked['refused']}.",
+            code="unsupported_parameter",
+            param=info.field_name,
+            hint=f"leave {info.field_name} out",
+        )
+
+
+def _is_one_of(value: Any, marked: Mapping[str, Any]) -> bool:
+    return any(type(value) is type(one) and value == one for one in marked["neutral"])
+
+
+class Reply(BaseModel):
+    """An answer; fields that a newer server adds are ignored."""
+
+    model_config = ConfigDict(extra="ignore", from_attributes=True)
+
+
+def refused(why: str, *neutral: Any) -> Any:
+    """A field of OpenAI's that is not served: null and ``neutral`` values pass, others are told why.
+
+    Silence would be an answer that looks right and is not.
+    """
+    return Field(
+        default=None, description=f"Refused: {why}.", json_schema_extra={"refused": why, "neutral": list(neutral)}
+    )
+
+
+def without_effect(why: str) -> Any:
+    """A field that is accepted and changes nothing."""
+    return Field(default=None, description=f"Accepted, without effect: {why}.")
+
+
+class Usage(Reply):
+    """Counted tokens; virtual ones are not."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+    @classmethod
+    def of(cls, prompt: int, completion: int = 0) -> "Usage":
+        return cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+class ErrorBody(Reply):
+    """OpenAI's error object. The fix is part of the message."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorReply(Reply):
+    error: ErrorBody
+
+
+class Model(Reply):
+    """One entry of ``/v1/models``: the backbone, or an adapter by the version that its bare name means now."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "umbel"
+    parent: str | None = None
+    """Name of the backbone; None for the backbone itself."""
+    root: str | None = None
+    """``name:3``, or the backbone's name."""
+    digest: str | None = None
+    output_head: str | None = None
+    method: str | None = None
+    shutdown_date: str | None = None
+
+
+class ModelList(Reply):
+    object: Literal["list"] = "list"
+    data: list[Model]
