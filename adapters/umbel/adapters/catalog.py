@@ -7,7 +7,9 @@ import importlib
 import pkgutil
 from dataclasses import MISSING, fields
 from functools import cache
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from umbel.adapters import heads as heads_folder
 from umbel.adapters import methods as methods_folder
@@ -88,9 +90,19 @@ def configure(name: str, options: dict[str, Any]) -> Any:
         n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in options
     ]:
         raise ConfigError(f"method {name!r} needs {missing[0]!r}.", param=missing[0])
-    return config(**{key: _frozen(value) for key, value in options.items()})
+    return config(**{key: _typed(config, key, value) for key, value in options.items()})
 
 
-def _frozen(value: Any) -> Any:
-    """JSON and TOML lists become tuples, so that configs compare and hash."""
-    return tuple(value) if isinstance(value, list) else value
+def _typed(config: type[Any], key: str, value: Any) -> Any:
+    """The value as the field's own type: "8" from a command line is 8, a JSON list is a tuple; "eight" is an error."""
+    try:
+        return _adapter_of(config, key).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{key} = {value!r} is not one: {error.errors()[0]['msg']}.", code="invalid_option", param=key
+        ) from None
+
+
+@cache
+def _adapter_of(config: type[Any], key: str) -> TypeAdapter[Any]:
+    return TypeAdapter(get_type_hints(config)[key])

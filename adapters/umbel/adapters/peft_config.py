@@ -38,6 +38,41 @@ class PeftConfig:
         value = self.raw.get(key)
         return default if value is None else value
 
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number; raises AdapterRefused for any other value, or where it is absent and has no default."""
+        value = self.take(key, default)
+        if type(value) is not int:
+            raise self._mistyped(key, value, "a whole number")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        value = self.take(key, default)
+        if type(value) not in (int, float):
+            raise self._mistyped(key, value, "a number")
+        return float(value)
+
+    def names(self, key: str, default: Iterable[str] = ()) -> tuple[str, ...]:
+        """A list of names. A single string is a pattern in PEFT, and patterns are refused."""
+        value = self.take(key, list(default))
+        if not isinstance(value, list | tuple | set) or not all(isinstance(name, str) for name in value):
+            raise self._mistyped(key, value, "a list of module names")
+        return tuple(value)
+
+    def table(self, key: str) -> dict[str, float]:
+        """Names to numbers, such as ``rank_pattern``."""
+        value = self.take(key, {})
+        if not isinstance(value, dict) or not all(type(n) in (int, float) for n in value.values()):
+            raise self._mistyped(key, value, "a table of numbers")
+        return value
+
+    def _mistyped(self, key: str, value: Any, wanted: str) -> AdapterRefused:
+        return AdapterRefused(
+            f"adapter_config.json has {key} = {json.dumps(value)[:80]}, where {wanted} is needed.",
+            code="invalid_adapter_config",
+            param=key,
+            hint="save the adapter again with PEFT, naming modules one by one",
+        )
+
     def harmless(self, keys: Iterable[str]) -> None:
         """Keys that change nothing about what the weights compute."""
         self._taken.update(keys)

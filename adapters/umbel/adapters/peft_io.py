@@ -9,8 +9,9 @@ umbel_extra.safetensors      tensors that PEFT's format cannot carry, where ther
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from umbel.adapters import catalog
@@ -21,7 +22,7 @@ from umbel.adapters.peft_config import PeftConfig, read_peft_config
 from umbel.adapters.tensorfile import read_tensors, write_tensors
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.errors import AdapterRefused
-from umbel.core.manifest import CONFIG_FILE, UMBEL_FILE, WEIGHTS_FILE
+from umbel.core.manifest import CONFIG_FILE, UMBEL_FILE, WEIGHTS_FILE, Digest
 from umbel.core.protocols import StoredAdapter
 from umbel.core.shape import BackboneShape
 
@@ -131,7 +132,7 @@ def _import_own(folder: Path, own: dict[str, Any], shape: BackboneShape, backbon
             hint="import it for the backbone it was trained on, or train it again on this one",
         )
     method = catalog.method(own["method"])
-    config = catalog.configure(method.name, own["config"]["method"])
+    config = catalog.configure(method.name, own["options"])
     if method.read_peft is not None:
         raw = read_peft_config(folder)
         raw.take("task_type")
@@ -143,8 +144,7 @@ def _import_own(folder: Path, own: dict[str, Any], shape: BackboneShape, backbon
                 hint="delete umbel.json and import with --labels, or export the adapter again",
             )
         raw.finish()
-    head = HeadConfig(**own["config"]["head"])
-    return assemble(folder, method, config, head, Contract(**own["contract"]), shape, backbone=backbone)
+    return assemble(folder, method, config, own["head"], own["contract"], shape, backbone=backbone)
 
 
 def assemble(
@@ -232,21 +232,50 @@ def _contract_of(task: str, labels: Sequence[str], folder: Path, method: Method)
     return Contract(output_head=head, labels=tuple(labels))
 
 
+class _OwnFile(BaseModel):
+    """``umbel.json``, field by field; nothing unknown is let through."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = Field(alias="schema")
+    method: str
+    config: dict[Literal["method", "head"], dict[str, Any]]
+    contract: Contract
+    backbone: Digest
+
+
 def _read_umbel_json(folder: Path) -> dict[str, Any] | None:
     path = folder / UMBEL_FILE
     if not path.is_file():
         return None
     try:
-        own = json.loads(path.read_text(encoding="utf-8"))
-        known = isinstance(own, dict) and own.keys() == {"schema", "method", "config", "contract", "backbone"}
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        known = False
-    if not known or own["schema"] != 1:
+        own = _OwnFile.model_validate_json(path.read_bytes())
+        head = TypeAdapter(HeadConfig).validate_python(own.config["head"], extra="forbid")
+    except (ValidationError, KeyError) as error:
         raise AdapterRefused(
-            "umbel.json is not one this version reads.", code="invalid_umbel_json", hint="export the adapter again"
+            f"umbel.json is not one this version reads: {_first(error)}.",
+            code="invalid_umbel_json",
+            hint="export the adapter again",
+        ) from None
+    return {**vars(own), "options": own.config.get("method", {}), "head": head}
+
+
+def _first(error: ValidationError | KeyError) -> str:
+    if isinstance(error, KeyError):
+        return f"it lacks {error.args[0]!r}"
+    entry = error.errors()[0]
+    return f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}"
+
+
+def check_effect(adapter: Adapter) -> None:
+    """Raises AdapterRefused where the adapter would answer exactly as the backbone does."""
+    silent_head = all(not tensor.any() for tensor in adapter.head.tensors.values())
+    if adapter.method.noop(adapter.weights) and silent_head:
+        raise AdapterRefused(
+            "this adapter changes nothing: its answers would be the backbone's own.",
+            code="no_effect",
+            hint="train it first, or pass --allow-noop for a test",
         )
-    assert isinstance(own, dict)
-    return own
 
 
 def _json(value: Any) -> bytes:

@@ -114,8 +114,8 @@ class IA3Batch(Batch):
 def read_peft(raw: PeftConfig, shape: BackboneShape) -> IA3Config:
     raw.harmless(["init_ia3_weights"])
     return IA3Config(
-        targets=_ordered(raw.take("target_modules", IA3Config.__dataclass_fields__["targets"].default)),
-        feedforward=_ordered(raw.take("feedforward_modules", ("down_proj",))),
+        targets=_ordered(raw.names("target_modules", ("k_proj", "v_proj", "down_proj"))),
+        feedforward=_ordered(raw.names("feedforward_modules", ("down_proj",))),
     )
 
 

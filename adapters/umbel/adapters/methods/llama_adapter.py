@@ -131,7 +131,7 @@ class LlamaAdapterBatch(Batch):
 
 def read_peft(raw: PeftConfig, shape: BackboneShape) -> LlamaAdapterConfig:
     raw.only("target_modules", "self_attn")
-    return LlamaAdapterConfig(length=raw.take("adapter_len", 10), layers=raw.take("adapter_layers", shape.layers))
+    return LlamaAdapterConfig(length=raw.integer("adapter_len", 10), layers=raw.integer("adapter_layers", shape.layers))
 
 
 def write_peft(config: LlamaAdapterConfig, shape: BackboneShape) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from umbel.adapters.dropout import drop, token_keys
 from umbel.adapters.method import Batch, Fused, Method, Run, Weights
 from umbel.adapters.peft_config import PeftConfig
 from umbel.adapters.sites import LM_HEAD, SITES, Frozen
-from umbel.core.errors import AdapterRefused, ConfigError
+from umbel.core.errors import ConfigError
 from umbel.core.shape import LINEARS, BackboneShape
 
 _PLACE = {"qkv": 0, "o": 1, "gate_up": 2, "down": 3, "lm_head": 4}
@@ -249,30 +249,23 @@ def read_peft(raw: PeftConfig, shape: BackboneShape) -> LoraConfig:
     raw.harmless(_UNREAD)
     layers = raw.take("layers_to_transform")
     return LoraConfig(
-        targets=_targets(raw.take("target_modules", ("q_proj", "v_proj")), raw.take("exclude_modules", ())),
-        rank=raw.take("r", 8),
-        alpha=float(raw.take("lora_alpha", 8)),
-        dropout=float(raw.take("lora_dropout", 0.0)),
+        targets=_targets(raw),
+        rank=raw.integer("r", 8),
+        alpha=raw.number("lora_alpha", 8),
+        dropout=raw.number("lora_dropout", 0.0),
         rslora=bool(raw.take("use_rslora", False)),
         dora=bool(raw.take("use_dora", False)),
-        rank_pattern=dict(raw.take("rank_pattern", {})),
-        alpha_pattern={key: float(value) for key, value in raw.take("alpha_pattern", {}).items()},
+        rank_pattern={key: int(value) for key, value in raw.table("rank_pattern").items()},
+        alpha_pattern={key: float(value) for key, value in raw.table("alpha_pattern").items()},
         layers=None if layers is None else (layers,) if isinstance(layers, int) else tuple(layers),
     )
 
 
-def _targets(modules: str | list[str], excluded: str | list[str]) -> tuple[str, ...]:
+def _targets(raw: PeftConfig) -> tuple[str, ...]:
     """Last path segments, in the backbone's order; ``all-linear`` is the seven."""
-    if modules == "all-linear":
-        modules = list(LINEARS)
-    if isinstance(modules, str) or isinstance(excluded, str):
-        raise AdapterRefused(
-            f"target_modules is the pattern {modules!r}.",
-            code="unsupported_config_key",
-            param="target_modules",
-            hint="save the adapter with a list of module names",
-        )
-    wanted = {name.rsplit(".", 1)[-1] for name in modules} - set(excluded)
+    everything = raw.take("target_modules") == "all-linear"
+    modules = LINEARS if everything else raw.names("target_modules", ("q_proj", "v_proj"))
+    wanted = {name.rsplit(".", 1)[-1] for name in modules} - set(raw.names("exclude_modules"))
     known = tuple(name for name in (*LINEARS, "lm_head") if name in wanted)
     return known + tuple(sorted(wanted - set(known)))
 

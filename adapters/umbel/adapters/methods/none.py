@@ -35,6 +35,10 @@ class NoneBatch(Batch):
     """Acts nowhere."""
 
 
+def noop(weights: Weights) -> bool:
+    return True
+
+
 METHOD = Method(
     name="none",
     config=NoneConfig,
@@ -43,5 +47,6 @@ METHOD = Method(
     peft_type=None,
     zero_start=True,
     learning_rate=1e-3,
+    noop=noop,
     summary="output head only, on the frozen backbone",
 )

@@ -99,7 +99,7 @@ def read_peft(raw: PeftConfig, shape: BackboneShape) -> PTuningConfig:
     read_sizes(raw, shape, token_dim=shape.hidden, heads=shape.heads)
     kind = "encoder_reparameterization_type"
     raw.harmless([kind, "encoder_num_layers", "encoder_dropout", "encoder_hidden_size"])
-    return PTuningConfig(length=int(raw.take("num_virtual_tokens")), encoder=False)
+    return PTuningConfig(length=raw.integer("num_virtual_tokens"), encoder=False)
 
 
 def write_peft(config: PTuningConfig, shape: BackboneShape) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def read_peft(raw: PeftConfig, shape: BackboneShape) -> PrefixConfig:
     """PEFT saves the network's output only, so an imported prefix is a plain one."""
     read_sizes(raw, shape, token_dim=shape.kv_heads * shape.head_dim, heads=shape.kv_heads)
     raw.harmless(["prefix_projection", "init_weights", "encoder_hidden_size"])
-    return PrefixConfig(length=int(raw.take("num_virtual_tokens")))
+    return PrefixConfig(length=raw.integer("num_virtual_tokens"))
 
 
 def read_sizes(raw: PeftConfig, shape: BackboneShape, *, token_dim: int, heads: int) -> None:

@@ -92,7 +92,7 @@ class PromptBatch(Batch):
 def read_peft(raw: PeftConfig, shape: BackboneShape) -> PromptConfig:
     read_sizes(raw, shape, token_dim=shape.hidden, heads=shape.heads)
     raw.harmless(["prompt_tuning_init", "prompt_tuning_init_text"])
-    return PromptConfig(length=int(raw.take("num_virtual_tokens")))
+    return PromptConfig(length=raw.integer("num_virtual_tokens"))
 
 
 def write_peft(config: PromptConfig, shape: BackboneShape) -> dict[str, Any]:
