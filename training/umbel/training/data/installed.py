@@ -31,8 +31,9 @@ class DatasetInfo(BaseModel):
     rows: dict[str, int]
     """By split."""
     files: dict[str, Digest]
+    """By split."""
     digest: Digest
-    """Of ``files``: the identity of the whole dataset."""
+    """Of ``files``: the identity of the whole dataset, and what a run that trains on it records."""
     notes: tuple[str, ...]
 
     def write(self, folder: Path) -> None:

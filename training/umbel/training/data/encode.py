@@ -1,0 +1,194 @@
+"""Rows become token ids and what is to be learnt at them. Training text is serving text, token for token.
+
+prompt rows    prompt and completion are tokenised apart, as a server tokenises the prompt alone; an end-of-text token
+               is appended; loss on the completion and that token only
+messages rows  the backbone's own chat template; loss on every assistant turn up to its end-of-turn token
+other rows     the whole text in the contract's template, one target per row
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel.backbone.backbone import Backbone
+from umbel.backbone.texts import Encoded, encode_texts
+from umbel.core.contract import Contract
+from umbel.core.errors import ConfigError, DataError
+from umbel.training.data.rows import ChatRow, LabelledRow, PromptRow, Row, ValuedRow
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """One sequence of a task."""
+
+    index: int
+    """Its own place in the data; order and dropout masks hang on it."""
+    ids: NDArray[np.int32]
+    spoken: NDArray[np.bool_] | None
+    """Generation: which ids are the answer's, predicted from the place before. The first id never is."""
+    target: tuple[float, ...] = ()
+    """Classify: the label's place, or 0 and 1 for each label. Regress: the value."""
+
+    @property
+    def count(self) -> int:
+        """What the loss is a mean over: supervised tokens, or one row."""
+        return 1 if self.spoken is None else int(self.spoken.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRows:
+    examples: list[Example]
+    truncated: int
+    """Rows whose text was cut to ``max_length``."""
+    left_out: int
+    """Rows that are too long to learn an answer from: cutting one would teach a wrong end."""
+
+
+def encode_rows(rows: Sequence[Row], contract: Contract, backbone: Backbone) -> EncodedRows:
+    """Raises DataError for a label that the contract does not name and a text without tokens."""
+    if isinstance(rows[0], ChatRow) if rows else False:
+        return _encode_chats([row for row in rows if isinstance(row, ChatRow)], contract, backbone)
+    if isinstance(rows[0], PromptRow) if rows else False:
+        return _encode_prompts([row for row in rows if isinstance(row, PromptRow)], contract, backbone)
+    return _encode_texts(rows, contract, backbone)
+
+
+def _encode_prompts(rows: Sequence[PromptRow], contract: Contract, backbone: Backbone) -> EncodedRows:
+    prompts = encode_texts(backbone.tokenizer, contract, [row.prompt for row in rows])
+    answers = backbone.tokenizer.encode_all([row.completion for row in rows])
+    end, longest = end_token(backbone), backbone.config.max_positions
+    kept = [
+        _spoken(index, prompt.ids, [*answer, end])
+        for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+        if 0 < len(prompt.ids) <= contract.max_length and len(prompt.ids) + len(answer) < longest
+    ]
+    return EncodedRows(kept, truncated=0, left_out=len(rows) - len(kept))
+
+
+def _spoken(index: int, prompt: Sequence[int], answer: Sequence[int]) -> Example:
+    spoken = np.zeros(len(prompt) + len(answer), dtype=np.bool_)
+    spoken[len(prompt) :] = True
+    return Example(index, np.array([*prompt, *answer], dtype=np.int32), spoken)
+
+
+def end_token(backbone: Backbone) -> int:
+    """The token that ends an answer: the tokenizer's own, if the model stops at it."""
+    stops = backbone.config.eos
+    own = backbone.tokenizer.eos
+    if own is not None and (not stops or own in stops):
+        return own
+    if stops:
+        return stops[0]
+    raise ConfigError(
+        f"backbone {backbone.name} has no end-of-text token, so an answer could never end.",
+        code="no_end_token",
+        hint="set eos_token_id in its config.json",
+    )
+
+
+def _encode_chats(rows: Sequence[ChatRow], contract: Contract, backbone: Backbone) -> EncodedRows:
+    examples: list[Example] = []
+    left_out = 0
+    for row in rows:
+        found = [part for part in chat_examples(row, backbone) if _fits(part, contract, backbone)]
+        left_out += not found
+        examples += [Example(len(examples) + i, part.ids, part.spoken) for i, part in enumerate(found)]
+    return EncodedRows(examples, truncated=0, left_out=left_out)
+
+
+def _fits(example: Example, contract: Contract, backbone: Backbone) -> bool:
+    assert example.spoken is not None
+    last_answer = len(example.ids) - int(np.argmin(example.spoken[::-1]))  # ids before the last turn are its prompt
+    return last_answer <= contract.max_length and len(example.ids) <= backbone.config.max_positions
+
+
+def chat_examples(row: ChatRow, backbone: Backbone) -> list[Example]:
+    """One sequence with loss on all assistant turns; more than one where the tokens of a later turn's prompt differ.
+
+    A server tokenises the whole history at once, and merges across the border of a turn can then give other tokens
+    than the turns apart. Where they do, the later turn gets a sequence of its own, with the server's tokens.
+    """
+    done: list[Example] = []
+    ids: list[int] = []
+    spoken: list[bool] = []
+    for turn, message in enumerate(row.messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = backbone.tokenizer.chat(row.messages[:turn])
+        if prompt[: len(ids)] != ids:
+            done.append(_example(ids, spoken))
+            ids, spoken = [], []
+        spoken += [False] * (len(prompt) - len(ids))
+        answer, after = _turn(row, turn, backbone)
+        ids = [*prompt, *answer, *after]
+        spoken += [True] * len(answer) + [False] * len(after)
+    return [*done, _example(ids, spoken)]
+
+
+def _example(ids: list[int], spoken: list[bool]) -> Example:
+    last = len(spoken) - spoken[::-1].index(True)  # nothing after the last answer is read or learnt
+    return Example(0, np.array(ids[:last], dtype=np.int32), np.array(spoken[:last], dtype=np.bool_))
+
+
+def _turn(row: ChatRow, turn: int, backbone: Backbone) -> tuple[list[int], list[int]]:
+    """(tokens to say, tokens of the template after them) of an assistant turn."""
+    tokenizer = backbone.tokenizer
+    before, whole = tokenizer.chat_text(row.messages[:turn]), tokenizer.chat_text(row.messages[: turn + 1], reply=False)
+    if not whole.startswith(before):
+        raise DataError(
+            f"line {row.line}: the backbone's chat template rewrites earlier turns, so the answer has no place of its own.",
+            code="template_not_additive",
+            hint="use prompt/completion rows with this backbone",
+        )
+    tokens = tokenizer.encode(whole[len(before) :])
+    stops = {end_token(backbone), *backbone.config.eos}
+    stop = next((place for place, token in enumerate(tokens) if token in stops), None)
+    if stop is None:  # a template without end-of-turn tokens: the model still has to learn where to stop
+        return [*tokens, end_token(backbone)], []
+    return tokens[: stop + 1], tokens[stop + 1 :]
+
+
+def _encode_texts(rows: Sequence[Row], contract: Contract, backbone: Backbone) -> EncodedRows:
+    encoded = encode_texts(backbone.tokenizer, contract, [_text(row) for row in rows])
+    target = _target(contract)
+    examples = [
+        Example(index, _filled(row, found), None, target(row))
+        for index, (row, found) in enumerate(zip(rows, encoded, strict=True))
+    ]
+    return EncodedRows(examples, truncated=sum(found.cut > 0 for found in encoded), left_out=0)
+
+
+def _text(row: Row) -> str:
+    if isinstance(row, LabelledRow | ValuedRow):
+        return row.text
+    raise ConfigError(
+        f"training on {type(row).__name__.removesuffix('Row').lower()} rows is not there yet.", code="unsupported_form"
+    )
+
+
+def _filled(row: Row, found: Encoded) -> NDArray[np.int32]:
+    if not found.ids:
+        raise DataError(f"line {row.line}: the text has no tokens.", code="empty_text", hint="drop that row")
+    return np.array(found.ids, dtype=np.int32)
+
+
+def _target(contract: Contract) -> Callable[[Row], tuple[float, ...]]:
+    places = {label: place for place, label in enumerate(contract.labels)}
+
+    def target(row: Row) -> tuple[float, ...]:
+        if isinstance(row, ValuedRow):
+            return (row.value,)
+        assert isinstance(row, LabelledRow)
+        if unknown := next((label for label in row.labels if label not in places), None):
+            raise DataError(
+                f"line {row.line}: label {unknown!r} is none of {', '.join(contract.labels)}.",
+                code="unknown_label",
+                hint=f"mend the row, or train with --labels {','.join([*contract.labels, unknown])}",
+            )
+        if contract.multi_label:
+            return tuple(float(label in row.labels) for label in contract.labels)
+        return (float(places[row.labels[0]]),)
+
+    return target

@@ -1,0 +1,278 @@
+"""Rows of JSONL in their six forms, each checked as it is read: a wrong row is told with its line and the right form.
+
+Keys beyond a form's own are left alone (an id, a source), so a file may carry more than training needs.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from umbel.core.contract import OutputHead
+from umbel.core.errors import DataError, NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRow:
+    """A text and its label; several, or none, where the data are multi-label."""
+
+    line: int
+    text: str
+    labels: tuple[str, ...]
+    multi: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ValuedRow:
+    line: int
+    text: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedRow:
+    """Words and one tag for each."""
+
+    line: int
+    tokens: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """Texts that mean alike, and one that does not."""
+
+    line: int
+    text: str
+    positive: str
+    negative: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """``accepted`` are all right answers (``completions`` in the file), of which ``completion`` is trained on."""
+
+    line: int
+    prompt: str
+    completion: str
+    accepted: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRow:
+    """A conversation that ends with the assistant; every assistant turn is trained on."""
+
+    line: int
+    messages: tuple[dict[str, str], ...]
+
+
+Row = LabelledRow | ValuedRow | TaggedRow | PairRow | PromptRow | ChatRow
+
+FORMS: Mapping[str, str] = {
+    "classify": '{"text": "...", "label": "..."}  (label may be a list: multi-label)',
+    "regress": '{"text": "...", "value": 0.5}',
+    "tag": '{"tokens": ["...", ...], "tags": ["...", ...]}',
+    "embed": '{"text": "...", "positive": "...", "negative": "..."}  (negative may be left out)',
+    "prompt": '{"prompt": "...", "completion": "..."}',
+    "messages": '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
+}
+"""Each form as a person writes it."""
+
+_KEYS = {
+    "messages": {"messages"},
+    "prompt": {"prompt", "completion"},
+    "tag": {"tokens", "tags"},
+    "embed": {"text", "positive"},
+    "regress": {"text", "value"},
+    "classify": {"text", "label"},
+}
+_ROLES = ("system", "user", "assistant")
+
+
+def forms_of(head: OutputHead) -> tuple[str, ...]:
+    """The forms that an output head can be trained on."""
+    return ("prompt", "messages") if head is OutputHead.GENERATE else (head.value,)
+
+
+def read_rows(path: Path, head: OutputHead | None = None, *, limit: int | None = None) -> list[Row]:
+    """The first ``limit`` rows of a file, all of one form: one of the head's, or of any form where ``head`` is None.
+
+    Raises NotFound (``data_not_found``) or DataError: ``empty_file``, ``invalid_json``, ``invalid_utf8``,
+    ``wrong_form``, ``mixed_forms``, ``empty_text``.
+    """
+    if not path.is_file():
+        raise NotFound(
+            f"there is no file {path}.",
+            code="data_not_found",
+            hint="give a JSONL file, or the name of a dataset: umbel datasets list",
+        )
+    rows: list[Row] = []
+    form = ""
+    for number, raw in islice(_objects(path), limit):
+        place = _Place(path, number)
+        if not form:
+            form = form_of(raw, place, forms_of(head) if head else tuple(FORMS))
+        rows.append(_parse(raw, form, place))
+    if not rows:
+        raise DataError(f"{path} holds no rows.", code="empty_file", hint="write one JSON object per line")
+    _check_alike(rows, path)
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    path: Path
+    line: int
+
+    def wrong(self, why: str, form: str, *, code: str = "wrong_form") -> DataError:
+        return DataError(f"{self.path} line {self.line}: {why}.", code=code, hint=f"write rows as {FORMS[form]}")
+
+
+def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, _object(line, path, number)
+
+
+def _object(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} line {number}: byte {error.start} is no UTF-8.",
+            code="invalid_utf8",
+            hint="save the file as UTF-8",
+        ) from None
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path} line {number}: not JSON ({error.msg}, column {error.colno}).",
+            code="invalid_json",
+            hint="write one JSON object per line, without line breaks inside",
+        ) from None
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{path} line {number}: a {type(value).__name__}, not an object.",
+            code="wrong_form",
+            hint=f"write rows such as {FORMS['classify']}",
+        )
+    return value
+
+
+def form_of(raw: Mapping[str, Any], place: _Place, allowed: tuple[str, ...]) -> str:
+    """The first of the forms whose keys are all there."""
+    found = next((form for form, keys in _KEYS.items() if form in allowed and keys <= raw.keys()), None)
+    if found is None:
+        forms = "\n    or: ".join(FORMS[form] for form in allowed)
+        raise DataError(
+            f"{place.path} line {place.line}: a row with the keys {sorted(raw)} is of another form.",
+            code="wrong_form",
+            hint=f"write rows as {forms}",
+        )
+    return found
+
+
+def _parse(raw: Mapping[str, Any], form: str, place: _Place) -> Row:
+    if missing := sorted(_KEYS[form] - raw.keys()):
+        raise place.wrong(f"{missing[0]!r} is missing", form)
+    return _PARSERS[form](raw, place)
+
+
+def _labelled(raw: Mapping[str, Any], place: _Place) -> LabelledRow:
+    label = raw["label"]
+    found = label if isinstance(label, list) else [label]
+    if not all(isinstance(each, str | int) and not isinstance(each, bool) and each != "" for each in found):
+        raise place.wrong(f"label {label!r} is neither a text nor a list of texts", "classify")
+    labels = tuple(dict.fromkeys(str(each) for each in found))
+    return LabelledRow(place.line, _text(raw, "text", "classify", place), labels, isinstance(label, list))
+
+
+def _valued(raw: Mapping[str, Any], place: _Place) -> ValuedRow:
+    value = raw["value"]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise place.wrong(f"value {value!r} is not a finite number", "regress")
+    return ValuedRow(place.line, _text(raw, "text", "regress", place), float(value))
+
+
+def _tagged(raw: Mapping[str, Any], place: _Place) -> TaggedRow:
+    tokens, tags = raw["tokens"], raw["tags"]
+    for name, value in (("tokens", tokens), ("tags", tags)):
+        if not isinstance(value, list) or not value or not all(isinstance(each, str) and each for each in value):
+            raise place.wrong(f"{name!r} is not a list of texts", "tag")
+    if len(tokens) != len(tags):
+        raise place.wrong(f"{len(tokens)} tokens but {len(tags)} tags", "tag")
+    return TaggedRow(place.line, tuple(tokens), tuple(tags))
+
+
+def _pair(raw: Mapping[str, Any], place: _Place) -> PairRow:
+    negative = None if raw.get("negative") is None else _text(raw, "negative", "embed", place)
+    return PairRow(place.line, _text(raw, "text", "embed", place), _text(raw, "positive", "embed", place), negative)
+
+
+def _prompted(raw: Mapping[str, Any], place: _Place) -> PromptRow:
+    prompt, completion = _text(raw, "prompt", "prompt", place), _text(raw, "completion", "prompt", place)
+    accepted = raw.get("completions", [completion])
+    if not isinstance(accepted, list) or not accepted or not all(isinstance(each, str) and each for each in accepted):
+        raise place.wrong("'completions' is not a list of texts", "prompt")
+    return PromptRow(place.line, prompt, completion, tuple(accepted))
+
+
+def _chat(raw: Mapping[str, Any], place: _Place) -> ChatRow:
+    messages = raw["messages"]
+    if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
+        raise place.wrong(f"'messages' is not a list of role and content, with roles {', '.join(_ROLES)}", "messages")
+    if not messages or messages[-1]["role"] != "assistant" or messages[0]["role"] == "assistant":
+        raise place.wrong("a conversation starts with the user (or system) and ends with the assistant", "messages")
+    if any(not message["content"].strip() for message in messages if message["role"] == "assistant"):
+        raise place.wrong("an assistant turn is empty", "messages", code="empty_text")
+    return ChatRow(place.line, tuple({"role": m["role"], "content": m["content"]} for m in messages))
+
+
+def _is_message(message: object) -> bool:
+    return isinstance(message, dict) and message.get("role") in _ROLES and isinstance(message.get("content"), str)
+
+
+def _text(raw: Mapping[str, Any], key: str, form: str, place: _Place) -> str:
+    value = raw[key]
+    if not isinstance(value, str):
+        raise place.wrong(f"{key!r} is {value!r}, not a text", form)
+    if not value.strip():
+        raise place.wrong(f"{key!r} is empty", form, code="empty_text")
+    return value
+
+
+_PARSERS: Mapping[str, Callable[[Mapping[str, Any], _Place], Row]] = {
+    "classify": _labelled,
+    "regress": _valued,
+    "tag": _tagged,
+    "embed": _pair,
+    "prompt": _prompted,
+    "messages": _chat,
+}
+
+
+def _check_alike(rows: list[Row], path: Path) -> None:
+    """One label, or a list of labels, but the same on every line: guessing would change what is trained."""
+    labelled = [row for row in rows if isinstance(row, LabelledRow)]
+    other = next((row for row in labelled if row.multi != labelled[0].multi), None)
+    if other is not None:
+        kinds = ("a list", "one label") if other.multi else ("one label", "a list")
+        raise DataError(
+            f"{path} line {other.line} has {kinds[0]} where line {labelled[0].line} has {kinds[1]}.",
+            code="mixed_forms",
+            hint="write every label as a list for multi-label, or none",
+        )
+
+
+def text_of(row: Row) -> str:
+    """What decides a row's split, and whether two rows are copies: the input, without the answer."""
+    if isinstance(row, PromptRow):
+        return row.prompt
+    if isinstance(row, ChatRow):
+        return "\n".join(message["content"] for message in row.messages if message["role"] != "assistant")
+    if isinstance(row, TaggedRow):
+        return " ".join(row.tokens)
+    return row.text

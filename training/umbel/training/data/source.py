@@ -1,0 +1,127 @@
+"""Finds a task's data and splits it: train, validation, and a test that training never sees."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from umbel.core.contract import OutputHead
+from umbel.core.digests import digest_file, digest_json
+from umbel.core.errors import DataError, NotFound
+from umbel.core.settings import Settings
+from umbel.training.data.installed import INFO_FILE, DatasetInfo, find, installed
+from umbel.training.data.rows import Row, read_rows, text_of
+from umbel.training.data.splits import text_key, unit
+from umbel.training.task import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """Rows of one task. No text of validation or test, nor a near copy, is in train where one file was split."""
+
+    train: list[Row]
+    validation: list[Row]
+    test: list[Row]
+    digest: str
+    """Of all files it came from."""
+    name: str
+    """Of the dataset or file, for cards and plans."""
+    labels: tuple[str, ...] = ()
+    """As the dataset itself orders them."""
+    metric: str | None = None
+    """As the dataset itself says."""
+    licence: str | None = None
+    leaks: int = 0
+    """Test rows whose text is in train, too."""
+
+
+def load_splits(task: Task, settings: Settings) -> Splits:
+    """Reads a task's files. Raises NotFound or DataError naming file and line."""
+    folder, info = _folder_of(task, settings)
+    files = {"validation": task.validation, "test": task.test}
+    paths = {split: Path(given) for split, given in files.items() if given}
+    paths["train"] = Path(task.data) if folder is None else folder / "train.jsonl"
+    if folder is not None:
+        for split in files:
+            if split not in paths and (folder / f"{split}.jsonl").is_file():
+                paths[split] = folder / f"{split}.jsonl"
+    parts = _read(task, paths)
+    _fill_from_train(task, parts)
+    return Splits(
+        train=parts["train"][: task.limit],
+        validation=parts["validation"],
+        test=parts["test"],
+        digest=digest_json({split: digest_file(path) for split, path in paths.items()}),
+        name=folder.name if folder is not None else Path(task.data).name,
+        labels=info.labels if info else (),
+        metric=info.metric if info and info.output_head is task.output_head else None,
+        licence=info.licence if info else None,
+        leaks=_leaks(parts["train"][: task.limit], parts["test"]),
+    )
+
+
+def _folder_of(task: Task, settings: Settings) -> tuple[Path | None, DatasetInfo | None]:
+    """The folder that ``data`` names, None for a single file."""
+    given = Path(task.data)
+    if given.is_file():
+        return None, None
+    if given.is_dir():
+        return given, DatasetInfo.read(given) if (given / INFO_FILE).is_file() else None
+    if "/" in task.data or given.suffix:
+        raise NotFound(f"there is no file or folder {task.data}.", code="data_not_found", hint="check the path")
+    names = ", ".join(dataset.name for dataset in installed(settings)) or "none"
+    if task.data not in names.split(", "):
+        raise NotFound(
+            f"{task.data!r} is neither a file nor a dataset of the home (there: {names}).",
+            code="dataset_not_found",
+            hint=f"umbel pull dataset {task.data}, or give the path of a JSONL file",
+        )
+    found = find(settings, task.data)
+    return found.folder, found.info
+
+
+def _read(task: Task, paths: dict[str, Path]) -> dict[str, list[Row]]:
+    """A limit reads no more than it must, but only where no other split is to be taken out of train."""
+    whole = {"validation", "test"} <= paths.keys()
+    limit = task.limit if whole else None
+    parts = {
+        split: read_rows(path, task.output_head, limit=limit if split == "train" else None)
+        for split, path in paths.items()
+    }
+    kinds = {type(row) for rows in parts.values() for row in rows}
+    if task.output_head is OutputHead.GENERATE and len(kinds) > 1:
+        raise DataError(
+            "the splits are of different forms.", code="mixed_forms", hint="write all as prompts or as messages"
+        )
+    return parts
+
+
+def _fill_from_train(task: Task, parts: dict[str, list[Row]]) -> None:
+    """Takes the missing splits out of train, by a hash of the text: copies stay together, more rows move nothing."""
+    fractions = {"validation": task.validation_fraction, "test": task.test_fraction}
+    start = 0.0
+    for split, fraction in fractions.items():
+        if split in parts:
+            continue
+        taken = [row for row in parts["train"] if start <= unit(text_key(text_of(row))) < start + fraction]
+        kept = {row.line for row in taken}
+        parts["train"] = [row for row in parts["train"] if row.line not in kept]
+        parts[split] = taken
+        start += fraction
+    if not parts["train"]:
+        raise DataError(
+            "no row is left for training.",
+            code="too_few_rows",
+            hint="give more rows, or files of their own with --validation and --test",
+        )
+
+
+def _leaks(train: Sequence[Row], test: Sequence[Row]) -> int:
+    seen = {text_key(text_of(row)) for row in train}
+    return sum(text_key(text_of(row)) in seen for row in test)
+
+
+def balance(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, int]:
+    """Rows of each label, in the labels' order."""
+    counts = Counter(label for row in rows for label in getattr(row, "labels", ()))
+    return {label: counts[label] for label in labels}

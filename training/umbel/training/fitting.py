@@ -1,0 +1,204 @@
+"""``fit``: from tasks to trained adapters, all of them in shared passes over one frozen backbone."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from umbel.adapters.adapter import Adapter
+from umbel.backbone.backbone import Backbone
+from umbel.core.errors import ConfigError, UmbelError
+from umbel.core.protocols import RunLog
+from umbel.core.settings import Settings
+from umbel.training import checkpoint
+from umbel.training.loop import Loop
+from umbel.training.observer import LogObserver, Observer, Observers
+from umbel.training.passes import Packing
+from umbel.training.plan import TaskPlan, plan_fit
+from umbel.training.prepared import Prepared, prepare
+from umbel.training.task import Task
+from umbel.training.trainee import Status, Trainee, Validation, trainee_of
+from umbel.training.window import Machine
+
+Stop = Callable[[], str | None]
+"""Asked before every step: None, or why to stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedAdapter:
+    """What became of one task. Where it failed ``adapter`` is None and ``error`` says why."""
+
+    task: Task
+    adapter: Adapter | None
+    error: UmbelError | None = None
+    prepared: Prepared | None = None
+    """None where the data themselves were wrong."""
+    plan: TaskPlan | None = None
+    status: Status = Status.FAILED
+    run: str = ""
+    """Id in the run log."""
+    steps: int = 0
+    tokens: int = 0
+    losses: tuple[float, ...] = ()
+    history: tuple[Validation, ...] = ()
+
+    @property
+    def best(self) -> Validation | None:
+        """The validation whose tensors the adapter has; None where there were no validation rows."""
+        return min(self.history, key=lambda each: each.loss, default=None)
+
+
+def fit(
+    backbone: Backbone,
+    tasks: Sequence[Task],
+    *,
+    run_log: RunLog | None = None,
+    folder: Path | None = None,
+    observer: Observer | None = None,
+    stop: Stop | None = None,
+    settings: Settings | None = None,
+    packing: Packing | None = None,
+    recompute: bool = False,
+) -> list[TrainedAdapter]:
+    """Trains every task's adapter and returns them in the order of the tasks.
+
+    A task that fails leaves alone and the others go on; if all fail, the first one's error is raised. ``folder``
+    keeps checkpoints for ``resume``. Raises Interrupted where ``stop`` gives a reason or the run log was cancelled.
+    """
+    settings = settings or Settings.load()
+    _check_names(tasks)
+    started = [_start(task, backbone, settings) for task in tasks]
+    log = _Log(run_log, tasks)
+    for trainee, run, task in zip(started, log.runs, tasks, strict=True):
+        if isinstance(trainee, Trainee):
+            trainee.run = run
+        else:
+            log.failed(run, task, trainee)
+    if not any(isinstance(each, Trainee) for each in started):
+        raise next(each for each in started if isinstance(each, UmbelError))
+    machine = Machine(backbone, packing or Packing(), recompute)
+    return _train(machine, tasks, started, log, folder=folder, observer=observer, stop=stop)
+
+
+def resume(
+    backbone: Backbone,
+    folder: Path,
+    *,
+    run_log: RunLog | None = None,
+    observer: Observer | None = None,
+    stop: Stop | None = None,
+    settings: Settings | None = None,
+    packing: Packing | None = None,
+    recompute: bool = False,
+) -> list[TrainedAdapter]:
+    """Goes on from a folder's newest checkpoint; the result has the same bytes as a run that was never stopped."""
+    settings = settings or Settings.load()
+    saved = checkpoint.newest(folder)
+    tasks = checkpoint.read_tasks(saved)
+    trainees = [trainee_of(prepare(task, backbone, settings), backbone) for task in tasks]
+    windows = checkpoint.load(saved, trainees)
+    log = _Log(run_log, tasks, runs=checkpoint.read_runs(saved))
+    machine = Machine(backbone, packing or Packing(), recompute)
+    return _train(machine, tasks, trainees, log, folder=folder, observer=observer, stop=stop, windows=windows)
+
+
+def _check_names(tasks: Sequence[Task]) -> None:
+    names = [task.name for task in tasks]
+    if not names:
+        raise ConfigError("there is no task to train.", code="no_tasks", hint="umbel train --name ... --data ...")
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"two tasks are called {double!r}.", param="name", hint="give each its own --name")
+
+
+def _start(task: Task, backbone: Backbone, settings: Settings) -> Trainee | UmbelError:
+    try:
+        return trainee_of(prepare(task, backbone, settings), backbone)
+    except UmbelError as error:
+        return error
+
+
+class _Log:
+    """A run log that may be missing: one run per task."""
+
+    def __init__(self, log: RunLog | None, tasks: Sequence[Task], runs: Sequence[str] | None = None) -> None:
+        self.log = log
+        self.runs = list(runs) if runs is not None else [self._open(task) for task in tasks]
+
+    def _open(self, task: Task) -> str:
+        return "" if self.log is None else self.log.start(name=task.name, params=task.as_json(), seed=task.seed)
+
+    def failed(self, run: str, task: Task, error: UmbelError) -> None:
+        if self.log is not None:
+            self.log.finish(run, status="failed", error=f"{task.name}: {error}")
+
+    def observers(self, observer: Observer | None) -> Observer:
+        logged = [LogObserver(self.log)] if self.log is not None else []
+        return Observers([*logged, *([observer] if observer else [])])
+
+    def stop(self, asked: Stop | None) -> Stop:
+        """Also where somebody cancelled one of the runs: they share their passes, so all stop."""
+
+        def why() -> str | None:
+            if asked is not None and (reason := asked()):
+                return reason
+            if self.log is not None and any(self.log.cancelled(run) for run in self.runs):
+                return "cancelled"
+            return None
+
+        return why
+
+
+def _train(
+    machine: Machine,
+    tasks: Sequence[Task],
+    started: Sequence[Trainee | UmbelError],
+    log: _Log,
+    *,
+    folder: Path | None,
+    observer: Observer | None,
+    stop: Stop | None,
+    windows: int = 0,
+) -> list[TrainedAdapter]:
+    trainees = [each for each in started if isinstance(each, Trainee)]
+    plan = plan_fit(trainees, machine.backbone, machine.packing)
+    told = log.observers(observer)
+    told.planned(plan)
+    before = frozen_digest(machine.backbone)
+    Loop(machine, trainees, observer=told, folder=folder, stop=log.stop(stop), windows=windows).run()
+    assert frozen_digest(machine.backbone) == before, "training changed the frozen backbone"
+    plans = dict(zip((task.name for task in plan.tasks), plan.tasks, strict=True))
+    found = [_trained(task, each, plans.get(task.name)) for task, each in zip(tasks, started, strict=True)]
+    if all(each.adapter is None for each in found):
+        raise next(each.error for each in found if each.error is not None)
+    return found
+
+
+def _trained(task: Task, started: Trainee | UmbelError, plan: TaskPlan | None) -> TrainedAdapter:
+    if isinstance(started, UmbelError):
+        return TrainedAdapter(task=task, adapter=None, error=started)
+    failed = started.status is Status.FAILED
+    if not failed:
+        started.finish()
+    return TrainedAdapter(
+        task=task,
+        adapter=None if failed else started.adapter,
+        error=started.error,
+        prepared=started.prepared,
+        plan=plan,
+        status=started.status,
+        run=started.run,
+        steps=started.step,
+        tokens=started.tokens,
+        losses=tuple(started.losses),
+        history=tuple(started.history),
+    )
+
+
+def frozen_digest(backbone: Backbone) -> str:
+    """sha256 over the bytes of every parameter in memory, as they are held now."""
+    digest = hashlib.sha256()
+    for _, parameter in sorted(backbone.decoder.named_parameters()):
+        digest.update(parameter.detach().contiguous().cpu().view(torch.uint8).flatten().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,88 @@
+"""The loop: windows until nobody trains any more, with validation, checkpoints and a way to stop in between."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from umbel.core.errors import Interrupted
+from umbel.training import checkpoint
+from umbel.training.observer import Observer
+from umbel.training.trainee import Status, Trainee
+from umbel.training.window import Machine, take_window, validate
+
+SAVE_EVERY = 60.0
+"""Seconds between checkpoints: what a crash costs at most."""
+
+
+class Loop:
+    """``folder`` keeps checkpoints (None keeps none); ``stop`` is asked before every window."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        trainees: Sequence[Trainee],
+        *,
+        observer: Observer,
+        folder: Path | None = None,
+        stop: Callable[[], str | None] = lambda: None,
+        windows: int = 0,
+    ) -> None:
+        self.machine, self.trainees = machine, trainees
+        self.observer, self.folder, self.stop = observer, folder, stop
+        self.windows = windows
+        self._saved = time.monotonic()
+
+    def run(self) -> None:
+        """Raises Interrupted, with all work saved, where somebody asked to stop."""
+        while active := [trainee for trainee in self.trainees if trainee.active]:
+            if why := self.stop():
+                self._interrupt(why)
+            self._window(active)
+            if self.folder is not None and time.monotonic() - self._saved > SAVE_EVERY:
+                self.save()
+        self.save()
+
+    def save(self) -> Path | None:
+        if self.folder is None:
+            return None
+        saved = checkpoint.save(self.folder, self.trainees, windows=self.windows)
+        self._saved = time.monotonic()
+        self.observer.saved(saved)
+        return saved
+
+    def _window(self, active: Sequence[Trainee]) -> None:
+        done = take_window(self.machine, active)
+        self.windows += 1
+        for place, stepped in done.items():
+            self.observer.stepped(active[place], stepped)
+        due = [trainee for trainee in active if trainee.active and trainee.due()]
+        self._validate(due)
+        for trainee in active:
+            self._settle(trainee)
+
+    def _validate(self, due: Sequence[Trainee]) -> None:
+        if not due:
+            return
+        before = [len(trainee.history) for trainee in due]
+        validate(self.machine, due)
+        for trainee, seen in zip(due, before, strict=True):
+            for found in trainee.history[seen:]:
+                self.observer.validated(trainee, found)
+
+    def _settle(self, trainee: Trainee) -> None:
+        if trainee.status is Status.FAILED:
+            self.observer.failed(trainee)
+            return
+        if trainee.active and trainee.step >= trainee.schedule.steps:
+            trainee.status = Status.DONE
+        if not trainee.active:
+            self.observer.finished(trainee)
+
+    def _interrupt(self, why: str) -> None:
+        saved = self.save()
+        at = ", ".join(f"{t.task.name} at step {t.step} of {t.schedule.steps}" for t in self.trainees)
+        if saved is None:
+            raise Interrupted(f"{why}: {at}; nothing was saved, as no folder was given.")
+        raise Interrupted(
+            f"{why}: {at}; all of it is saved.", hint=f"go on with: umbel train --resume {saved.parent.parent.name}"
+        )

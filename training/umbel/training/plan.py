@@ -1,0 +1,178 @@
+"""What a training will do, told before the first step: rows, tokens, steps, memory, time, and why this learning rate."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from umbel.adapters import catalog
+from umbel.backbone.backbone import Backbone
+from umbel.core.contract import OutputHead
+from umbel.core.shape import LINEARS
+from umbel.training.data.source import balance
+from umbel.training.passes import Packing, pack, padding
+from umbel.training.trainee import Trainee
+
+_EFFICIENCY = 0.5
+"""Of the machine's matrix products, what a whole step reaches; measured on two cores with a 135M backbone."""
+_CALL = 1.2e-3
+"""Seconds that one layer costs in forward and backward, however few tokens there are; measured likewise."""
+_COPIES = 5
+"""Tensors per parameter: master, gradient, two moments, the best so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPlan:
+    """One adapter's share of the plan. Rows and tokens are exact, not estimates."""
+
+    name: str
+    data: str
+    method: str
+    output_head: OutputHead
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+    tokens: int
+    """Of one pass over the training rows, padding and virtual tokens not counted."""
+    total_tokens: int
+    """Of all steps."""
+    supervised: int
+    """Places or rows with a loss, of one pass over the training rows."""
+    longest: int
+    truncated: int
+    """Training rows that are cut."""
+    left_out: int
+    """Training rows that are too long."""
+    leaks: int
+    balance: dict[str, int]
+    """Training rows of each label."""
+    parameters: int
+    steps: int
+    epochs: float
+    batch_size: int
+    lr: float
+    lr_why: str
+    metric: str
+    padding: float
+    """Share of the places of a pass that hold no token, over the first steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitPlan:
+    tasks: tuple[TaskPlan, ...]
+    backbone: str
+    dtype: str
+    device: str
+    threads: int
+    memory: int
+    """Bytes at most, estimated: backbone, optimizer and the activations of one pass."""
+    seconds: float
+    """Estimated from this machine's speed at matrix products, validation included."""
+
+
+def plan_fit(trainees: Sequence[Trainee], backbone: Backbone, packing: Packing) -> FitPlan:
+    tasks = tuple(plan_task(trainee, backbone, packing) for trainee in trainees)
+    return FitPlan(
+        tasks=tasks,
+        backbone=backbone.name,
+        dtype=str(backbone.dtype).removeprefix("torch."),
+        device=str(backbone.device),
+        threads=torch.get_num_threads(),
+        memory=_memory(trainees, backbone, packing),
+        seconds=_seconds(trainees, tasks, backbone, packing),
+    )
+
+
+def plan_task(trainee: Trainee, backbone: Backbone, packing: Packing) -> TaskPlan:
+    prepared, task = trainee.prepared, trainee.task
+    examples = prepared.train.examples
+    lengths = [len(example.ids) for example in examples]
+    batches, steps = trainee.batches, trainee.schedule.steps
+    return TaskPlan(
+        name=task.name,
+        data=prepared.splits.name,
+        method=task.method,
+        output_head=task.output_head,
+        train_rows=len(examples),
+        validation_rows=len(prepared.validation.examples),
+        test_rows=len(prepared.test),
+        tokens=sum(lengths),
+        total_tokens=sum(lengths[place] for step in range(steps) for place in batches.at(step)),
+        supervised=sum(example.count for example in examples),
+        longest=max(lengths),
+        truncated=prepared.train.truncated,
+        left_out=prepared.train.left_out,
+        leaks=prepared.splits.leaks,
+        balance=balance(prepared.splits.train, prepared.contract.labels),
+        parameters=sum(tensor.numel() for tensor in trainee.trained.values()),
+        steps=steps,
+        epochs=steps / batches.per_epoch,
+        batch_size=task.batch_size,
+        lr=trainee.schedule.peak,
+        lr_why=_why(trainee, backbone),
+        metric=prepared.metric,
+        padding=_padding(trainee, packing),
+    )
+
+
+def _why(trainee: Trainee, backbone: Backbone) -> str:
+    if trainee.task.lr is not None:
+        return "given"
+    base = catalog.method(trainee.task.method).learning_rate
+    return f"{trainee.task.method}'s {base:g} x (2000 / hidden {backbone.shape.hidden}) ** 0.781"
+
+
+def _padding(trainee: Trainee, packing: Packing) -> float:
+    steps = range(min(8, trainee.schedule.steps))
+    batches = [[trainee.prepared.train.examples[i] for i in trainee.batches.at(step)] for step in steps]
+    return padding([part for batch in batches for part in pack(trainee.seats(0, batch), packing)])
+
+
+def _memory(trainees: Sequence[Trainee], backbone: Backbone, packing: Packing) -> int:
+    shape, size = backbone.shape, backbone.dtype.itemsize
+    weights = sum(parameter.numel() for parameter in backbone.decoder.parameters()) * size
+    optimizer = sum(trainee.adapter.num_parameters for trainee in trainees) * _COPIES * 4
+    widths = sum(sum(shape.linear(name)) for name in LINEARS) + 4 * shape.hidden
+    places = min(packing.tokens, sum(_places(trainee) for trainee in trainees))
+    logits = max((_supervised_share(trainee) for trainee in trainees), default=0.0) * places * shape.vocab * (size + 8)
+    return int(weights + optimizer + places * widths * shape.layers * size + logits)
+
+
+def _places(trainee: Trainee) -> int:
+    return trainee.task.batch_size * max(seat.length for seat in trainee.seats(0, trainee.prepared.train.examples))
+
+
+def _supervised_share(trainee: Trainee) -> float:
+    """Places whose logits are computed, of all places."""
+    examples = trainee.prepared.train.examples
+    if examples[0].spoken is None:
+        return 0.0
+    return sum(example.count for example in examples) / sum(len(example.ids) for example in examples)
+
+
+def _seconds(trainees: Sequence[Trainee], tasks: Sequence[TaskPlan], backbone: Backbone, packing: Packing) -> float:
+    """A step costs 2 operations per weight and token forwards, and as many backwards, as no weight has a gradient."""
+    shape = backbone.shape
+    body = sum(d_in * d_out for d_in, d_out in map(shape.linear, LINEARS)) * shape.layers
+    work = calls = 0.0
+    for trainee, plan in zip(trainees, tasks, strict=True):
+        per_token = 2 * (body + _supervised_share(trainee) * shape.vocab * shape.hidden)
+        looks = plan.steps / trainee.eval_every * sum(len(e.ids) for e in trainee.prepared.validation.examples)
+        work += per_token * (2 * plan.total_tokens / (1 - plan.padding) + looks)
+        calls = max(calls, plan.steps) + plan.total_tokens / packing.tokens
+    return work / (_EFFICIENCY * operations_per_second(backbone)) + calls * shape.layers * _CALL
+
+
+def operations_per_second(backbone: Backbone) -> float:
+    """Of matrix products in the backbone's dtype, measured in a few milliseconds."""
+    shape = backbone.shape
+    x = torch.ones(512, shape.hidden, dtype=backbone.dtype, device=backbone.device)
+    weight = torch.ones(2 * shape.intermediate, shape.hidden, dtype=backbone.dtype, device=backbone.device)
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        float(torch.nn.functional.linear(x, weight)[0, 0])
+        times.append(time.perf_counter() - start)
+    return 2 * x.numel() * weight.shape[0] / median(times)

@@ -1,0 +1,82 @@
+"""A task with its data read, split and encoded: all that is known before the first step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from umbel.backbone.backbone import Backbone
+from umbel.core.contract import Contract, Decoding, OutputHead
+from umbel.core.errors import DataError
+from umbel.core.settings import Settings
+from umbel.training.data.encode import EncodedRows, encode_rows
+from umbel.training.data.rows import ChatRow, LabelledRow, Row
+from umbel.training.data.source import Splits, load_splits
+from umbel.training.task import Task
+
+_USUAL = {
+    OutputHead.GENERATE: "exact_match",
+    OutputHead.CLASSIFY: "accuracy",
+    OutputHead.REGRESS: "mae",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    task: Task
+    contract: Contract
+    splits: Splits
+    train: EncodedRows
+    validation: EncodedRows
+    metric: str
+
+    @property
+    def test(self) -> list[Row]:
+        """Rows to judge the finished adapter on."""
+        return self.splits.test[: self.task.test_limit]
+
+
+def prepare(task: Task, backbone: Backbone, settings: Settings) -> Prepared:
+    """Raises DataError, ConfigError or NotFound for what is wrong with the task's data."""
+    splits = load_splits(task, settings)
+    contract = contract_of(task, splits, backbone)
+    train = encode_rows(splits.train, contract, backbone)
+    if not train.examples:
+        raise DataError(
+            f"all {len(splits.train)} training rows are longer than max_length {contract.max_length}.",
+            code="too_long",
+            hint="raise --max-length, or shorten the rows",
+        )
+    if contract.output_head is OutputHead.GENERATE:
+        contract = contract.model_copy(update={"decoding": _decoding(task, train)})
+    validation = encode_rows(splits.validation[: task.validation_limit], contract, backbone)
+    encode_rows(splits.test[: task.test_limit], contract, backbone)  # a wrong label there is told now, not at the end
+    metric = task.metric or splits.metric or _USUAL.get(task.output_head, "loss")
+    return Prepared(task=task, contract=contract, splits=splits, train=train, validation=validation, metric=metric)
+
+
+def contract_of(task: Task, splits: Splits, backbone: Backbone) -> Contract:
+    multi = any(isinstance(row, LabelledRow) and row.multi for row in splits.train[:1])
+    named = task.output_head in (OutputHead.CLASSIFY, OutputHead.TAG)
+    return Contract(
+        output_head=task.output_head,
+        input_form="messages" if isinstance(splits.train[0], ChatRow) else "prompt",
+        template=task.template,
+        add_special_tokens=task.add_special_tokens,
+        max_length=min(task.max_length, backbone.config.max_positions),
+        truncation_side=task.truncation_side,
+        labels=(task.labels or splits.labels or labels_of(splits.train)) if named else (),
+        multi_label=multi,
+        description=task.description,
+    )
+
+
+def labels_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Every label of the training rows, in the alphabet's order."""
+    found = {label for row in rows for label in getattr(row, "labels", ())}
+    found |= {tag for row in rows for tag in getattr(row, "tags", ())}
+    return tuple(sorted(found))
+
+
+def _decoding(task: Task, train: EncodedRows) -> Decoding:
+    if task.max_tokens is not None:
+        return Decoding(max_tokens=task.max_tokens)
+    return Decoding(max_tokens=2 * max(example.count for example in train.examples))

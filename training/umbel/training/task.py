@@ -1,0 +1,130 @@
+"""What a person asks for: one adapter, trained on one dataset. Its fields are the long flags of ``umbel train``."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from umbel.core.contract import OutputHead
+from umbel.core.errors import ConfigError
+from umbel.core.names import check_name
+
+Decay = Literal["cosine", "linear", "constant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One adapter to train. Counts are of rows or optimizer steps, never of passes."""
+
+    name: str
+    """Name that the adapter is published under."""
+    data: str
+    """A JSONL file, a folder with train.jsonl, or the name of a dataset of the home."""
+    task: OutputHead | str
+    """The output head: generate, classify, regress, tag or embed."""
+    method: str = "lora"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The method's own settings, such as rank and alpha."""
+
+    labels: tuple[str, ...] = ()
+    """Order of the labels; read from the data where not given."""
+    template: str = "{text}"
+    """What a text is put into, with one {text} in it."""
+    add_special_tokens: bool = False
+    """Put the tokenizer's own special tokens (BOS) around the text."""
+    max_length: int = 512
+    """Most tokens of one input: longer texts are cut, rows with longer prompts left out."""
+    truncation_side: Literal["left", "right"] = "right"
+    max_tokens: int | None = None
+    """Default length of a generated answer; twice the longest one in the training rows."""
+    description: str = ""
+
+    epochs: float = 3.0
+    """Passes over the training rows; ``steps`` says it otherwise."""
+    steps: int | None = None
+    """Optimizer steps in all."""
+    batch_size: int = 16
+    """Rows of one optimizer step."""
+    micro_batch: int | None = None
+    """Most rows of this task in one forward pass; changes memory, not the result."""
+    lr: float | None = None
+    """Peak learning rate; by rule from the method and the backbone's width where not given."""
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises."""
+    decay: Decay = "cosine"
+    """How the learning rate falls to zero afterwards."""
+    weight_decay: float = 0.0
+    """Of matrices; vectors and gates are left alone."""
+    clip: float = 1.0
+    """Largest norm of this adapter's gradient; 0 clips nothing."""
+    seed: int = 0
+    limit: int | None = None
+    """Train on the first N rows only."""
+
+    validation: str | None = None
+    """A file of its own for validation."""
+    test: str | None = None
+    """A file of its own for the held-out test."""
+    validation_fraction: float = 0.1
+    """Share of a single file that is kept for validation, by a hash of the text."""
+    test_fraction: float = 0.1
+    """Share of a single file that is kept for the test, by a hash of the text."""
+    validation_limit: int = 256
+    """Validation rows looked at each time."""
+    test_limit: int = 500
+    """Held-out rows that the finished adapter is judged on."""
+    eval_every: int | None = None
+    """Steps between validations; an eighth of all where not given."""
+    patience: int | None = None
+    """Stop after so many validations without a better one."""
+    metric: str | None = None
+    """What the finished adapter is judged by; the dataset's own, or the usual one of the output head."""
+
+    head_depth: int = 0
+    """Hidden layers of the output head."""
+    head_width: int = 256
+    head_activation: Literal["gelu", "relu", "silu", "tanh"] = "gelu"
+    head_dropout: float = 0.0
+    pooling: Literal["last", "mean"] = "last"
+    """What a classifier reads: the last token's hidden state, or the mean over the text."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        object.__setattr__(self, "task", _output_head(self.task))
+        for name in ("max_length", "batch_size", "validation_limit", "test_limit"):
+            self._at_least(name, 1)
+        for name in ("max_tokens", "steps", "micro_batch", "limit", "eval_every", "patience"):
+            if getattr(self, name) is not None:
+                self._at_least(name, 1)
+        for name in ("weight_decay", "clip", "seed"):
+            self._at_least(name, 0)
+        self._inside("warmup", self.warmup, 0, 1)
+        self._inside("validation_fraction", self.validation_fraction, 0, 0.5)
+        self._inside("test_fraction", self.test_fraction, 0, 0.5)
+        if self.epochs <= 0 or (self.lr is not None and self.lr <= 0):
+            raise ConfigError("epochs and lr must be above 0.", param="lr" if self.epochs > 0 else "epochs")
+
+    def _at_least(self, name: str, least: int) -> None:
+        if getattr(self, name) < least:
+            raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.", param=name)
+
+    def _inside(self, name: str, value: float, low: float, high: float) -> None:
+        if not low <= value < high:
+            raise ConfigError(f"{name} must be at least {low} and below {high}, got {value}.", param=name)
+
+    @property
+    def output_head(self) -> OutputHead:
+        return OutputHead(self.task)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON that ``task_of`` reads back to an equal task."""
+        fields = {key: value for key, value in asdict(self).items() if key != "options"}
+        return {**fields, "task": str(self.task), **self.options}
+
+
+def _output_head(name: str) -> OutputHead:
+    try:
+        return OutputHead(name)
+    except ValueError:
+        raise ConfigError(
+            f"there is no output head {name!r}.", param="task", hint=f"choose from {', '.join(OutputHead)}"
+        ) from None

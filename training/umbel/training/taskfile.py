@@ -1,0 +1,103 @@
+"""Tasks out of TOML files and command-line flags. A key that nobody knows is an error that names the nearest one."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from umbel.adapters import catalog
+from umbel.core.errors import ConfigError
+from umbel.training.task import Task
+
+_PATHS = ("data", "validation", "test")
+
+
+def read_task(path: Path, flags: Mapping[str, Any] | None = None) -> Task:
+    """A task file, with flags on top. Paths in the file are relative to the file's own folder."""
+    try:
+        options = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no task file {path}.", code="task_file_not_found") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML ({error}).", code="invalid_toml") from None
+    for key in _PATHS:
+        if isinstance(options.get(key), str) and (path.parent / options[key]).exists():
+            options[key] = str(path.parent / options[key])
+    return task_of({**options, **(flags or {})}, where=str(path))
+
+
+def task_of(options: Mapping[str, Any], *, where: str = "the command line") -> Task:
+    """A task from flat options: the task's own, and the method's beside them.
+
+    Raises ConfigError: ``unknown_option`` with the nearest known name, ``missing_option``, ``invalid_option``.
+    """
+    method = str(options.get("method", "lora"))
+    own, theirs = known_options(), method_options(method)
+    if unknown := next((key for key in options if key not in own and key not in theirs), None):
+        raise _unknown(unknown, [*own, *theirs], method, where)
+    for key in ("name", "data", "task"):
+        if key not in options:
+            raise ConfigError(
+                f"{where} does not say the task's {key}.", code="missing_option", param=key, hint=f"add --{key}"
+            )
+    read = {key: _read(key, value, own.get(key, theirs.get(key)), where) for key, value in options.items()}
+    task = Task(
+        **{key: value for key, value in read.items() if key in own},
+        options={key: value for key, value in read.items() if key not in own},
+    )
+    catalog.configure(task.method, dict(task.options))  # wrong values are told now, not after loading a backbone
+    return task
+
+
+def known_options() -> dict[str, Any]:
+    """Name to type of everything a task has beside its method's options."""
+    hints = get_type_hints(Task)
+    return {field.name: hints[field.name] for field in fields(Task) if field.name != "options"}
+
+
+def method_options(method: str) -> dict[str, Any]:
+    """Name to type of a method's own options."""
+    config = catalog.method(method).config
+    hints = get_type_hints(config)
+    return {field.name: hints[field.name] for field in fields(config)}
+
+
+def defaults() -> dict[str, Any]:
+    """Name to default of a task's options that have one."""
+    return {field.name: field.default for field in fields(Task) if field.default is not MISSING}
+
+
+def _unknown(key: str, known: list[str], method: str, where: str) -> ConfigError:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return ConfigError(
+        f"{where}: there is no option {key!r} for method {method!r}.",
+        code="unknown_option",
+        param=key,
+        hint=f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}",
+    )
+
+
+def _read(key: str, value: Any, kind: Any, where: str) -> Any:
+    """The value in its field's type; texts from the command line are split at commas where a list is wanted."""
+    try:
+        found = TypeAdapter(kind).validate_python(_unfold(value, kind) if isinstance(value, str) else value)
+    except (ValidationError, json.JSONDecodeError) as error:
+        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not JSON"
+        raise ConfigError(f"{where}: {key} = {value!r}: {said}.", code="invalid_option", param=key) from None
+    return found
+
+
+def _unfold(text: str, kind: Any) -> Any:
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    origins = {get_origin(each) for each in kinds}
+    if tuple in origins:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if dict in origins:
+        return json.loads(text)
+    return text

@@ -1,0 +1,215 @@
+"""One adapter in training: its master tensors, its own optimizer, schedule and batches, and the best it has been."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from umbel.adapters import catalog
+from umbel.adapters.adapter import Adapter, fresh_adapter
+from umbel.adapters.head import HeadConfig
+from umbel.adapters.method import Run
+from umbel.adapters.sites import Sites
+from umbel.backbone.attention import WholeAttention
+from umbel.backbone.backbone import Backbone
+from umbel.backbone.decoder import Layer, Step
+from umbel.core.errors import ConfigError, UmbelError
+from umbel.training.batches import Batches
+from umbel.training.data.encode import Example
+from umbel.training.passes import Seat
+from umbel.training.prepared import Prepared
+from umbel.training.schedule import Schedule, default_learning_rate
+from umbel.training.task import Task
+
+
+class Status(StrEnum):
+    TRAINING = "training"
+    DONE = "done"
+    STOPPED = "stopped early"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What the validation rows said after so many steps."""
+
+    step: int
+    loss: float
+    """Mean over supervised tokens or rows, in nats (or squared error)."""
+    accuracy: float
+    """Share of them answered right."""
+
+
+@dataclass(eq=False)
+class Trainee:
+    """Nothing here is shared with another adapter: together or alone, its numbers are the same."""
+
+    prepared: Prepared
+    adapter: Adapter
+    optimizer: torch.optim.AdamW
+    batches: Batches
+    schedule: Schedule
+    eval_every: int
+    step: int = 0
+    """Optimizer steps taken."""
+    status: Status = Status.TRAINING
+    error: UmbelError | None = None
+    run: str = ""
+    """Id of its run in the run log."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    history: list[Validation] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    """Training loss of every step."""
+    tokens: int = 0
+    """Seen so far, padding not counted."""
+
+    @property
+    def task(self) -> Task:
+        return self.prepared.task
+
+    @property
+    def active(self) -> bool:
+        return self.status is Status.TRAINING
+
+    @property
+    def best_validation(self) -> Validation | None:
+        return min(self.history, key=lambda each: each.loss, default=None)
+
+    def seats(self, index: int, examples: Sequence[Example]) -> list[Seat]:
+        return [Seat(index, example, self.adapter.weights.num_virtual) for example in examples]
+
+    def next_rows(self) -> list[Example]:
+        """Rows of the step that comes."""
+        return [self.prepared.train.examples[place] for place in self.batches.at(self.step)]
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The tensors that steps move."""
+        return trained_tensors(self.adapter)
+
+    def take_step(self) -> float:
+        """Clips and applies the gradient; returns its norm before clipping. Not finite: nothing is applied."""
+        parameters = [tensor for tensor in self.trained.values() if tensor.grad is not None]
+        limit = self.task.clip or float("inf")
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        if norm == norm and norm != float("inf"):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.schedule.at(self.step)
+            self.optimizer.step()
+            self.step += 1
+        self.optimizer.zero_grad()
+        return norm
+
+    def fail(self, error: UmbelError) -> None:
+        self.status, self.error = Status.FAILED, error
+        self.optimizer.zero_grad()
+
+    def due(self) -> bool:
+        """Whether to look at the validation rows now."""
+        return self.step % self.eval_every == 0 or self.step == self.schedule.steps
+
+    def validated(self, found: Validation) -> None:
+        """Keeps the best tensors and ends the training where it is over."""
+        best = self.best_validation
+        self.history.append(found)
+        if best is None or found.loss < best.loss:
+            self.best = {name: tensor.detach().clone() for name, tensor in self.adapter.tensors.items()}
+        elif self._patience_is_over():
+            self.status = Status.STOPPED
+
+    def _patience_is_over(self) -> bool:
+        if self.task.patience is None:
+            return False
+        losses = [each.loss for each in self.history]
+        return len(losses) - 1 - losses.index(min(losses)) >= self.task.patience
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Puts the best tensors back, and frees what only training needs."""
+        for name, tensor in self.adapter.tensors.items():
+            tensor.copy_(self.best.get(name, tensor))
+            tensor.requires_grad_(False)
+        self.adapter.weights.bake()
+
+
+def trainee_of(prepared: Prepared, backbone: Backbone) -> Trainee:
+    """Fresh, at step 0. Masters are fp32 (float64 on a float64 backbone), on the backbone's device."""
+    task = prepared.task
+    adapter = fresh_adapter(
+        task.method,
+        dict(task.options),
+        prepared.contract,
+        backbone.shape,
+        backbone=backbone.fingerprint,
+        seed=task.seed,
+        head=HeadConfig(
+            depth=task.head_depth,
+            width=task.head_width,
+            activation=task.head_activation,
+            dropout=task.head_dropout,
+            pooling=task.pooling,
+        ),
+    )
+    _own_masters(adapter, backbone)
+    virtual = adapter.weights.num_virtual
+    lengths = [virtual + len(example.ids) for example in prepared.train.examples]
+    batches = Batches(lengths, batch_size=task.batch_size, seed=task.seed)
+    steps = batches.steps(epochs=task.epochs, steps=task.steps)
+    peak = task.lr or default_learning_rate(catalog.method(task.method), backbone.shape.hidden)
+    return Trainee(
+        prepared=prepared,
+        adapter=adapter,
+        optimizer=_optimizer(adapter, peak, task.weight_decay),
+        batches=batches,
+        schedule=Schedule.of(task, peak, steps),
+        eval_every=task.eval_every or max(1, round(steps / 8)),
+    )
+
+
+def trained_tensors(adapter: Adapter) -> dict[str, Tensor]:
+    """By name: what the method trains (encoders in place of what they make), and the output head."""
+    return {**{name: adapter.weights.tensors[name] for name in adapter.weights.trainable}, **adapter.head.tensors}
+
+
+def _own_masters(adapter: Adapter, backbone: Backbone) -> None:
+    dtype = torch.promote_types(backbone.dtype, torch.float32)
+    for tensors in (adapter.weights.tensors, adapter.head.tensors):
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.to(device=backbone.device, dtype=dtype).clone()
+    layers = [layer for layer in backbone.decoder.layers if isinstance(layer, Layer)]
+    adapter.weights.initialise(layers, runner(backbone))
+    trained = trained_tensors(adapter)
+    if not trained:
+        raise ConfigError(
+            f"method {adapter.method.name!r} under a {adapter.contract.output_head} head has nothing to train.",
+            code="nothing_to_train",
+            hint="choose another --method",
+        )
+    for tensor in trained.values():
+        tensor.requires_grad_()
+
+
+def runner(backbone: Backbone) -> Run:
+    """What methods that start from a text run the backbone with."""
+
+    @torch.no_grad()
+    def run(sites: Sites, tokens: int, text: str) -> None:
+        ids = backbone.tokenizer.encode(text)
+        if not ids:
+            raise ConfigError(f"init_text {text!r} has no tokens.", param="init_text")
+        row = torch.tensor([(ids * tokens)[:tokens]], device=backbone.device)
+        positions = torch.arange(tokens, device=backbone.device)[None]
+        backbone.decoder(row, Step(positions, WholeAttention(sites), sites))
+
+    return run
+
+
+def _optimizer(adapter: Adapter, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    tensors = trained_tensors(adapter).values()
+    groups = [
+        {"params": [tensor for tensor in tensors if tensor.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [tensor for tensor in tensors if tensor.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, foreach=True)

@@ -1,0 +1,142 @@
+"""One optimizer step of every adapter in training, in shared passes.
+
+Each adapter's loss is the sum over its own tokens (or rows) divided by their number in the whole window, so neither
+micro-batches nor other adapters weigh in; the losses are summed and each adapter steps with its own optimizer.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from umbel.adapters.dropout import row_keys
+from umbel.adapters.wear import dropout_of, fuse_all
+from umbel.backbone.backbone import Backbone
+from umbel.core.errors import UmbelError
+from umbel.training.forward import run_pass
+from umbel.training.passes import Packing, Seat, pack
+from umbel.training.trainee import Trainee, Validation
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What one step of one adapter did."""
+
+    loss: float
+    """Mean over its supervised tokens or rows."""
+    norm: float
+    """Of its gradient, before clipping."""
+    lr: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What every pass needs beside its rows; none of it changes a result."""
+
+    backbone: Backbone
+    packing: Packing
+    recompute: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+
+
+def take_window(machine: Machine, trainees: Sequence[Trainee]) -> dict[int, Stepped]:
+    """Steps every trainee once; those whose loss or gradient is not finite fail and leave, and the others go on.
+
+    A pass with a NaN is thrown away with all gradients of its window, so that nothing of it reaches a neighbour.
+    """
+    healthy = list(range(len(trainees)))
+    while healthy:
+        means, bad = _accumulate(machine, [trainees[i] for i in healthy])
+        if not bad:
+            return _step_all(trainees, healthy, means)
+        for place in bad:
+            trainees[healthy[place]].fail(_not_finite(trainees[healthy[place]], "loss"))
+        healthy = [i for place, i in enumerate(healthy) if place not in bad]
+        for i in healthy:
+            trainees[i].optimizer.zero_grad()
+    return {}
+
+
+def _accumulate(machine: Machine, trainees: Sequence[Trainee]) -> tuple[list[float], list[int]]:
+    """(mean loss of each, trainees whose loss is not finite); gradients are in the tensors afterwards."""
+    rows = [trainee.next_rows() for trainee in trainees]
+    counts = [sum(example.count for example in found) for found in rows]
+    seats = [seat for i, trainee in enumerate(trainees) for seat in trainee.seats(i, rows[i])]
+    most = {i: trainee.task.micro_batch for i, trainee in enumerate(trainees)}
+    means = [0.0] * len(trainees)
+    for part in pack(seats, machine.packing, most):
+        losses = _losses(machine, trainees, part, counts)
+        values = {i: float(loss.detach()) for i, loss in losses.items()}
+        if bad := [i for i, value in values.items() if not math.isfinite(value)]:
+            return means, bad
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        for i, value in values.items():
+            means[i] += value
+    return means, []
+
+
+def _losses(
+    machine: Machine, trainees: Sequence[Trainee], part: Sequence[Seat], counts: Sequence[int]
+) -> dict[int, Tensor]:
+    adapters = [trainee.adapter for trainee in trainees]
+    worn = fuse_all(adapters, dtype=machine.backbone.dtype)
+    keys = _dropout_keys(trainees, part)
+    keys = None if keys is None else keys.to(machine.backbone.device)
+    scores = run_pass(machine.backbone, adapters, worn, part, keys=keys, recompute=machine.recompute)
+    return {i: score.loss / counts[i] for i, score in scores.items()}
+
+
+def _dropout_keys(trainees: Sequence[Trainee], part: Sequence[Seat]) -> Tensor | None:
+    """[B] keys of each row's own adapter, step and index; None where nobody drops anything."""
+    if not any(dropout_of(t.adapter) > 0 or t.adapter.head.config.dropout > 0 for t in trainees):
+        return None
+    return row_keys(
+        torch.tensor([trainees[seat.trainee].task.seed for seat in part]),
+        torch.tensor([trainees[seat.trainee].step for seat in part]),
+        torch.tensor([seat.example.index for seat in part]),
+    )
+
+
+def _step_all(trainees: Sequence[Trainee], healthy: Sequence[int], means: Sequence[float]) -> dict[int, Stepped]:
+    done: dict[int, Stepped] = {}
+    for place, i in enumerate(healthy):
+        trainee = trainees[i]
+        lr, tokens = trainee.schedule.at(trainee.step), sum(len(example.ids) for example in trainee.next_rows())
+        norm = trainee.take_step()
+        if not math.isfinite(norm):
+            trainee.fail(_not_finite(trainee, "gradient"))
+            continue
+        trainee.tokens += tokens
+        trainee.losses.append(means[place])
+        done[i] = Stepped(means[place], norm, lr, tokens)
+    return done
+
+
+def _not_finite(trainee: Trainee, what: str) -> UmbelError:
+    return UmbelError(
+        f"{trainee.task.name}: the {what} of step {trainee.step + 1} is not a finite number.",
+        code="not_finite",
+        hint=f"train it again with a smaller --lr than {trainee.schedule.peak:g}, or a longer --warmup",
+    )
+
+
+@torch.no_grad()
+def validate(machine: Machine, trainees: Sequence[Trainee]) -> None:
+    """Looks at the validation rows of all trainees that are due, in shared passes without gradients."""
+    there = [trainee for trainee in trainees if trainee.prepared.validation.examples]
+    if not there:
+        return
+    adapters = [trainee.adapter for trainee in there]
+    worn = fuse_all(adapters, dtype=machine.backbone.dtype)
+    seats = [seat for i, t in enumerate(there) for seat in t.seats(i, t.prepared.validation.examples)]
+    loss, right, count = [0.0] * len(there), [0] * len(there), [0] * len(there)
+    for part in pack(seats, machine.packing):
+        for i, score in run_pass(machine.backbone, adapters, worn, part).items():
+            loss[i] += float(score.loss)
+            right[i] += int(score.right)
+            count[i] += score.count
+    for i, trainee in enumerate(there):
+        trainee.validated(Validation(trainee.step, loss[i] / count[i], right[i] / count[i]))
