@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from umbel.backbone.fingerprint import identity
-from umbel.backbone.installed import find, installed, remove
+from umbel.backbone.installed import Source, find, installed, remove
 from umbel.backbone.layout import gather
 from umbel.backbone.pull import CATALOG, pull
 from umbel.backbone.tiny import tiny_backbone
@@ -150,6 +150,19 @@ def test_a_name_is_never_given_to_another_source(settings, source, tmp_path):
         pull(settings, str(other), name="x")
     assert "umbel backbones rm x" in str(refused.value.hint)
     assert identity(find(settings, "x").folder) == identity(source)
+
+
+def test_what_is_not_accepted_leaves_nothing(settings, source):
+    seen = []
+
+    def refuse(name: str, folder: Path, origin: Source) -> None:
+        seen.append((name, identity(folder), origin.source))
+        raise Conflict("an adapter has this name")
+
+    with pytest.raises(Conflict, match="an adapter"):
+        pull(settings, str(source), accept=refuse)
+    assert seen == [("my-llama", identity(source), f"folder:{source}")]
+    assert installed(settings) == []
 
 
 def test_an_unknown_name_is_answered_with_what_can_be_pulled(settings):

@@ -191,6 +191,87 @@ def test_a_pulled_folder_is_listed_shown_and_removed(capsys, home, tmp_path):
     assert umbel(capsys, "backbones", "show", "tiny")[0] == 3
 
 
+def test_a_pulled_backbone_is_known_to_the_registry_until_it_is_removed(capsys, home, tmp_path):
+    from umbel.backbone.fingerprint import identity
+    from umbel.backbone.tiny import tiny_backbone
+    from umbel.registry.registry import Registry
+
+    same = identity(tiny_backbone(tmp_path / "tiny"))
+    umbel(capsys, "pull", "backbone", str(tmp_path / "tiny"))
+    with Registry.open() as registry:
+        known = registry.backbones.get("tiny")
+    assert (known.fingerprint, known.tokenizer_sha, known.chat_template_sha) == (
+        same.fingerprint,
+        same.tokenizer_sha,
+        same.chat_template_sha,
+    )
+    code, _, err = umbel(capsys, "pull", "backbone", str(tmp_path / "tiny"), "--name", "twin")
+    assert code == 4
+    assert "'tiny'" in err  # the same weights under two names would split their adapters
+    assert not (home / "backbones/twin").exists()
+    umbel(capsys, "backbones", "rm", "tiny")
+    with Registry.open() as registry:
+        assert registry.backbones.list() == ()
+
+
+def test_pulling_again_mends_a_registry_that_was_lost(capsys, home, tmp_path):
+    from umbel.backbone.tiny import tiny_backbone
+    from umbel.registry.registry import Registry
+
+    source = str(tiny_backbone(tmp_path / "tiny"))
+    umbel(capsys, "pull", "backbone", source)
+    for file in home.glob("registry.db*"):
+        file.unlink()
+    assert umbel(capsys, "pull", "backbone", source)[0] == 0
+    with Registry.open() as registry:
+        assert [backbone.name for backbone in registry.backbones.list()] == ["tiny"]
+
+
+def test_a_backbone_that_adapters_need_is_removed_only_by_force(capsys, home, tmp_path):
+    from umbel.backbone.tiny import tiny_backbone
+    from umbel.core.contract import Contract, OutputHead
+    from umbel.core.manifest import WEIGHTS_FILE
+    from umbel.registry.registry import Registry
+
+    umbel(capsys, "pull", "backbone", str(tiny_backbone(tmp_path / "tiny")))
+    with Registry.open() as registry:
+        registry.publish(
+            {WEIGHTS_FILE: b"weights"},
+            name="mood",
+            method="none",
+            config={},
+            contract=Contract(output_head=OutputHead.GENERATE),
+            backbone=registry.backbones.get("tiny").fingerprint,
+        )
+    code, _, err = umbel(capsys, "backbones", "rm", "tiny")
+    assert code == 4
+    assert "--force" in err
+    assert (home / "backbones/tiny").is_dir()
+    assert umbel(capsys, "backbones", "rm", "tiny", "--force")[0] == 0
+    assert not (home / "backbones/tiny").exists()
+    assert umbel(capsys, "pull", "backbone", str(tmp_path / "tiny"))[0] == 0
+
+
+def test_a_name_that_an_adapter_has_is_not_given_to_a_backbone(capsys, home, tmp_path):
+    from umbel.backbone.tiny import tiny_backbone
+    from umbel.core.contract import Contract, OutputHead
+    from umbel.core.digests import digest_bytes
+    from umbel.core.manifest import WEIGHTS_FILE
+    from umbel.registry.registry import Registry
+
+    with Registry.open() as registry:
+        registry.publish(
+            {WEIGHTS_FILE: b"weights"},
+            name="mood",
+            method="none",
+            config={},
+            contract=Contract(output_head=OutputHead.GENERATE),
+            backbone=digest_bytes(b"another"),
+        )
+    assert umbel(capsys, "pull", "backbone", str(tiny_backbone(tmp_path / "tiny")), "--name", "mood")[0] == 4
+    assert not (home / "backbones/mood").exists()
+
+
 def test_quiet_is_quiet(capsys, home, tmp_path):
     from umbel.backbone.tiny import tiny_backbone
 

@@ -173,7 +173,7 @@ def test_a_pulled_dataset_says_what_it_is(settings):
     assert sum(info.rows.values()) == 3
     assert (info.licence, info.metric, info.output_head) == ("MIT", "accuracy", "classify")
     assert info.labels == ("negative", "neutral", "positive")
-    assert info.files == {name: digest_file(dataset.folder / name) for name in info.files}
+    assert info.files == {name: digest_file(dataset.split(name)) for name in SPLITS}
     assert info.digest == digest_json(info.files)
     assert installed(settings) == [find(settings, "tweets-sentiment")] == [dataset]
 

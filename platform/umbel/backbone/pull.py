@@ -54,7 +54,17 @@ class _Plan:
     fill: Callable[[Path], Source]
 
 
-def pull(settings: Settings, what: str, *, name: str | None = None, say: Say = silent) -> InstalledBackbone:
+Accept = Callable[[str, Path, Source], None]
+"""Sees name, finished folder and source before the name is taken; what it raises leaves nothing behind."""
+
+
+def accept_all(_name: str, _folder: Path, _source: Source) -> None:
+    """An ``Accept`` that asks for nothing."""
+
+
+def pull(
+    settings: Settings, what: str, *, name: str | None = None, say: Say = silent, accept: Accept = accept_all
+) -> InstalledBackbone:
     """Brings one backbone into the home and returns it; a second pull of the same source does nothing.
 
     ``what`` is one of the three forms above; ``name`` replaces the name it would get. Raises UsageError
@@ -69,7 +79,9 @@ def pull(settings: Settings, what: str, *, name: str | None = None, say: Say = s
         if there:
             return there
         with building(target) as folder:
-            plan.fill(folder).write(folder)
+            source = plan.fill(folder)
+            source.write(folder)
+            accept(plan.name, folder, source)
     return find(settings, plan.name)
 
 

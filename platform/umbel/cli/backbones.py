@@ -51,11 +51,18 @@ def show(name: Name, as_json: Json = False) -> None:
 
 
 @app.command(epilog=examples("umbel backbones rm smollm2-135m-instruct"))
-def rm(name: Name, as_json: Json = False) -> None:
-    """Remove a backbone from the home. Adapters made for it stay, and serve again once it is pulled again."""
-    from umbel.backbone.installed import remove
+def rm(
+    name: Name,
+    force: Annotated[bool, typer.Option("--force", help="Even while adapters are bound to it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove a backbone from the home. Adapters made for it stay, and answer again once it is pulled again."""
+    from umbel.backbone.installed import find, remove
+    from umbel.cli.known import forget_backbone
 
-    gone = remove(Settings.load(), name)
+    settings = Settings.load()
+    forget_backbone(settings, find(settings, name).name, force=force)
+    gone = remove(settings, name)
     if as_json:
         return print_json({"removed": gone})
     return typer.echo(f"Removed {gone.name}, {human_bytes(gone.bytes)}")

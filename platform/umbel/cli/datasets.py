@@ -61,10 +61,13 @@ def show(name: Name, as_json: Json = False) -> None:
 
 @app.command(epilog=examples("umbel datasets rm drug-reviews"))
 def rm(name: Name, as_json: Json = False) -> None:
-    """Remove a dataset from the home."""
+    """Remove a dataset from the home. Versions trained on it keep its digest."""
+    from umbel.cli.known import forget_dataset
     from umbel.training.data.installed import remove
 
-    gone = remove(Settings.load(), name)
+    settings = Settings.load()
+    gone = remove(settings, name)
+    forget_dataset(settings, name)
     if as_json:
         return print_json({"removed": gone})
     return typer.echo(f"Removed {gone.name}, {human_bytes(gone.bytes)}")

