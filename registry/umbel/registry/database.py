@@ -77,6 +77,7 @@ def upsert(session: Session, table: type[Base], values: dict[str, Any], *, keep:
     key = [column.name for column in inspect(table).primary_key]
     statement = dialect.insert(table).values(values)
     changes = {name: statement.excluded[name] for name in values if name not in {*key, *keep}}
+    changes = changes or {key[0]: statement.excluded[key[0]]}  # to "do nothing" would not lock
     session.execute(statement.on_conflict_do_update(index_elements=key, set_=changes))
 
 

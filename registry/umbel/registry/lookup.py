@@ -96,8 +96,17 @@ def _matching(statement: Select[*Ts], ref: AdapterRef) -> Select[*Ts]:
     return statement.join(AliasRow, pointing).where(AliasRow.alias == (ref.alias or CHAMPION))
 
 
+def removed(name: str) -> NotFound:
+    return NotFound(
+        f"the adapter {name!r} was removed.",
+        code="adapter_not_found",
+        hint="publish it again, or umbel adapters list",
+    )
+
+
 def _missing(session: Session, ref: AdapterRef) -> NotFound:
-    adapter_row(session, ref.name)
+    if adapter_row(session, ref.name).removed_at is not None:
+        return removed(ref.name)
     show = f"umbel adapters show {ref.name} lists versions and aliases"
     if ref.number is not None or ref.digest is not None or ref.alias == LATEST:
         return NotFound(f"there is no {ref}.", code="version_not_found", hint=show)

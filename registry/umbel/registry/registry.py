@@ -9,16 +9,25 @@ from umbel.core.contract import Contract
 from umbel.core.protocols import StoredAdapter, VersionRef
 from umbel.core.settings import Settings
 from umbel.registry import migrate
+from umbel.registry.adapters import Adapters
 from umbel.registry.aliases import Aliases
 from umbel.registry.audit import Audit, who
+from umbel.registry.backbones import Backbones
 from umbel.registry.database import Database
+from umbel.registry.datasets import Datasets
 from umbel.registry.draft import Draft, Source, code_version, plain_json, split_card
+from umbel.registry.evaluations import Evaluations
+from umbel.registry.experiments import Experiments
 from umbel.registry.fetch import Fetcher
+from umbel.registry.gc import GRACE_MS, Collector
+from umbel.registry.idempotency import Idempotency
+from umbel.registry.keys import Keys
 from umbel.registry.publish import Publisher
-from umbel.registry.records import Version
+from umbel.registry.records import GcReport, VerifyReport, Version
 from umbel.registry.runs import Runs
 from umbel.registry.store import BlobStore
 from umbel.registry.tags import Tags
+from umbel.registry.verify import Verifier
 from umbel.registry.versions import Versions
 
 
@@ -29,10 +38,17 @@ class Registry:
         self.settings = settings
         self.database = database
         self.store = store
+        self.adapters = Adapters(database)
         self.versions = Versions(database)
         self.aliases = Aliases(database)
         self.tags = Tags(database)
         self.runs = Runs(database)
+        self.backbones = Backbones(database)
+        self.datasets = Datasets(database)
+        self.evaluations = Evaluations(database)
+        self.experiments = Experiments(database)
+        self.keys = Keys(database)
+        self.idempotency = Idempotency(database)
         self.audit = Audit(database)
         self._publisher = Publisher(database, store)
         self._fetcher = Fetcher(database, store, settings.cache / "adapters")
@@ -118,6 +134,15 @@ class Registry:
             actor=who(actor),
         )
         return self._publisher.publish(draft, kept, validate)
+
+    def gc(self, *, dry_run: bool = True, grace_ms: int = GRACE_MS, actor: str | None = None) -> GcReport:
+        """Removes what nothing needs; by default only says what that is."""
+        collector = Collector(self.database, self.store, self._fetcher.cache)
+        return collector.collect(dry_run=dry_run, grace_ms=grace_ms, actor=actor)
+
+    def verify(self, *, deep: bool = False) -> VerifyReport:
+        """Whether every version is whole; ``deep`` reads every byte and quarantines what is wrong."""
+        return Verifier(self.database, self.store).verify(deep=deep)
 
     def start(self, *, name: str, params: Mapping[str, Any], seed: int) -> str:
         return self.runs.start(name=name, params=params, seed=seed)

@@ -9,6 +9,7 @@ or not at all, and is on the disk (fsync of the file, then of its folder) before
 """
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -57,7 +58,8 @@ class BlobStore:
         with disk(self.root):
             folder.mkdir(mode=0o700)
         try:
-            yield folder
+            with _holding(folder):
+                yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -150,8 +152,32 @@ def disk(root: Path) -> Iterator[None]:
         ) from error
 
 
+def held(folder: Path) -> bool:
+    """Whether the process that works in a staging folder lives; the kernel drops its lock when it dies."""
+    try:
+        with _holding(folder, wait=False):
+            return False
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+
+
+@contextmanager
+def _holding(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _link(file: Path, target: Path) -> None:
     try:
         os.link(file, target)
     except FileExistsError:
-        os.utime(target)  # its grace before gc starts anew
+        try:
+            os.utime(target)  # its grace before gc starts anew
+        except FileNotFoundError:  # gc was quicker
+            os.link(file, target)

@@ -1,0 +1,40 @@
+"""Counting an experiment in the database: units, not requests, since requests of one unit are not independent."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from umbel.registry.models import ExposureRow, OutcomeRow
+from umbel.registry.records import Arm, ArmCounts, MetricSums
+
+
+def tally(session: Session, experiment: str, arms: Sequence[Arm]) -> tuple[ArmCounts, ...]:
+    exposed, sums = _exposed(session, experiment), _sums(session, experiment)
+    return tuple(ArmCounts(arm=arm, exposed=exposed.get(arm.name, 0), metrics=sums.get(arm.name, {})) for arm in arms)
+
+
+def _exposed(session: Session, experiment: str) -> dict[str, int]:
+    counted = select(ExposureRow.arm, func.count()).where(ExposureRow.experiment_id == experiment)
+    return dict(session.execute(counted.group_by(ExposureRow.arm)).tuples().all())
+
+
+def _sums(session: Session, experiment: str) -> dict[str, dict[str, MetricSums]]:
+    unit = (
+        select(OutcomeRow.unit_hash, OutcomeRow.metric, func.avg(OutcomeRow.value).label("value"))
+        .where(OutcomeRow.experiment_id == experiment)
+        .group_by(OutcomeRow.unit_hash, OutcomeRow.metric)
+        .subquery()
+    )
+    total, squares = func.sum(unit.c.value), func.sum(unit.c.value * unit.c.value)
+    statement = (
+        select(ExposureRow.arm, unit.c.metric, func.count(), total, squares)
+        .join(unit, unit.c.unit_hash == ExposureRow.unit_hash)
+        .where(ExposureRow.experiment_id == experiment)
+        .group_by(ExposureRow.arm, unit.c.metric)
+        .order_by(ExposureRow.arm, unit.c.metric)
+    )
+    sums: dict[str, dict[str, MetricSums]] = {}
+    for arm, metric, count, first, second in session.execute(statement):
+        sums.setdefault(arm, {})[metric] = MetricSums(count, float(first), float(second))
+    return sums
