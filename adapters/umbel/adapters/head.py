@@ -32,7 +32,8 @@ class HeadConfig:
     activation: Literal["gelu", "relu", "silu", "tanh"] = "gelu"
     dropout: float = 0.0
     """In training only, before each layer."""
-    pooling: Pooling = "last"
+    pooling: Pooling | None = None
+    """None is the output head's own way; a configured head always has one."""
     bias: bool = False
     """Whether the last layer has one: HF's sequence classifiers have none, its token classifiers do."""
 
@@ -62,11 +63,6 @@ class Head(ABC):
         """The config completed from the contract (number of labels, pooling); ConfigError where they disagree."""
 
     @classmethod
-    def peft_default(cls) -> HeadConfig:
-        """The head that HF's model class for this task has on top."""
-        return HeadConfig()
-
-    @classmethod
     def expected(cls, config: HeadConfig, hidden: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes: ``score.weight`` [outputs, D], and ``score_layers.{i}.weight/bias`` for hidden layers."""
         sizes: dict[str, tuple[int, ...]] = {}
@@ -88,6 +84,11 @@ class Head(ABC):
             for name, size in cls.expected(config, hidden).items()
         }
         return cls(config, hidden, tensors)
+
+    @property
+    def pooling(self) -> Pooling:
+        assert self.config.pooling is not None, "configure() chooses one"
+        return self.config.pooling
 
     @property
     def num_parameters(self) -> int:

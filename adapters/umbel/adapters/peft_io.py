@@ -120,7 +120,7 @@ def import_folder(
     raw.finish()
     contract = contract or _contract_of(task, labels, folder, method)
     kind = catalog.head(contract.output_head)
-    head = kind.configure(contract, kind.peft_default(), shape.hidden)
+    head = kind.configure(contract, HeadConfig(), shape.hidden)
     return assemble(folder, method, config, head, contract, shape, backbone=backbone)
 
 

@@ -27,9 +27,9 @@ class ClassifyHead(Head):
                 code="label_count_mismatch",
                 hint="pass --labels with one name for each row of score.weight",
             )
-        if config.pooling not in ("last", "mean"):
+        if config.pooling not in (None, "last", "mean"):
             raise ConfigError(f"pooling {config.pooling!r} does not suit classification.", hint="use last or mean")
-        return replace(config, outputs=labels)
+        return replace(config, outputs=labels, pooling=config.pooling or "last")
 
 
 def probabilities(logits: Tensor, *, multi_label: bool) -> Tensor:

@@ -20,16 +20,12 @@ class EmbedHead(Head):
     kind = OutputHead.EMBED
 
     @classmethod
-    def peft_default(cls) -> HeadConfig:
-        return HeadConfig(pooling="mean")
-
-    @classmethod
     def configure(cls, contract: Contract, config: HeadConfig, hidden: int) -> HeadConfig:
-        if config.pooling not in ("last", "mean"):
-            return replace(config, pooling="mean")
+        if config.pooling not in (None, "last", "mean"):
+            raise ConfigError(f"pooling {config.pooling!r} does not suit an embedding.", hint="use mean or last")
         if config.depth and not config.outputs:
             raise ConfigError("an embedding with hidden layers needs outputs.", param="outputs")
-        return config
+        return replace(config, pooling=config.pooling or "mean")
 
     @classmethod
     def expected(cls, config: HeadConfig, hidden: int) -> dict[str, tuple[int, ...]]:

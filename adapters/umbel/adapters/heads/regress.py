@@ -18,9 +18,9 @@ class RegressHead(Head):
             raise ConfigError(
                 f"a regression has one output, the head has {config.outputs}.", code="label_count_mismatch"
             )
-        if config.pooling not in ("last", "mean"):
+        if config.pooling not in (None, "last", "mean"):
             raise ConfigError(f"pooling {config.pooling!r} does not suit regression.", hint="use last or mean")
-        return replace(config, outputs=1)
+        return replace(config, outputs=1, pooling=config.pooling or "last")
 
 
 HEAD = RegressHead

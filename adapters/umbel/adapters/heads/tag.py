@@ -13,10 +13,6 @@ class TagHead(Head):
     kind = OutputHead.TAG
 
     @classmethod
-    def peft_default(cls) -> HeadConfig:
-        return HeadConfig(bias=True, pooling="tokens")
-
-    @classmethod
     def configure(cls, contract: Contract, config: HeadConfig, hidden: int) -> HeadConfig:
         if config.outputs not in (0, len(contract.labels)):
             raise ConfigError(
