@@ -24,6 +24,12 @@ class Tokenizer:
         """``special`` puts the tokenizer's own special tokens (BOS) around."""
         return list(self.hf.encode(text, add_special_tokens=special))
 
+    def encode_all(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+        """``encode`` of many texts at once, which is much faster than one by one."""
+        if not texts:
+            return []
+        return [list(ids) for ids in self.hf(list(texts), add_special_tokens=special)["input_ids"]]
+
     def chat(self, messages: Sequence[Message], *, reply: bool = True) -> list[int]:
         """Ids of a conversation in the backbone's own template; ``reply`` opens the assistant's turn."""
         return self.encode(self.chat_text(messages, reply=reply))
