@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from umbel.adapters import DEFAULT_METHOD
 from umbel.core.contract import OutputHead
 from umbel.core.errors import ConfigError
 from umbel.core.names import check_name
@@ -21,7 +22,7 @@ class Task:
     """A JSONL file, a folder with train.jsonl, or the name of a dataset of the home."""
     task: OutputHead | str
     """The output head: generate, classify, regress, tag or embed."""
-    method: str = "lora"
+    method: str = DEFAULT_METHOD
     options: Mapping[str, Any] = field(default_factory=dict)
     """The method's own settings, such as rank and alpha."""
 

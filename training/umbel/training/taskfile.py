@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from umbel.adapters import catalog
+from umbel.adapters import DEFAULT_METHOD, catalog
 from umbel.core.errors import ConfigError
 from umbel.training.task import Task
 
@@ -37,7 +37,7 @@ def task_of(options: Mapping[str, Any], *, where: str = "the command line") -> T
 
     Raises ConfigError: ``unknown_option`` with the nearest known name, ``missing_option``, ``invalid_option``.
     """
-    method = str(options.get("method", "lora"))
+    method = str(options.get("method", DEFAULT_METHOD))
     own, theirs = known_options(), method_options(method)
     if unknown := next((key for key in options if key not in own and key not in theirs), None):
         raise _unknown(unknown, [*own, *theirs], method, where)
