@@ -1,0 +1,23 @@
+"""What every test stands on: the home that `make assets` fills, few threads, and no stray `__init__.py`."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+os.environ.setdefault("UMBEL_HOME", str(ROOT / ".umbel"))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+# Two pools that spin for work slow each other down many times over on a small machine
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """A stray __init__.py hides three of the four source roots, or the standard library's `platform`."""
+    found = subprocess.run(["sh", "scripts/no_stray_init.sh"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if found.returncode:
+        pytest.exit(found.stderr.strip(), returncode=4)
