@@ -1,0 +1,37 @@
+"""``umbel promote``: give a version the traffic of the bare name."""
+
+from typing import Annotated
+
+import typer
+
+from umbel.cli.alias import Evidence, Expect, Reason, point
+from umbel.cli.console import Json, examples, print_json
+from umbel.cli.opened import open_registry
+from umbel.core.names import CHAMPION
+
+app = typer.Typer(help="Make a version the one that the bare name answers with.")
+
+
+@app.command(
+    epilog=examples(
+        "umbel promote mood:3",
+        "umbel promote mood@canary --reason 'won the experiment' --evidence exp-01k9",
+        "umbel promote mood:3 --expect 2",
+    )
+)
+def promote(
+    version: Annotated[str, typer.Argument(help="name:3 or name@alias.", metavar="NAME:N")],
+    expect: Expect = None,
+    reason: Reason = None,
+    evidence: Evidence = None,
+    as_json: Json = False,
+) -> None:
+    """Make a version the one that the bare name answers with. Publishing never does this; `umbel rollback` undoes it."""
+    with open_registry() as registry:
+        event = point(registry, version, CHAMPION, expect=expect, reason=reason, evidence=evidence)
+    if as_json:
+        return print_json(event)
+    if event.origin == event.target:
+        return typer.echo(f"{event.name} answers with {event.name}:{event.target} already")
+    was = "" if event.origin is None else f" (was {event.name}:{event.origin}; undo: umbel rollback {event.name})"
+    return typer.echo(f"{event.name} now answers with {event.name}:{event.target}{was}")
