@@ -1,6 +1,8 @@
 """The serving engine: one backbone, many adapters, rows of any of them in one step."""
 
+from umbel.engine.engine import Engine, Stats
 from umbel.engine.handle import Handle
+from umbel.engine.loop import EngineThread
 from umbel.engine.requests import (
     Alternative,
     Answer,
@@ -21,6 +23,8 @@ from umbel.engine.requests import (
 __all__ = [
     "Alternative",
     "Answer",
+    "Engine",
+    "EngineThread",
     "Event",
     "FinishReason",
     "Finished",
@@ -31,6 +35,7 @@ __all__ = [
     "Prompt",
     "Request",
     "Scored",
+    "Stats",
     "Timing",
     "Token",
     "Usage",

@@ -26,6 +26,10 @@ class Handle:
         self._async_arrived: asyncio.Event | None = None
         self._done = False
 
+    def on_cancel(self, call: Callable[[], None]) -> None:
+        """Called by the engine: what ``cancel`` tells."""
+        self._on_cancel = call
+
     def cancel(self) -> None:
         """Stops the request; safe from any thread, at any time, more than once. ``Finished`` still comes."""
         self.cancelled = True

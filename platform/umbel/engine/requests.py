@@ -16,7 +16,7 @@ from torch import Tensor
 from umbel.core.errors import UmbelError
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
-"""``stop``: end of text, a stop token or a stop string. ``length``: ``max_tokens`` are there (pooling: always)."""
+"""``stop``: end of text, a stop token or a stop string; pooling always. ``length``: ``max_tokens`` are there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

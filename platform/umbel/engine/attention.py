@@ -1,0 +1,108 @@
+"""Attention of a flat step through the KV cache: first one token of each decoding row, then chunks of prefilling rows.
+
+Shape letters here:  R decoding rows   T tokens of a chunk   N query heads   G key/value heads   n = N/G
+                     L places looked at   D head width   X independent products
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from umbel.core.shape import BackboneShape
+from umbel.engine.kv import KEYS_STEP, KVCache, round_up
+
+_SMALL_PRODUCT = 400
+"""ATen multiplies batches of fewer multiply-adds each by a loop of its own, with other rounding than oneDNN's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive tokens of one row in a flat step."""
+
+    slot: int
+    start: int
+    """Position of the first."""
+    count: int
+    at: int
+    """Place of the first in the batch."""
+
+
+class CachedAttention:
+    """Writes the step's keys and values, then attends to each row's own places up to its position.
+
+    Rows 0..R-1 of the batch are the decoding rows of slots 0..R-1 at ``positions``; spans follow. Rows beyond are
+    padding and receive the first row's context.
+    """
+
+    def __init__(self, cache: KVCache, shape: BackboneShape, positions: Sequence[int], spans: Sequence[Span]) -> None:
+        self.cache, self.spans, self.rows = cache, spans, len(positions)
+        self.kv_heads, self.group = shape.kv_heads, shape.heads // shape.kv_heads
+        self.scale = shape.head_dim**-0.5
+        self.least = _least_keys(self.group, shape.head_dim)
+        self.device = cache.slabs.device
+        if positions:
+            at = torch.tensor(positions, device=self.device)
+            self.length = self._visible(max(positions) + 1)
+            self.places = cache.places(at)
+            self.hidden = (torch.arange(self.length, device=self.device) > at[:, None])[:, None, None]
+        self.masks = [self._causal(span) for span in spans]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B,N,1,D], k and v [B,G,1,D] -> [B,N,1,D]."""
+        if not self.spans and q.shape[0] == self.rows:
+            return self._decode(layer, q, k, v)
+        context = torch.empty_like(q)
+        if self.rows:
+            at = slice(0, self.rows)
+            context[at] = self._decode(layer, q[at], k[at], v[at])
+        for span, mask in zip(self.spans, self.masks, strict=True):
+            at = slice(span.at, span.at + span.count)
+            context[at] = self._chunk(layer, span, mask, q[at], k[at], v[at])
+        used = self.rows + sum(span.count for span in self.spans)
+        context[used:] = context[:1]
+        return context
+
+    def _decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.cache.write(layer, self.places, k, v)
+        keys, values = (slab[: self.rows].flatten(0, 1)[:, : self.length] for slab in self.cache.layer(layer))
+        grouped = q.reshape(self.rows * self.kv_heads, self.group, -1)
+        context = self._attend(grouped, keys, values, self.hidden, (self.rows, self.kv_heads, -1, self.length))
+        return context.reshape(q.shape)
+
+    def _chunk(self, layer: int, span: Span, mask: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = (slab[span.slot] for slab in self.cache.layer(layer))
+        here = slice(span.start, span.start + span.count)
+        keys[:, here], values[:, here] = k[:, :, 0].transpose(0, 1), v[:, :, 0].transpose(0, 1)
+        length, width = mask.shape[-1], q.shape[-1]
+        grouped = q.reshape(span.count, self.kv_heads, self.group, width).permute(1, 2, 0, 3)
+        grouped = grouped.reshape(self.kv_heads, -1, width)
+        shape = (self.kv_heads, -1, span.count, length)
+        context = self._attend(grouped, keys[:, :length], values[:, :length], mask, shape)
+        return context.view(self.kv_heads, self.group, span.count, width).permute(2, 0, 1, 3).reshape(q.shape)
+
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, masked: tuple[int, ...]) -> Tensor:
+        """q [X,m,D], keys and values [X,L,D] -> [X,m,D]. ``hidden`` broadcasts over the scores seen as ``masked``."""
+        rows = q.shape[1]
+        if rows == 1:  # never a product of a lone row (correctness rule 2)
+            q = q.expand(-1, 2, -1)
+        scores = torch.bmm(q, keys.transpose(1, 2))
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).mul_(self.scale)
+        scores.view(masked).masked_fill_(hidden, float("-inf"))  # a fill, not a sum: freed keys may be anything
+        return torch.bmm(F.softmax(scores, -1).to(values.dtype), values)[:, :rows]
+
+    def _visible(self, count: int) -> int:
+        return min(max(round_up(count), self.least), self.cache.length)
+
+    def _causal(self, span: Span) -> Tensor:
+        """[T, L] true where a key is hidden."""
+        length = self._visible(span.start + span.count)
+        at = torch.arange(span.start, span.start + span.count, device=self.device)
+        return torch.arange(length, device=self.device) > at[:, None]
+
+
+def _least_keys(group: int, width: int) -> int:
+    """Fewest places looked at, so that a product has the same kernel at every length."""
+    return round_up(max(KEYS_STEP, -(-_SMALL_PRODUCT // (max(group, 2) * width))))

@@ -1,0 +1,61 @@
+"""What the rows of a step wear: slots of the bank's stacks, laid out for the flat batch."""
+
+from collections.abc import Sequence
+
+import torch
+
+from umbel.adapters.rows import plan_rows
+from umbel.adapters.sites import BARE, Composite, Sites
+from umbel.adapters.wear import batch_of
+from umbel.engine.resident import Resident
+from umbel.engine.slots import Stack
+
+Worn = tuple[int, Resident | None]
+"""(place in the batch, what it wears)."""
+
+
+class Dresser:
+    """Builds a step's ``Sites``. The decoding rows' part is kept as long as the same rows wear the same slots.
+
+    Decoding rows and prompts are grouped apart: a chunk of 128 tokens of one adapter must not fill up the groups of
+    adapters that decode one token.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._key: object = None
+        self._kept: list[Sites] = []
+
+    def dress(self, decode: Sequence[Resident | None], prompts: Sequence[Worn], batch: int) -> Sites:
+        """Row i of the batch wears ``decode[i]``; ``prompts`` say for themselves which place they mean."""
+        key = batch, tuple(_place(resident) for resident in decode)
+        if key != self._key:
+            self._key, self._kept = key, self.parts(list(enumerate(decode)), batch)
+        parts = self._kept + self.parts(prompts, batch) if prompts else self._kept
+        return Composite(parts) if parts else BARE
+
+    def lm_head(self, wanted: Sequence[Resident | None]) -> Sites:
+        """For the batch of wanted places, where some adapter acts on lm_head."""
+        if not any(resident is not None and resident.adapts_lm_head for resident in wanted):
+            return BARE
+        worn = [(m, r) for m, r in enumerate(wanted) if r is not None and r.adapts_lm_head]
+        return Composite(self.parts(worn, max(2, len(wanted))))
+
+    def parts(self, worn: Sequence[Worn], batch: int) -> list[Sites]:
+        rows: dict[Stack, tuple[list[int], list[int]]] = {}
+        for place, resident in worn:
+            if resident is not None and resident.stack is not None and resident.stack.acts:
+                at, slots = rows.setdefault(resident.stack, ([], []))
+                at.append(place)
+                slots.append(resident.slot)
+        return [
+            batch_of(stack.method, stack.tensors, laid, stack.shape)
+            for stack, (at, slots) in rows.items()
+            for laid in plan_rows(at, slots, batch=batch, device=self._device)
+        ]
+
+
+def _place(resident: Resident | None) -> tuple[int, int] | None:
+    if resident is None or resident.stack is None:
+        return None
+    return resident.stack.version, resident.slot

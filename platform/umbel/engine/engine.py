@@ -1,0 +1,352 @@
+"""The engine: requests go in from any thread, one thread steps, answers come out by handles.
+
+The life of a request
+1. ``submit`` checks it, gives it a handle and puts it into the inbox.
+2. ``step`` takes it to its adapter's queue; the loader fetches an adapter that is not resident.
+3. The scheduler admits it when its turn comes and its memory fits: a slot of the cache, its adapter pinned.
+4. Its prompt runs in chunks beside the decoding rows of everybody else, one flat batch per step.
+5. Each step draws a token, and gives away the text that is sure.
+6. It ends by a stop, its length, a cancel, a deadline or an error; slot and pin are free at once.
+"""
+
+import functools
+import heapq
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from umbel.adapters.adapter import Adapter
+from umbel.adapters.peft_io import load_adapter
+from umbel.backbone.backbone import Backbone
+from umbel.core.errors import UmbelError, Unavailable
+from umbel.core.protocols import AdapterSource, StoredAdapter
+from umbel.engine.forward import Forward, Result, Wanted
+from umbel.engine.handle import Handle, wake
+from umbel.engine.kv import KVCache
+from umbel.engine.limits import Limits
+from umbel.engine.loader import Loader
+from umbel.engine.pooling import gather, head_logits
+from umbel.engine.requests import FinishReason, Pooled, Request
+from umbel.engine.row import Marks, Row
+from umbel.engine.running import Plan
+from umbel.engine.sampler import draw, score
+from umbel.engine.scheduler import Scheduler
+from umbel.engine.slots import Bank
+
+_IDLE_WAIT = 0.05
+"""Seconds that a step waits for a load when there is nothing else to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What ``/metrics`` and ``umbel ps`` show; counters count from the start."""
+
+    running: int
+    waiting: int
+    kv_bytes_reserved: int
+    kv_bytes_touched: int
+    adapter_bytes: int
+    adapters: tuple[str, ...]
+    """Digests of the residents."""
+    adapters_worn: int
+    adapters_loading: int
+    steps: int
+    prompt_tokens: int
+    generated_tokens: int
+    finished: dict[str, int]
+    """Requests by finish reason."""
+    evictions: int
+
+
+class Engine:
+    """One backbone, any adapters of ``source``, rows of all of them in one step.
+
+    ``submit`` is safe from any thread. ``step``, ``fail_all`` and ``close`` belong to one thread: the caller's, or
+    ``EngineThread``'s. ``kv_bytes`` and ``adapter_bytes`` bound memory beside the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapters: AdapterSource,
+        *,
+        kv_bytes: int,
+        adapter_bytes: int,
+        max_rows: int = 32,
+        max_length: int | None = None,
+        max_waiting: int = 1024,
+        step_tokens: int = 256,
+        lookahead: int = 8,
+        patience: int = 32,
+        load: Callable[[StoredAdapter], Adapter] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.backbone = backbone
+        kv_tokens = kv_bytes // backbone.kv_bytes_per_token
+        longest = min(max_length or backbone.config.max_positions, backbone.config.max_positions, kv_tokens)
+        self.limits = Limits(
+            max_rows=max_rows,
+            max_length=longest,
+            max_waiting=max_waiting,
+            step_tokens=step_tokens,
+            lookahead=lookahead,
+            patience=patience,
+            vocabulary=backbone.shape.vocab,
+        )
+        self._clock = clock
+        self.wakeup = threading.Event()
+        """Set when there may be work: a request, a cancel, a finished load."""
+        cache = KVCache(
+            backbone.shape,
+            slots=max_rows,
+            length=longest,
+            budget=kv_bytes,
+            dtype=backbone.dtype,
+            device=backbone.device,
+        )
+        self.bank = Bank(adapter_bytes, self._count_eviction)
+        load = load or functools.partial(load_adapter, shape=backbone.shape)
+        self._forward = Forward(backbone, cache)
+        self.scheduler = Scheduler(
+            backbone,
+            self._forward,
+            self.bank,
+            Loader(backbone, adapters, load, clock=clock, on_done=self.wakeup.set),
+            self.limits,
+            kv_tokens=kv_tokens,
+            clock=clock,
+            finish=self._finish,
+        )
+        self._lock = threading.Lock()
+        self._inbox: deque[Row] = deque()
+        self._cancels: deque[Row] = deque()
+        self._alive: dict[int, Row] = {}
+        self._deadlines: list[tuple[float, int]] = []
+        self._touched: dict[Handle, None] = {}
+        self._numbers = 0
+        self._closed: UmbelError | None = None
+        self._steps = self._prompt_tokens = self._generated_tokens = self._evictions = 0
+        self._finished: dict[str, int] = {}
+        self._recent: deque[float] = deque(maxlen=64)
+        """Instants of the last ends, for ``retry_after``."""
+
+    def submit(self, request: Request, *, drive: bool = True) -> Handle:
+        """Queues a request. ``drive`` lets a blocking reader of the handle step the engine itself.
+
+        Raises UsageError for a request that can never run, Overloaded when too many wait, Unavailable after ``close``.
+        """
+        self.limits.check(request)
+        handle = Handle(request, drive=self.step if drive else None)
+        with self._lock:
+            if self._closed is not None:
+                raise self._closed
+            waiting = len(self._inbox) + len(self.scheduler.waiting)
+            if waiting >= self.limits.max_waiting:
+                raise self.limits.overloaded(waiting, self._retry_after(waiting))
+            self._numbers += 1
+            row = Row(handle, Marks(self._clock()), self._numbers)
+            handle.on_cancel(functools.partial(self._cancel, row))
+            self._inbox.append(row)
+        self.wakeup.set()
+        return handle
+
+    def step(self) -> bool:
+        """Runs one step; False when there is nothing left to do. Errors of one row never reach another."""
+        self.wakeup.clear()
+        with torch.inference_mode():
+            self._take_inbox()
+            self._drop_cancelled()
+            self._drop_late()
+            plan = self.scheduler.plan()
+            if plan.tokens:
+                self._run(plan)
+        self._wake()
+        if not plan.tokens and self._alive:
+            self.wakeup.wait(_IDLE_WAIT)
+        return bool(self._alive or self._inbox)
+
+    def fail_all(self, error: UmbelError) -> None:
+        """Ends every request with an error; the engine itself stays usable."""
+        self._take_inbox()
+        for row in list(self._alive.values()):
+            self._end(row, "error", error, tainted=True)
+        self._wake()
+
+    def refuse(self) -> None:
+        """Later submissions are refused with ``shutting_down``; what was submitted before goes on."""
+        with self._lock:
+            self._closed = _shutting_down()
+
+    def close(self) -> None:
+        """Ends what is left with ``shutting_down`` and stops the loader."""
+        self.refuse()
+        self.fail_all(_shutting_down())
+        self.scheduler.loader.close()
+
+    def stats(self) -> Stats:
+        """A snapshot; may be taken from any thread, figures may be one step apart."""
+        scheduler, residents = self.scheduler, list(self.bank.residents.values())
+        return Stats(
+            running=len(scheduler.running),
+            waiting=len(self._inbox) + len(scheduler.waiting),
+            kv_bytes_reserved=scheduler.running.reserved * self._forward.cache.token_bytes,
+            kv_bytes_touched=self._forward.cache.touched_bytes,
+            adapter_bytes=self.bank.used,
+            adapters=tuple(resident.digest for resident in residents),
+            adapters_worn=sum(resident.worn > 0 for resident in residents),
+            adapters_loading=scheduler.loader.busy,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            finished=dict(self._finished),
+            evictions=self._evictions,
+        )
+
+    def _run(self, plan: Plan) -> None:
+        result = self._forward(plan)
+        self._steps += 1
+        for row in plan.decode:
+            row.done += 1
+        for row, span in plan.chunks:
+            row.done += span.count
+            self._prompt_tokens += span.count
+        self._score_prompts(result)
+        self._draw(result)
+        for row, span in plan.chunks:
+            if row.slot >= 0:
+                self._after_chunk(row, result.hidden[span.at : span.at + span.count])
+
+    def _score_prompts(self, result: Result) -> None:
+        for wanted in result.wanted:
+            request = wanted.row.generating
+            if not wanted.sampled and request is not None:
+                logits = _of(result, wanted)
+                tokens = wanted.row.tokens[wanted.token : wanted.token + wanted.count]
+                wanted.row.scores += score(logits, tokens, request.logprobs or 0)
+
+    def _draw(self, result: Result) -> None:
+        sampled = [wanted for wanted in result.wanted if wanted.sampled]
+        if not sampled:
+            return
+        assert result.logits is not None
+        everything = len(sampled) == result.logits.shape[0]
+        logits = result.logits if everything else result.logits[[wanted.first for wanted in sampled]]
+        now = self._clock()
+        for wanted, drawn in zip(sampled, draw(logits, [w.row.choice() for w in sampled]), strict=True):
+            row = wanted.row
+            if drawn.token is None:
+                self._end(row, "error", _non_finite(row), tainted=True)
+                continue
+            if row.marks.first_token is None:
+                row.marks.first_token = now
+            if row.scoring and not row.generated:
+                row.give_prompt()
+            self._generated_tokens += 1
+            self.scheduler.generated(row)
+            self._touched[row.handle] = None
+            reason = row.accept(drawn)
+            if reason is not None:
+                self._end(row, reason)
+
+    def _after_chunk(self, row: Row, hidden: Tensor) -> None:
+        """``hidden`` are the chunk's states; the row may have its whole prompt read now."""
+        if row.generating is None:
+            gather(row, hidden)
+        if row.prefilling:
+            return
+        if row.generating is None:
+            self._give_pooled(row)
+        elif row.max_tokens:
+            self.scheduler.running.graduate(row)
+        else:
+            self._end_scored(row)
+
+    def _give_pooled(self, row: Row) -> None:
+        row.marks.first_token = self._clock()
+        logits = head_logits(row)
+        if not bool(logits.isfinite().all()):
+            self._end(row, "error", _non_finite(row), tainted=True)
+            return
+        row.handle.put(Pooled(logits))
+        self._end(row, "stop")
+
+    def _end_scored(self, row: Row) -> None:
+        """``max_tokens`` 0: the prompt was all there was to do."""
+        if row.scoring:
+            row.give_prompt()
+        self._end(row, "length")
+
+    def _take_inbox(self) -> None:
+        while self._inbox:
+            row = self._inbox.popleft()
+            self._alive[row.number] = row
+            self.scheduler.waiting.push(row)
+            if row.request.deadline is not None:
+                heapq.heappush(self._deadlines, (row.request.deadline, row.number))
+
+    def _drop_cancelled(self) -> None:
+        while self._cancels:
+            row = self._cancels.popleft()
+            if row.number in self._alive:
+                self._end(row, "cancelled")
+
+    def _drop_late(self) -> None:
+        while self._deadlines and self._deadlines[0][0] <= self._clock():
+            row = self._alive.get(heapq.heappop(self._deadlines)[1])
+            if row is not None:
+                late = Unavailable(
+                    "the request's deadline has passed.", code="deadline_exceeded", hint="allow more time"
+                )
+                self._end(row, "error", late)
+
+    def _cancel(self, row: Row) -> None:
+        self._cancels.append(row)
+        self.wakeup.set()
+
+    def _end(self, row: Row, reason: FinishReason, error: UmbelError | None = None, *, tainted: bool = False) -> None:
+        self.scheduler.leave(row, tainted=tainted)
+        self._finish(row, reason, error)
+
+    def _finish(self, row: Row, reason: FinishReason, error: UmbelError | None = None) -> None:
+        now = self._clock()
+        row.finish(reason, now, error)
+        self._touched[row.handle] = None
+        del self._alive[row.number]
+        self._finished[reason] = self._finished.get(reason, 0) + 1
+        self._recent.append(now)
+
+    def _wake(self) -> None:
+        touched, self._touched = self._touched, {}
+        wake(touched)
+
+    def _retry_after(self, waiting: int) -> float:
+        """Seconds in which the queue moves by a tenth at the recent pace, between 1 and 60."""
+        if len(self._recent) < 2:
+            return 1.0
+        pace = (len(self._recent) - 1) / max(self._recent[-1] - self._recent[0], 1e-3)
+        return min(60.0, max(1.0, waiting / 10 / pace))
+
+    def _count_eviction(self, digest: str) -> None:
+        self._evictions += 1
+
+
+def _of(result: Result, wanted: Wanted) -> Tensor:
+    assert result.logits is not None
+    return result.logits[wanted.first : wanted.first + wanted.count]
+
+
+def _shutting_down() -> UmbelError:
+    return Unavailable("the engine is shutting down.", code="shutting_down", hint="send the request again")
+
+
+def _non_finite(row: Row) -> UmbelError:
+    return UmbelError(
+        f"the model's output is not finite{' with this adapter' if row.adapter else ''}.",
+        code="non_finite_output",
+        hint="evaluate the adapter, and train it again with a lower learning rate",
+    )

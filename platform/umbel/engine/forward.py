@@ -1,0 +1,129 @@
+"""One pass of the decoder over a planned step: a flat batch of tokens, one per batch row.
+
+Shape letters here:  B tokens of the step   H hidden   M places whose next token is wanted   V vocabulary
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from umbel.adapters.rows import Rows
+from umbel.adapters.wear import batch_of
+from umbel.backbone.backbone import Backbone
+from umbel.backbone.decoder import Step
+from umbel.engine.attention import CachedAttention, Span
+from umbel.engine.dressing import Dresser, Worn
+from umbel.engine.kv import KVCache
+from umbel.engine.resident import Resident
+from umbel.engine.row import Row
+from umbel.engine.running import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Places ``first .. first + count - 1`` of the logits, all of one row."""
+
+    row: Row
+    first: int
+    count: int
+    sampled: bool
+    """Whether the next token is drawn from it (count is 1); otherwise the prompt's tokens are scored."""
+    token: int = 0
+    """Index in ``row.tokens`` of the first token that is scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    hidden: Tensor
+    """[B,H] after the last norm."""
+    logits: Tensor | None
+    """[M,V]; None where nothing is wanted."""
+    wanted: list[Wanted]
+
+
+class Forward:
+    """Turns plans into tensors. Holds what stays between steps: the cache and the dresser."""
+
+    def __init__(self, backbone: Backbone, cache: KVCache) -> None:
+        self.backbone, self.cache = backbone, cache
+        self.dresser = Dresser(backbone.device)
+
+    def __call__(self, plan: Plan) -> Result:
+        tokens, positions = _inputs(plan)
+        places, wanted = _wanted(plan)
+        batch = len(tokens)
+        attention = CachedAttention(
+            self.cache, self.backbone.shape, positions[: len(plan.decode)], [span for _, span in plan.chunks]
+        )
+        step = Step(
+            self._column(positions),
+            attention,
+            self.dresser.dress([row.resident for row in plan.decode], _prompts(plan), batch),
+            want=self._ids(places) if places else None,
+            want_sites=self.dresser.lm_head([w.row.resident for w in wanted for _ in range(w.count)]),
+        )
+        output = self.backbone.decoder(self._column(tokens), step)
+        return Result(output.hidden[:, 0], output.logits, wanted)
+
+    def begin(self, row: Row) -> None:
+        """Copies the keys and values that a prefix-tuned row starts with into its slot."""
+        resident = row.resident
+        if resident is None or not resident.past_length:
+            return
+        for layer, (keys, values) in enumerate(_past(resident, self.backbone.shape.layers)):
+            self.cache.write_prefix(layer, row.slot, keys, values)
+        self.cache.touch(row.slot, resident.past_length)
+
+    def _ids(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, device=self.backbone.device)
+
+    def _column(self, values: list[int]) -> Tensor:
+        return self._ids(values)[:, None]
+
+
+def _inputs(plan: Plan) -> tuple[list[int], list[int]]:
+    """Tokens and positions, at least two: a lone one is repeated (correctness rule 2)."""
+    tokens = [row.tokens[row.done] for row in plan.decode]
+    positions = [row.used for row in plan.decode]
+    for row, span in plan.chunks:
+        tokens += row.tokens[row.done : row.done + span.count]
+        positions += range(span.start, span.start + span.count)
+    return (tokens * 2, positions * 2) if len(tokens) == 1 else (tokens, positions)
+
+
+def _prompts(plan: Plan) -> list[Worn]:
+    return [(span.at + i, row.resident) for row, span in plan.chunks if row.resident for i in range(span.count)]
+
+
+def _wanted(plan: Plan) -> tuple[list[int], list[Wanted]]:
+    """Places of the batch, at least two if any, and what they are wanted for."""
+    places = list(range(len(plan.decode)))
+    wanted = [Wanted(row, i, 1, True) for i, row in enumerate(plan.decode)]
+    for row, span in plan.chunks:
+        if row.generating is None:
+            continue
+        if row.scoring and (count := _scored(row, span)):
+            first = max(row.done, row.virtual)
+            wanted.append(Wanted(row, len(places), count, False, first + 1))
+            start = span.at + first - row.done
+            places += range(start, start + count)
+        if row.done + span.count == row.prompt_end and row.max_tokens:
+            wanted.append(Wanted(row, len(places), 1, True))
+            places.append(span.at + span.count - 1)
+    return (places * 2 if len(places) == 1 else places), wanted
+
+
+def _scored(row: Row, span: Span) -> int:
+    """How many of the chunk's places predict a token of the prompt's own text."""
+    return max(0, min(row.done + span.count, row.prompt_end - 1) - max(row.done, row.virtual))
+
+
+def _past(resident: Resident, layers: int) -> list[tuple[Tensor, Tensor]]:
+    stack = resident.stack
+    assert stack is not None
+    alone = stack.alone(resident)
+    device = next(iter(alone.values())).device
+    sites = batch_of(stack.method, alone, Rows([0], [0], batch=1, device=device, least=1), stack.shape)
+    found = [sites.past(layer) for layer in range(layers)]
+    return [(past[0][0], past[1][0]) for past in found if past is not None]

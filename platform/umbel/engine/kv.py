@@ -1,0 +1,124 @@
+"""Keys and values of the running rows.
+
+Shape letters here:  R slots   G key/value heads   L places   D head width   P places of a prefix
+
+A row's cache index is its position, so ``index <= position`` is the whole mask. On CPU every slot is one contiguous
+slab of virtual memory: pages are zero until they are written, and given back when more were touched than the budget
+allows. Running rows lie in slots 0..R-1 without a hole, so that a decode step is one product over ``[:R]``.
+
+On CUDA the same five methods would stand on pages: ``write`` and ``CachedAttention`` take a block table [R, blocks]
+kept in one preallocated tensor (``torch.nn.attention.varlen.varlen_attn`` reads it), ``move`` and ``swap`` exchange
+rows of that table instead of bytes, and ``free`` returns blocks. Nothing outside this file and ``attention.py``
+knows which form it is.
+"""
+
+import mmap
+
+import torch
+from torch import Tensor
+
+from umbel.core.shape import BackboneShape
+
+KEYS_STEP = 16
+"""Visible keys are rounded up to a multiple: ATen's softmax sums shorter rows in another order (correctness rule 2)."""
+
+
+def round_up(value: int, step: int = KEYS_STEP) -> int:
+    return -(-value // step) * step
+
+
+class KVCache:
+    """Slabs [layer, 2, slot, G, L, D]; index 0 of the second dimension is keys, 1 is values."""
+
+    def __init__(
+        self, shape: BackboneShape, *, slots: int, length: int, budget: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.length = round_up(length)
+        self.budget = budget
+        """Bytes that may stay touched after their rows left."""
+        self.token_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * dtype.itemsize
+        size = (shape.layers, 2, slots, shape.kv_heads, self.length, shape.head_dim)
+        self._pages, self.slabs = _zeros(size, dtype, device)
+        flat = self.slabs.view(shape.layers, 2, -1, shape.head_dim)
+        self._flat = [(flat[layer, 0], flat[layer, 1]) for layer in range(shape.layers)]
+        self._layers = [(self.slabs[layer, 0], self.slabs[layer, 1]) for layer in range(shape.layers)]
+        self._heads = torch.arange(shape.kv_heads, device=device) * self.length
+        self._slot_stride = shape.kv_heads * self.length
+        self._touched = [0] * slots
+
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All slots' keys and values of one layer, [slots, G, L, D]."""
+        return self._layers[layer]
+
+    def places(self, positions: Tensor) -> Tensor:
+        """[R] positions of the rows in slots 0..R-1 -> [R*G] places for ``write``."""
+        base = torch.arange(positions.shape[0], device=positions.device) * self._slot_stride + positions
+        return (base[:, None] + self._heads).view(-1)
+
+    def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
+        """One token's k and v [R,G,1,D] of each row."""
+        keys, values = self._flat[layer]
+        keys.index_copy_(0, places, k.reshape(-1, k.shape[-1]))
+        values.index_copy_(0, places, v.reshape(-1, v.shape[-1]))
+
+    def write_prefix(self, layer: int, slot: int, k: Tensor, v: Tensor) -> None:
+        """Keys and values [G,P,D] that a row starts with."""
+        self.slabs[layer, 0, slot, :, : k.shape[1]] = k
+        self.slabs[layer, 1, slot, :, : v.shape[1]] = v
+
+    def touch(self, slot: int, length: int) -> None:
+        """Says that places below ``length`` will be written."""
+        self._touched[slot] = max(self._touched[slot], length)
+
+    def move(self, source: int, target: int, used: int) -> None:
+        """Copies the ``used`` first places of a row into another slot."""
+        self.slabs[:, :, target, :, :used] = self.slabs[:, :, source, :, :used]
+        self.touch(target, used)
+
+    def swap(self, a: int, b: int, used: int) -> None:
+        """Exchanges two rows, of which the longer has ``used`` places."""
+        kept = self.slabs[:, :, a, :, :used].clone()
+        self.slabs[:, :, a, :, :used] = self.slabs[:, :, b, :, :used]
+        self.slabs[:, :, b, :, :used] = kept
+        self.touch(a, used)
+        self.touch(b, used)
+
+    def clear(self, slot: int) -> None:
+        """Zeroes what a row with NaN left behind: masked weights are 0, and 0 * NaN would reach the next row."""
+        self.slabs[:, :, slot, :, : self._touched[slot]] = 0
+
+    def free(self, first: int) -> None:
+        """Slots from ``first`` on hold no row; their pages go back if too many stay touched."""
+        if sum(self._touched) * self.token_bytes <= self.budget:
+            return
+        for slot in range(first, len(self._touched)):
+            if self._touched[slot]:
+                self._release(slot)
+                self._touched[slot] = 0
+
+    @property
+    def touched_bytes(self) -> int:
+        return sum(self._touched) * self.token_bytes
+
+    def _release(self, slot: int) -> None:
+        if self._pages is None:
+            return
+        page, itemsize = mmap.PAGESIZE, self.slabs.element_size()
+        size = self.slabs[0, 0, slot].numel() * itemsize
+        for keys_or_values in self.slabs[:, :, slot].flatten(0, 1):
+            start = round_up(keys_or_values.storage_offset() * itemsize, page)
+            end = (keys_or_values.storage_offset() * itemsize + size) // page * page
+            if end > start:
+                self._pages.madvise(mmap.MADV_DONTNEED, start, end - start)
+
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[mmap.mmap | None, Tensor]:
+    """Zeros; on Linux CPUs as private pages that cost nothing until written and can be given back."""
+    if device.type != "cpu" or not hasattr(mmap, "MADV_DONTNEED"):
+        return None, torch.zeros(size, dtype=dtype, device=device)
+    nbytes = dtype.itemsize
+    for extent in size:
+        nbytes *= extent
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    pages = mmap.mmap(-1, nbytes, flags=flags)
+    return pages, torch.frombuffer(pages, dtype=dtype).view(size)

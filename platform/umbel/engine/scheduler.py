@@ -1,0 +1,171 @@
+"""Who runs next: fair between adapters, exact about memory, and never waiting for a disk.
+
+A waiting request is ready (its adapter is resident or loaded, and it fits), loading (others pass it), or blocked
+(it lacks memory). Others may pass a blocked one ``patience`` times; then they wait too, so that rows leave and it
+gets its turn.
+"""
+
+from collections.abc import Callable
+from enum import Enum, auto
+
+from umbel.backbone.backbone import Backbone
+from umbel.core.errors import UmbelError
+from umbel.engine.forward import Forward
+from umbel.engine.limits import Limits, check_head
+from umbel.engine.loader import Loader
+from umbel.engine.requests import FinishReason
+from umbel.engine.resident import Resident
+from umbel.engine.row import Row
+from umbel.engine.running import Plan, Running
+from umbel.engine.slots import Bank, too_large
+from umbel.engine.waiting import TOKEN_COST, Waiting
+
+Finish = Callable[[Row, FinishReason, UmbelError | None], None]
+
+
+class _State(Enum):
+    READY = auto()
+    LOADING = auto()
+    BLOCKED = auto()
+    FAILED = auto()
+
+
+class Scheduler:
+    """Rows on their way from waiting to running to gone."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        forward: Forward,
+        bank: Bank,
+        loader: Loader,
+        limits: Limits,
+        *,
+        kv_tokens: int,
+        clock: Callable[[], float],
+        finish: Finish,
+    ) -> None:
+        self.backbone, self.forward, self.bank, self.loader, self.limits = backbone, forward, bank, loader, limits
+        self.kv_tokens = kv_tokens
+        """Places of the cache that running rows may be promised in all."""
+        self.waiting, self.running = Waiting(), Running(forward.cache)
+        self._clock, self._finish = clock, finish
+        own = backbone.tokenizer.eos
+        self._ends = frozenset(backbone.config.eos) | (frozenset() if own is None else {own})
+
+    def plan(self) -> Plan:
+        """Admits what can be and says what the next step computes."""
+        self._take_loaded()
+        while len(self.running) < self.limits.max_rows:
+            row = self._next()
+            if row is None:
+                break
+            self._admit(row)
+        return self.running.plan(self.limits.step_tokens)
+
+    def leave(self, row: Row, *, tainted: bool = False) -> None:
+        """Takes a row out, wherever it is; its memory is free and its adapter unpinned."""
+        if row.slot < 0:
+            self.waiting.remove(row)
+            return
+        self.running.remove(row, tainted=tainted)
+        self.waiting.ended(row)
+        if row.resident is not None:
+            self.bank.unpin(row.resident)
+
+    def generated(self, row: Row) -> None:
+        self.waiting.charge(row.adapter, TOKEN_COST)
+
+    def _take_loaded(self) -> None:
+        """Loaded adapters take free slots at once; where nobody wants one and no slot is free, it is dropped."""
+        now = self._clock()
+        for digest in self.loader.collect():
+            for row in self.waiting.of(digest):
+                row.marks.load_ended = now
+        for digest, resident in list(self.loader.ready.items()):
+            if self.bank.has_room(resident.nbytes, evicting=False):
+                self.bank.insert(self.loader.ready.pop(digest))
+            elif not self.waiting.of(digest):
+                del self.loader.ready[digest]
+
+    def _next(self) -> Row | None:
+        """The fairest row that is ready."""
+        passed: list[Row] = []
+        for row in self.waiting.heads():
+            state = self._state(row)
+            if state is _State.READY:
+                for other in passed:
+                    other.bypassed += 1
+                return row
+            if state is _State.BLOCKED:
+                if row.bypassed >= self.limits.patience:
+                    return None
+                passed.append(row)
+        return None
+
+    def _state(self, row: Row) -> _State:
+        resident = self._resident(row)
+        if isinstance(resident, _State):
+            return resident
+        try:
+            self._fit(row, resident)
+        except UmbelError as error:
+            self._fail(row, error)
+            return _State.FAILED
+        return _State.READY if self._has_memory(row, resident) else _State.BLOCKED
+
+    def _resident(self, row: Row) -> Resident | _State | None:
+        """What the row will wear, or why that is not known yet. A failed load fails all who wait for it."""
+        digest = row.adapter
+        if digest is None:
+            return None
+        if digest in self.bank:
+            return self.bank.get(digest)
+        if digest in self.loader.ready:
+            return self.loader.ready[digest]
+        error = self.loader.failure(digest)
+        if error is not None:
+            for waiting in self.waiting.of(digest):
+                self._fail(waiting, error)
+            return _State.FAILED
+        if digest in self.loader.loading or self.loader.busy < self.limits.lookahead:
+            self.loader.start(digest)
+            for waiting in self.waiting.of(digest):
+                waiting.marks.load_began = waiting.marks.load_began or self._clock()
+        return _State.LOADING
+
+    def _fit(self, row: Row, resident: Resident | None) -> None:
+        """Works out what the row needs. Raises UmbelError if it can never run."""
+        virtual = 0
+        if resident is not None:
+            check_head(resident.adapter, row.request)
+            if resident.nbytes > self.bank.budget:
+                raise too_large(resident, self.bank.budget)
+            virtual = resident.past_length + resident.num_virtual
+        row.max_tokens = self.limits.check_length(row.request, virtual=virtual)
+        row.reserved = virtual + len(row.request.tokens) + row.max_tokens
+
+    def _has_memory(self, row: Row, resident: Resident | None) -> bool:
+        if self.running.reserved + row.reserved > self.kv_tokens:
+            return False
+        if resident is None or resident.digest in self.bank:
+            return True
+        return self.bank.has_room(resident.nbytes, evicting=True)
+
+    def _admit(self, row: Row) -> None:
+        digest, resident = row.adapter, None
+        self.waiting.remove(row)
+        if digest is not None:
+            if digest not in self.bank:
+                self.bank.insert(self.loader.ready.pop(digest))
+            resident = self.bank.get(digest)
+            self.bank.pin(resident)
+        row.begin(resident, row.max_tokens, self._ends, self.backbone.tokenizer)
+        row.marks.admitted = self._clock()
+        self.running.add(row)
+        self.waiting.started(row)
+        self.forward.begin(row)
+
+    def _fail(self, row: Row, error: UmbelError) -> None:
+        self.waiting.remove(row)
+        self._finish(row, "error", error)

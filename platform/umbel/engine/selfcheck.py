@@ -1,0 +1,115 @@
+"""Whether a row gets the same bits in any company on this machine (correctness rule 2).
+
+Run at start-up and by ``umbel doctor``. One row is computed among 2, 3, 8 and 32, through each kind of weight alone
+and through a whole decode step; its place in the batch moves, too. In bf16 on a CPU all must be equal in bits; in
+fp32 they are equal within rounding, which is what the report then says.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from umbel.backbone.backbone import Backbone
+from umbel.backbone.decoder import Step
+from umbel.engine.attention import CachedAttention, Span
+from umbel.engine.kv import KVCache
+
+COMPANY = (2, 3, 8, 32)
+_SITES = ("qkv", "o", "gate_up", "down")
+_PROMPT = 40
+_STRIDE = 29
+"""Company grows longer with number, so that more keys are looked at, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One part of the step."""
+
+    name: str
+    equal: bool
+    """The row had the same bits among 2, 3, 8 and 32."""
+    largest: float
+    """Largest difference over all companies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """``bit_equal`` is what the server may promise."""
+
+    dtype: str
+    device: str
+    checks: tuple[Check, ...]
+
+    @property
+    def bit_equal(self) -> bool:
+        return all(check.equal for check in self.checks)
+
+    @property
+    def summary(self) -> str:
+        if self.bit_equal:
+            return f"{self.dtype} on {self.device}: a row has the same bits in any company."
+        unequal = [check for check in self.checks if not check.equal]
+        names, largest = ", ".join(check.name for check in unequal), max(check.largest for check in unequal)
+        return (
+            f"{self.dtype} on {self.device}: a row's bits depend on its company in {names} (by up to {largest:.2g}); "
+            "near-ties of the two likeliest tokens may fall either way."
+        )
+
+
+@torch.inference_mode()
+def check_rows(backbone: Backbone) -> Report:
+    """A few decode steps' worth of work; needs a cache of 32 short rows for its own use."""
+    generator = torch.Generator().manual_seed(0)
+    layer = backbone.decoder.layers[0]
+    checks = [_check(site, getattr(layer, site), _width(backbone, site), backbone, generator) for site in _SITES]
+    head = backbone.decoder.lm_head
+    weight = backbone.decoder.embedding.weight
+    checks.append(_check("lm_head", head or (lambda x: F.linear(x, weight)), weight.shape[1], backbone, generator))
+    checks.append(_check_step(backbone, generator))
+    return Report(str(backbone.dtype).removeprefix("torch."), str(backbone.device), tuple(checks))
+
+
+def _width(backbone: Backbone, site: str) -> int:
+    shape = backbone.shape
+    return {"o": shape.heads * shape.head_dim, "down": shape.intermediate}.get(site, shape.hidden)
+
+
+def _check(name: str, linear: object, width: int, backbone: Backbone, generator: torch.Generator) -> Check:
+    assert callable(linear)
+    x = torch.randn(max(COMPANY), 1, width, generator=generator).to(backbone.device, backbone.dtype)
+    return _compare(name, {rows: linear(x[:rows].roll(rows // 2, 0))[rows // 2] for rows in COMPANY})
+
+
+def _check_step(backbone: Backbone, generator: torch.Generator) -> Check:
+    """One decode step of a row that has read a prompt, among rows of other lengths; its logits."""
+    shape, rows = backbone.shape, max(COMPANY)
+    at = [_PROMPT] + [_STRIDE * slot for slot in range(1, rows)]
+    cache = KVCache(shape, slots=rows, length=max(at) + 1, budget=0, dtype=backbone.dtype, device=backbone.device)
+    tokens = torch.randint(shape.vocab, (_PROMPT + rows,), generator=generator).to(backbone.device)
+    _prefill(backbone, cache, tokens[:_PROMPT])
+    found = {}
+    for company in COMPANY:
+        positions = torch.tensor(at[:company], device=backbone.device)
+        step = Step(
+            positions[:, None],
+            CachedAttention(cache, shape, at[:company], []),
+            want=torch.arange(company, device=backbone.device),
+        )
+        logits = backbone.decoder(tokens[_PROMPT : _PROMPT + company, None], step).logits
+        assert logits is not None
+        found[company] = logits[0]
+    return _compare("a decode step", found)
+
+
+def _prefill(backbone: Backbone, cache: KVCache, tokens: Tensor) -> None:
+    count = tokens.shape[0]
+    attention = CachedAttention(cache, backbone.shape, [], [Span(0, 0, count, 0)])
+    backbone.decoder(tokens[:, None], Step(torch.arange(count, device=tokens.device)[:, None], attention))
+
+
+def _compare(name: str, found: dict[int, Tensor]) -> Check:
+    reference = found[max(found)]
+    largest = max(float((one.double() - reference.double()).abs().max()) for one in found.values())
+    return Check(name, all(torch.equal(one, reference) for one in found.values()), largest)
