@@ -2,7 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictInt, StrictStr, field_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictInt,
+    StrictStr,
+    field_validator,
+    model_serializer,
+)
 
 from umbel.core.errors import UsageError
 from umbel.core.wire.base import Reply, Request, Usage, refused, without_effect
@@ -137,8 +144,14 @@ class ChatReply(Reply):
 
 
 class Delta(Reply):
+    """What is added; a field that is not there is not sent either, as OpenAI does it."""
+
     role: Literal["assistant"] | None = None
     content: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if value is not None}
 
 
 class ChunkChoice(Reply):

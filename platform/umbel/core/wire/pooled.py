@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import Field, StrictInt, StrictStr, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, StrictInt, StrictStr, model_serializer, model_validator
 
 from umbel.core.errors import UsageError
 from umbel.core.wire.base import Reply, Request, Usage, without_effect
@@ -84,6 +84,10 @@ class PooledReply(Reply, Generic[Item]):
     data: list[Item] | None = None
     results: dict[str, list[Item]] | None = None
     usage: Usage
+
+    @model_serializer(mode="wrap")
+    def _one_of_two(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if value is not None}
 
 
 class Classified(Reply):

@@ -67,16 +67,13 @@ class Ready(Reply):
 class Resident(Reply):
     """One adapter in the bank."""
 
-    adapter: str
+    adapter: str | None
+    """``name:3`` as it was first asked for; None where it was loaded ahead and nobody asked yet."""
     digest: str
-    method: str
-    bytes: int
-    rows: int
-    """Running rows that wear it."""
 
 
 class Status(Reply):
-    """What ``umbel ps`` shows."""
+    """What ``umbel ps`` shows. Bytes are those beside the backbone's own."""
 
     backbone: str
     fingerprint: str
@@ -89,6 +86,13 @@ class Status(Reply):
     max_rows: int
     kv_bytes: int
     kv_bytes_used: int
+    """Reserved for the answers of running rows."""
     adapter_bytes: int
     adapter_bytes_used: int
+    adapters_worn: int
+    """Residents that a running row wears."""
+    adapters_loading: int
+    evictions: int
+    finished: dict[str, int]
+    """Rows by how they ended, since the start."""
     resident: list[Resident]

@@ -1,0 +1,168 @@
+"""``umbel serve``: the HTTP server, from the command line to its last request."""
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from umbel.cli.console import Quiet, examples, human_bytes, say_to_stderr
+from umbel.core.errors import NotFound, UsageError
+from umbel.core.settings import Settings
+
+if TYPE_CHECKING:
+    import socket
+
+    from umbel.backbone.backbone import Backbone
+    from umbel.backbone.installed import InstalledBackbone
+    from umbel.server.assembly import Running
+
+app = typer.Typer(help="Answer over HTTP, every adapter in one batch.")
+
+_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+
+
+@app.command(
+    epilog=examples(
+        "umbel serve",
+        "umbel serve --port 0 --preload sentiment --preload pronounce",
+        "umbel serve --host 0.0.0.0   (needs a key: umbel keys create NAME --scope infer)",
+    )
+)
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes any free one.", min=0, max=65535)] = 8000,
+    backbone: Annotated[str | None, typer.Option(help="Its name; needed only where there are several.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), bf16, fp16 or fp32.")] = "auto",
+    preload: Annotated[list[str] | None, typer.Option(help="Adapter to load before the first request.")] = None,
+    kv_bytes: Annotated[str, typer.Option(help="Most memory for keys and values of running rows.")] = "2GB",
+    adapter_bytes: Annotated[str, typer.Option(help="Most memory for loaded adapters.")] = "1GB",
+    max_rows: Annotated[int, typer.Option(help="Rows that run at once.", min=1)] = 32,
+    require_keys: Annotated[bool, typer.Option("--require-keys", help="Ask for a key on loopback too.")] = False,
+    allow_host: Annotated[list[str] | None, typer.Option(help="Another host name that requests may use.")] = None,
+    max_body: Annotated[str, typer.Option(help="Largest request.")] = "8MB",
+    grace: Annotated[float, typer.Option(help="Seconds that running requests get at the end.", min=0)] = 30.0,
+    quiet: Quiet = False,
+) -> None:
+    """Answer over HTTP: OpenAI's routes, and /v1/classify, /v1/score, /v1/tag.
+
+    Every adapter of the home that was made for this backbone answers by its name; it is loaded when it is first asked
+    for. SIGTERM finishes what runs and exits with 0.
+    """
+    from umbel.registry import Registry
+    from umbel.server.assembly import running
+    from umbel.server.runner import bind
+    from umbel.server.security import check_binding
+    from umbel.server.service import Capacity, ServerConfig
+
+    settings = Settings.load()
+    capacity = Capacity(max_rows, parse_bytes(kv_bytes), parse_bytes(adapter_bytes))
+    config = ServerConfig(
+        host=host,
+        allowed_hosts=tuple(allow_host or ()),
+        require_keys=require_keys,
+        max_body_bytes=parse_bytes(max_body),
+    )
+    found = choose_backbone(settings, backbone)
+    with Registry.open(settings) as registry:
+        check_binding(host, registry.keys)
+        listening = bind(host, port)
+        say_to_stderr(quiet)(f"loading {found.name} ...")
+        with running(load(settings, found, dtype), registry, capacity, config) as parts:
+            _set_up_logging(quiet)
+            _preload(parts, preload or [])
+            _serve(parts, listening, grace)
+
+
+def parse_bytes(text: str) -> int:
+    """``512MB``, ``2GB`` or a plain number of bytes; powers of 1000."""
+    number = text.strip().lower()
+    short = number.removesuffix("b")
+    unit = short[-1:] if short[-1:].isalpha() else ""
+    try:
+        return round(float(short.removesuffix(unit)) * _UNITS[unit])
+    except (KeyError, ValueError):
+        raise UsageError(f"{text!r} is no size.", code="invalid_size", hint="write 512MB or 2GB") from None
+
+
+def choose_backbone(settings: Settings, name: str | None) -> "InstalledBackbone":
+    """The named one, or the only one there is."""
+    from umbel.backbone.installed import find, installed
+
+    if name is not None:
+        return find(settings, name)
+    there = installed(settings)
+    if not there:
+        raise NotFound(
+            f"there is no backbone in {settings.backbones}.",
+            code="backbone_not_found",
+            hint="umbel pull backbone smollm2-135m-instruct",
+        )
+    if len(there) > 1:
+        names = ", ".join(one.name for one in there)
+        raise UsageError(f"there are several backbones: {names}.", hint=f"add --backbone {there[0].name}")
+    return there[0]
+
+
+def load(settings: Settings, found: "InstalledBackbone", dtype: str) -> "Backbone":
+    """For answering only: packed weights cannot be trained on."""
+    from umbel.backbone.loading import load_backbone
+    from umbel.cli.known import ensure_backbone
+
+    ensure_backbone(settings, found)
+    return load_backbone(found.folder, dtype=dtype, packed=True, name=found.name)
+
+
+def _set_up_logging(quiet: bool) -> None:
+    """One line for each request, and what goes wrong; nothing of how the libraries are doing."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("umbel").setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def _preload(parts: "Running", models: list[str]) -> None:
+    import asyncio
+
+    from umbel.server.assembly import preload
+
+    asyncio.run(preload(parts.service, models))
+
+
+def _serve(parts: "Running", listening: "socket.socket", grace: float) -> None:
+    from umbel.server.app import create_app
+    from umbel.server.runner import Runner, run, url_of
+
+    url = url_of(listening)
+    app = create_app(parts.service)
+    run(Runner(app, parts.service, parts.thread, grace=grace, on_ready=lambda: _greet(parts, url)), listening)
+
+
+def _greet(parts: "Running", url: str) -> None:
+    """The one block that a person reads, and the line that scripts wait for."""
+    from umbel.server.routes.models import servable
+
+    service, card = parts.service, parts.service.backbone
+    found = servable(service.registry, card.fingerprint)
+    names = [card.name, *(adapter.name for adapter in found)]
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    facts = (
+        ("backbone", f"{card.name}, {card.dtype}, {card.fingerprint.removeprefix('sha256:')[:12]}"),
+        (
+            "memory",
+            f"{human_bytes(service.capacity.kv_bytes)} keys and values, "
+            f"{human_bytes(service.capacity.adapter_bytes)} adapters, {service.capacity.max_rows} rows at once",
+        ),
+        ("models", shown),
+        ("keys", "needed" if not service.gate.free else "not needed to ask; needed to change anything"),
+        ("try", _curl(url, card.name)),
+    )
+    for name, fact in facts:
+        typer.echo(f"  {name:<10}{fact}")
+    typer.echo(f"umbel is ready at {url}")
+    sys.stdout.flush()
+
+
+def _curl(url: str, name: str) -> str:
+    body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"

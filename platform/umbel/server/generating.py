@@ -1,0 +1,143 @@
+"""What chat and completions share: from a request's fields and the adapter's defaults to rows of the engine."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from starlette.requests import Request
+
+from umbel.core.clock import new_id, now_ms
+from umbel.core.errors import UmbelError
+from umbel.core.wire.base import Usage
+from umbel.core.wire.sampling import SamplingRequest
+from umbel.engine import Event, Finished, GenerateRequest
+from umbel.server.rows import Placed, Rows, unless_gone
+from umbel.server.service import Service
+from umbel.server.sse import DONE, EventStream, failure
+from umbel.server.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What every chunk of one answer repeats."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+    @classmethod
+    def of(cls, prefix: str, target: Target) -> "Head":
+        return cls(new_id(prefix), now_ms() // 1000, target.shown, target.fingerprint)
+
+
+def engine_requests(
+    service: Service,
+    target: Target,
+    prompts: Sequence[list[int]],
+    body: SamplingRequest,
+    *,
+    limit: int | None,
+    logprobs: int | None,
+    echo: bool = False,
+) -> list[GenerateRequest]:
+    """One row for each prompt."""
+    default, deadline = target.contract.decoding, service.deadline
+    return [
+        GenerateRequest(
+            tokens=tuple(prompt),
+            adapter=target.adapter,
+            max_tokens=_room(service, len(prompt), limit, default.max_tokens),
+            min_tokens=body.min_tokens,
+            temperature=default.temperature if body.temperature is None else body.temperature,
+            top_p=default.top_p if body.top_p is None else body.top_p,
+            top_k=default.top_k if body.top_k is None else max(0, body.top_k),
+            stop=default.stop if body.stops is None else body.stops,
+            stop_token_ids=tuple(body.stop_token_ids or ()),
+            ignore_eos=body.ignore_eos,
+            seed=body.seed,
+            logprobs=logprobs,
+            echo=echo,
+            deadline=deadline,
+        )
+        for prompt in prompts
+    ]
+
+
+def _room(service: Service, prompt: int, wanted: int | None, default: int) -> int:
+    """A length that was asked for must fit, which the engine checks; the default one takes what is left."""
+    return max(0, min(default, service.backbone.context - prompt)) if wanted is None else wanted
+
+
+class Chunker(ABC):
+    """Turns the events of rows into the parts of one stream; each route has its own."""
+
+    def __init__(self, head: Head, *, usage: bool) -> None:
+        self.head = head
+        self.counted = Usage() if usage else None
+
+    def start(self) -> list[bytes]:
+        """Before the first event."""
+        return []
+
+    @abstractmethod
+    def of(self, place: int, event: Event) -> list[bytes]: ...
+
+    @abstractmethod
+    def usage(self, counted: Usage) -> bytes:
+        """The last chunk, without choices."""
+
+    def all_of(self, place: int, event: Event) -> list[bytes]:
+        if isinstance(event, Finished) and self.counted is not None:
+            self.counted = total([self.counted, used(event)])
+        return self.of(place, event)
+
+    def end(self) -> list[bytes]:
+        return [*([self.usage(self.counted)] if self.counted is not None else []), DONE]
+
+
+def used(finished: Finished) -> Usage:
+    return Usage.of(finished.usage.prompt_tokens, finished.usage.completion_tokens)
+
+
+def total(usages: Sequence[Usage]) -> Usage:
+    return Usage.of(sum(usage.prompt_tokens for usage in usages), sum(usage.completion_tokens for usage in usages))
+
+
+def wire_reason(finished: Finished) -> Literal["stop", "length"]:
+    """The two that OpenAI knows; the others never reach a reply, they are errors."""
+    assert finished.reason in ("stop", "length"), finished.reason
+    return "stop" if finished.reason == "stop" else "length"
+
+
+async def stream(request: Request, rows: Rows, chunker: Chunker) -> EventStream:
+    """Waits for the first event, so that what fails before it is an HTTP status, then hands the rest over."""
+    events, began = rows.events(), time.perf_counter()
+    try:
+        first = await unless_gone(request, anext(events))
+    except BaseException:
+        await events.aclose()
+        raise
+    return EventStream(
+        _parts(first, events, chunker),
+        close=rows.cancel,
+        headers={**rows.target.headers, "Server-Timing": f"first;dur={1e3 * (time.perf_counter() - began):.1f}"},
+        ping=rows.service.config.ping_seconds,
+    )
+
+
+async def _parts(first: Placed, events: AsyncGenerator[Placed], chunker: Chunker) -> AsyncIterator[bytes]:
+    try:
+        for part in [*chunker.start(), *chunker.all_of(*first)]:
+            yield part
+        async for placed in events:
+            for part in chunker.all_of(*placed):
+                yield part
+        for part in chunker.end():
+            yield part
+    except UmbelError as error:
+        yield failure(error)
+    finally:
+        await events.aclose()

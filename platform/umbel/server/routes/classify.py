@@ -1,0 +1,52 @@
+"""``/v1/classify``: texts to labels."""
+
+from fastapi import APIRouter, Request, Response
+from torch import Tensor
+
+from umbel.adapters.heads.classify import probabilities
+from umbel.core.contract import Contract, OutputHead
+from umbel.core.wire.pooled import Classified, ClassifyReply, ClassifyRequest
+from umbel.registry.records import Scope
+from umbel.server.keyed import Part, keyed
+from umbel.server.pooling import pool
+from umbel.server.security import needs
+from umbel.server.service import ServiceDep
+from umbel.server.target import Target
+
+router = APIRouter(prefix="/v1", dependencies=[needs(Scope.INFER)], tags=["output heads"])
+
+
+@router.post("/classify", response_model=ClassifyReply)
+async def classify(body: ClassifyRequest, request: Request, service: ServiceDep) -> Response:
+    """Label texts with the version that ``model`` names right now; a list of models answers keyed by model."""
+
+    async def ask(target: Target) -> Part[Classified]:
+        encoded = await service.texts.pooled(target.contract, body.texts)
+        pooled = await pool(service, target, [text.ids for text in encoded])
+        items = [
+            classified(place, logits, target.contract, truncated=text.cut > 0)
+            for place, (logits, text) in enumerate(zip(pooled.logits, encoded, strict=True))
+        ]
+        return Part(items, pooled)
+
+    return await keyed(request, service, body, OutputHead.CLASSIFY, ClassifyReply, ask)
+
+
+def classified(index: int, logits: Tensor, contract: Contract, *, truncated: bool) -> Classified:
+    probs = [float(prob) for prob in probabilities(logits, multi_label=contract.multi_label)]
+    labels = list(contract.labels)
+    return Classified(
+        index=index,
+        label=_label(probs, contract),
+        probs=probs,
+        labels=labels,
+        num_classes=len(labels),
+        truncated=truncated,
+    )
+
+
+def _label(probs: list[float], contract: Contract) -> str | list[str] | None:
+    if contract.multi_label:
+        return [label for label, prob in zip(contract.labels, probs, strict=True) if prob >= contract.threshold]
+    best = max(range(len(probs)), key=probs.__getitem__)
+    return None if probs[best] < contract.abstain_below else contract.labels[best]

@@ -1,0 +1,105 @@
+"""What the routes work with: one object per app, passed, never global."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Annotated, Protocol
+
+from fastapi import Depends, Request
+
+from umbel.core.errors import Unavailable
+from umbel.engine import Finished, Handle, Stats
+from umbel.engine import Request as EngineRequest
+from umbel.registry import Registry
+from umbel.server.metrics import Metrics
+from umbel.server.security import Gate
+from umbel.server.target import BackboneCard, Target, Targets
+from umbel.server.texts import Texts
+
+
+class EngineFace(Protocol):
+    """The thread that owns the engine, as the server sees it."""
+
+    def submit(self, request: EngineRequest) -> Handle:
+        """Raises UsageError, or Overloaded where the queue is full. Thread-safe."""
+        ...
+
+    def stats(self) -> Stats: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    host: str = "127.0.0.1"
+    allowed_hosts: tuple[str, ...] = ()
+    """Beside loopback's own names."""
+    require_keys: bool = False
+    """Beyond loopback they always are."""
+    max_body_bytes: int = 8_000_000
+    body_seconds: float = 30.0
+    request_seconds: float = 600.0
+    """After so long a row fails with ``deadline_exceeded``."""
+    ping_seconds: float = 15.0
+    rows_in_flight: int = 64
+    """Texts of one classify, score, tag or embeddings request that are in the engine at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the engine was given."""
+
+    max_rows: int
+    kv_bytes: int
+    adapter_bytes: int
+
+
+@dataclass(slots=True)
+class Service:
+    registry: Registry
+    engine: EngineFace
+    capacity: Capacity
+    backbone: BackboneCard
+    targets: Targets
+    texts: Texts
+    gate: Gate
+    metrics: Metrics
+    config: ServerConfig
+    started: float = field(default_factory=time.monotonic)
+    draining: bool = False
+    in_flight: int = 0
+    """Requests that are being answered, probes not counted."""
+
+    def submit(self, request: EngineRequest) -> Handle:
+        if self.draining:
+            raise shutting_down()
+        return self.engine.submit(request)
+
+    @property
+    def deadline(self) -> float:
+        return time.monotonic() + self.config.request_seconds
+
+    def observe(self, target: Target, finished: Finished) -> None:
+        """Counts one row that ended."""
+        name = self.metrics.name(target.name)
+        version = "other" if name != target.name else str(target.number or "")
+        self.metrics.success.labels(name, version, finished.reason).inc()
+        self.metrics.prompt_tokens.labels(name).inc(finished.usage.prompt_tokens)
+        self.metrics.generated.labels(name).inc(finished.usage.completion_tokens)
+        timing = finished.timing
+        self.metrics.first_token.observe((timing.queue_ms + timing.load_ms + timing.prefill_ms) / 1e3)
+        if timing.load_ms:
+            self.metrics.load.observe(timing.load_ms / 1e3)
+        if finished.usage.completion_tokens > 1:
+            self.metrics.per_token.observe(timing.decode_ms / 1e3 / (finished.usage.completion_tokens - 1))
+
+
+def shutting_down() -> Unavailable:
+    return Unavailable(
+        "the server is shutting down.", code="shutting_down", hint="ask again in a moment", retry_after=2.0
+    )
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(_service)]

@@ -1,0 +1,142 @@
+"""From the word in ``model`` to what answers: a version of an adapter, or the bare backbone.
+
+Never one in place of the other: whatever cannot be resolved is an error that names it.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TypeVar
+
+from anyio import to_thread
+
+from umbel.core.contract import Contract, OutputHead
+from umbel.core.errors import Conflict, UmbelError, Unavailable, UsageError
+from umbel.core.protocols import VersionRef
+from umbel.core.wire.server import Resident
+from umbel.registry import Registry
+from umbel.registry.records import Version
+
+T = TypeVar("T")
+
+_ROUTES = {
+    OutputHead.GENERATE: "/v1/chat/completions or /v1/completions",
+    OutputHead.CLASSIFY: "/v1/classify",
+    OutputHead.REGRESS: "/v1/score",
+    OutputHead.TAG: "/v1/tag",
+    OutputHead.EMBED: "/v1/embeddings",
+}
+_REMEMBERED = 4096
+"""Versions and references kept in memory; a version never changes, so this is no cache that can be stale."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneCard:
+    """What a server tells about its backbone."""
+
+    name: str
+    fingerprint: str
+    dtype: str
+    context: int
+    """Most tokens of a prompt and its answer together."""
+    contract: Contract
+    """How the bare backbone is asked: its chat template, greedy, unless a request says otherwise."""
+    loaded_at: int
+    """UTC milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What answers one request, decided once: later moves of an alias do not change it."""
+
+    shown: str
+    """``name:3``, or the backbone's name."""
+    digest: str
+    """Of the version; the backbone's fingerprint for the backbone."""
+    adapter: str | None
+    """Digest for the engine; None is the bare backbone."""
+    contract: Contract
+    name: str
+    number: int | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"X-Umbel-Adapter": self.shown, "X-Umbel-Digest": self.digest}
+
+    @property
+    def fingerprint(self) -> str:
+        """OpenAI's ``system_fingerprint``: equal as long as equal requests give equal answers."""
+        return f"fp_{self.digest.removeprefix('sha256:')[:12]}"
+
+
+class Targets:
+    """Resolves ``model``, each time anew, so that a promote counts from the next request on."""
+
+    def __init__(self, registry: Registry, backbone: BackboneCard) -> None:
+        self.registry = registry
+        self.backbone = backbone
+        self._known: OrderedDict[str, Target] = OrderedDict()
+        """By ``name:3@digest``."""
+        self._names: OrderedDict[str, str] = OrderedDict()
+        self._last: OrderedDict[str, VersionRef] = OrderedDict()
+        """What a word meant last, for when the database is down."""
+
+    async def find(self, model: str, *heads: OutputHead) -> Target:
+        """Raises NotFound or Unavailable naming ``model``, UsageError (``wrong_route``) for another output head."""
+        try:
+            target = self._bare() if model == self.backbone.name else await self._version(model)
+        except UmbelError as error:
+            error.param = error.param or "model"
+            raise
+        if heads and target.contract.output_head not in heads:
+            head = target.contract.output_head
+            raise UsageError(
+                f"{target.shown} is a {head} {'adapter' if target.adapter else 'backbone'}; it cannot answer here.",
+                code="wrong_route",
+                param="model",
+                hint=f"ask {_ROUTES[head]}",
+            )
+        return target
+
+    def resident(self, digest: str) -> Resident:
+        """The name that a digest was asked for by."""
+        return Resident(adapter=self._names.get(digest), digest=digest)
+
+    def _bare(self) -> Target:
+        card = self.backbone
+        return Target(card.name, card.fingerprint, None, card.contract, card.name, None)
+
+    async def _version(self, model: str) -> Target:
+        ref = await self._resolve(model)
+        key = f"{ref}@{ref.digest}"
+        if key not in self._known:
+            found = await to_thread.run_sync(self.registry.versions.get, f"{ref.name}@{ref.digest}")
+            _remember(self._known, key, self._target(ref, found))
+            _remember(self._names, ref.digest, str(ref))
+        return self._known[key]
+
+    async def _resolve(self, model: str) -> VersionRef:
+        try:
+            ref = await to_thread.run_sync(self.registry.resolve, model)
+        except Unavailable as error:
+            if error.code != "database_unavailable" or model not in self._last:
+                raise
+            return self._last[model]
+        _remember(self._last, model, ref)
+        return ref
+
+    def _target(self, ref: VersionRef, version: Version) -> Target:
+        if version.backbone != self.backbone.fingerprint:
+            raise Conflict(
+                f"{ref} was made for the backbone {version.backbone}; this server has {self.backbone.fingerprint}.",
+                code="backbone_mismatch",
+                param="model",
+                hint="serve it on its own backbone: umbel serve --backbone NAME",
+            )
+        return Target(str(ref), ref.digest, ref.digest, version.contract, ref.name, ref.number)
+
+
+def _remember(kept: OrderedDict[str, T], key: str, value: T) -> None:
+    kept[key] = value
+    kept.move_to_end(key)
+    if len(kept) > _REMEMBERED:
+        kept.popitem(last=False)
