@@ -8,11 +8,8 @@ BIN := $(CURDIR)/.venv/bin
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-.venv/ready: pyproject.toml constraints.txt
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@# torch first and pinned: a later range may otherwise bring another build of several GB
-	.venv/bin/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
-	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+.venv/ready: pyproject.toml constraints.txt scripts/install.sh
+	PYTHON=$(PYTHON) sh scripts/install.sh .venv dev --editable
 	@touch $@
 
 setup: .venv/ready  ## Make .venv with everything the other targets need
