@@ -18,6 +18,7 @@ assets: setup  ## Fetch the real backbone and the datasets, once
 	@$(BIN)/umbel pull backbone smollm2-135m-instruct --quiet
 	@$(BIN)/umbel pull dataset tweets-sentiment --quiet
 	@$(BIN)/umbel pull dataset pronounce --quiet
+	@$(BIN)/umbel pull dataset drug-reviews --quiet
 
 demo: assets  ## Train two adapters on real data, serve both in one batch, compare, promote
 	@PATH="$(BIN):$$PATH" $(BIN)/python examples/demo.py
@@ -25,11 +26,12 @@ demo: assets  ## Train two adapters on real data, serve both in one batch, compa
 test: assets  ## Pass every test that CI runs
 	$(BIN)/python -m pytest -m 'not soak'
 
-check: setup  ## Lint, types, import direction
+check: setup  ## Lint, types, import direction, Dockerfiles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/hadolint docker/serve.Dockerfile docker/train.Dockerfile
 	@sh scripts/no_stray_init.sh
 
 soak: assets  ## The long tests

@@ -16,7 +16,7 @@ RUN sh scripts/install.sh /opt/venv serve,postgres
 ENV PATH=/opt/venv/bin:$PATH \
     UMBEL_HOME=/var/lib/umbel \
     HF_HUB_OFFLINE=1
-USER umbel
+USER 10001:10001
 VOLUME /var/lib/umbel
 EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=120s --retries=3 \

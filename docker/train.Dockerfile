@@ -16,7 +16,7 @@ RUN sh scripts/install.sh /opt/venv train,postgres
 ENV PATH=/opt/venv/bin:$PATH \
     UMBEL_HOME=/var/lib/umbel \
     HF_HUB_OFFLINE=1
-USER umbel
+USER 10001:10001
 VOLUME /var/lib/umbel
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 \
     CMD ["umbel", "db", "check"]
