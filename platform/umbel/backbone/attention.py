@@ -29,12 +29,35 @@ class WholeAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         past = self.sites.past(layer)
+        if q.requires_grad and q.device.type == "cpu" and q.shape[2] <= _DIRECT:
+            return _direct(q, k, v, past)
         if past is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
         keys, values, lengths = past
         mask = _prefix_mask(lengths, keys.shape[2], q.shape[2])
         k, v = torch.cat([keys.to(k.dtype), k], 2), torch.cat([values.to(v.dtype), v], 2)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+_DIRECT = 1024
+"""Up to so many tokens plain products are used where a gradient is wanted on CPU: the fused kernel's backward pass is
+ten times slower at 16 tokens and three times at 512 (torch 2.13, two cores); beyond, its memory is what counts."""
+
+
+def _direct(q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
+    """Attention as two products per KV head, all its query heads in one; differentiable."""
+    rows, heads, tokens, width = q.shape
+    if past is None:
+        visible = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril()
+    else:
+        keys, values, lengths = past
+        visible = _prefix_mask(lengths, keys.shape[2], tokens)
+        k, v = torch.cat([keys.to(k.dtype), k], 2), torch.cat([values.to(v.dtype), v], 2)
+    groups, seen = rows * k.shape[1], k.shape[2]
+    folded = (q * width**-0.5).reshape(groups, -1, width)
+    scores = torch.bmm(folded, k.reshape(groups, seen, width).transpose(1, 2)).view(rows, heads, tokens, seen)
+    weights = torch.softmax(scores.masked_fill(~visible, float("-inf")), -1)
+    return torch.bmm(weights.view(groups, -1, seen), v.reshape(groups, seen, width)).view(rows, heads, tokens, width)
 
 
 def _prefix_mask(lengths: Tensor, longest: int, tokens: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Training: many adapters at once on one frozen backbone. ``fit`` is the door; ``loop.py`` and ``window.py`` the heart.
 
-The life of a step: ``batches`` chooses each task's rows, ``passes`` lays them out with the other tasks' rows, ``forward``
-runs the backbone with everybody's adapters on, ``losses`` and ``window`` give each adapter its own gradient, and each
-``trainee`` steps with its own optimizer.
+The life of a step: ``batches`` chooses each task's rows, ``passes`` lays them out with the other tasks' rows,
+``forward`` runs the backbone with everybody's adapters on, ``losses`` and ``window`` give each adapter its own
+gradient, and each ``trainee`` steps with its own optimizer.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -30,8 +30,8 @@ class Score:
 
     loss: Tensor
     """Sum over its supervised tokens or rows."""
-    right: Tensor
-    """How many of them the adapter would answer right."""
+    right: Tensor | None
+    """How many of them the adapter would answer right; only told without gradients, as it costs time."""
     count: int
 
 
@@ -39,16 +39,18 @@ class Score:
 class Layout:
     """A pass as tensors, padded on the right; rows are sorted by adapter."""
 
-    tokens_BT: Tensor
-    lengths_B: Tensor
-    """Virtual tokens included."""
-    skip_B: Tensor
-    """Virtual tokens before the text."""
+    tokens: Tensor
+    """[B,T]."""
+    lengths: Tensor
+    """[B], virtual tokens included."""
+    skip: Tensor
+    """[B], virtual tokens before the text."""
     owners: list[int]
     """Which adapter each row wears."""
-    want_M: Tensor
-    """Places, of the B * T, whose next token is supervised."""
-    targets_M: Tensor
+    want: Tensor
+    """[M] places, of the B * T, whose next token is supervised."""
+    targets: Tensor
+    """[M] those tokens."""
     want_rows: list[int]
     """The row of each wanted place."""
 
@@ -68,12 +70,12 @@ def lay_out(seats: Sequence[Seat], device: torch.device) -> Layout:
             targets += ids[places].tolist()
             want_rows += [row] * len(places)
     return Layout(
-        tokens_BT=torch.from_numpy(tokens).to(device),
-        lengths_B=torch.tensor([seat.length for seat in seats], device=device),
-        skip_B=torch.tensor([seat.virtual for seat in seats], device=device),
+        tokens=torch.from_numpy(tokens).to(device),
+        lengths=torch.tensor([seat.length for seat in seats], device=device),
+        skip=torch.tensor([seat.virtual for seat in seats], device=device),
         owners=[seat.trainee for seat in seats],
-        want_M=torch.tensor(want, dtype=torch.long, device=device),
-        targets_M=torch.tensor(targets, dtype=torch.long, device=device),
+        want=torch.tensor(want, dtype=torch.long, device=device),
+        targets=torch.tensor(targets, dtype=torch.long, device=device),
         want_rows=want_rows,
     )
 
@@ -89,7 +91,7 @@ def run_pass(
 ) -> dict[int, Score]:
     """Scores by adapter index. ``keys`` [B] turns dropout on; ``recompute`` keeps no activations for backward."""
     laid = lay_out(seats, backbone.device)
-    output = backbone.decoder(laid.tokens_BT, _step(laid, adapters, worn, keys, recompute))
+    output = backbone.decoder(laid.tokens, _step(laid, adapters, worn, keys, recompute))
     scores = _spoken_scores(laid, output)
     start = 0
     for trainee, group in groupby(seats, key=lambda seat: seat.trainee):
@@ -103,14 +105,14 @@ def run_pass(
 def _step(
     laid: Layout, adapters: Sequence[Adapter], worn: Sequence[Worn], keys: Tensor | None, recompute: bool
 ) -> Step:
-    device = laid.tokens_BT.device
+    device = laid.tokens.device
     sites = wear(worn, laid.owners, device=device, dropout_keys=keys)
     past = torch.tensor([adapters[owner].weights.num_past for owner in laid.owners], device=device)
     return Step(
-        positions=torch.arange(laid.tokens_BT.shape[1], device=device) + past[:, None],
+        positions=torch.arange(laid.tokens.shape[1], device=device) + past[:, None],
         attention=WholeAttention(sites),
         sites=sites,
-        want=laid.want_M if len(laid.want_rows) else None,
+        want=laid.want if len(laid.want_rows) else None,
         want_sites=_want_sites(laid, worn, keys),
         checkpoint=recompute,
     )
@@ -122,9 +124,9 @@ def _want_sites(laid: Layout, worn: Sequence[Worn], keys: Tensor | None) -> Site
     if not there or not laid.want_rows:
         return BARE
     if keys is not None:
-        keys = token_keys(keys, laid.tokens_BT.shape[1]).flatten()[laid.want_M]
+        keys = token_keys(keys, laid.tokens.shape[1]).flatten()[laid.want]
     owners = [laid.owners[row] for row in laid.want_rows]
-    return wear(there, owners, device=laid.tokens_BT.device, dropout_keys=keys)
+    return wear(there, owners, device=laid.tokens.device, dropout_keys=keys)
 
 
 def _spoken_scores(laid: Layout, output: Output) -> dict[int, Score]:
@@ -132,13 +134,14 @@ def _spoken_scores(laid: Layout, output: Output) -> dict[int, Score]:
     scores: dict[int, Score] = {}
     if output.logits is None:
         return scores
-    losses_M = token_losses(output.logits, laid.targets_M)
-    right_M = output.logits.detach().argmax(1) == laid.targets_M
+    losses_M = token_losses(output.logits, laid.targets)
+    right_M = None if torch.is_grad_enabled() else output.logits.argmax(1) == laid.targets
     start = 0
     for trainee, group in groupby(laid.owners[row] for row in laid.want_rows):
         places = slice(start, start + len(list(group)))
         start = places.stop
-        scores[trainee] = Score(losses_M[places].sum(), right_M[places].sum(), places.stop - places.start)
+        right = None if right_M is None else right_M[places].sum()
+        scores[trainee] = Score(losses_M[places].sum(), right, places.stop - places.start)
     return scores
 
 
@@ -146,7 +149,7 @@ def _row_score(
     adapter: Adapter, seats: Sequence[Seat], hidden: Tensor, laid: Layout, rows: slice, keys: Tensor | None
 ) -> Score:
     config = adapter.head.config
-    pooled = pool(hidden[rows], laid.lengths_B[rows], laid.skip_B[rows], config.pooling)
+    pooled = pool(hidden[rows], laid.lengths[rows], laid.skip[rows], adapter.head.pooling)
     if keys is None or config.dropout == 0.0:
         logits = adapter.head.logits(pooled)
     else:  # a generator per row, so that a mask depends on the row's own key alone
@@ -154,4 +157,5 @@ def _row_score(
         logits = torch.cat([adapter.head.logits(pooled[i : i + 1], g) for i, g in enumerate(generators)])
     targets = torch.tensor([seat.example.target for seat in seats], device=logits.device, dtype=logits.dtype)
     losses = row_losses(adapter.contract, logits, targets)
-    return Score(losses.sum(), right_rows(adapter.contract, logits.detach(), targets), len(seats))
+    right = None if torch.is_grad_enabled() else right_rows(adapter.contract, logits, targets)
+    return Score(losses.sum(), right, len(seats))

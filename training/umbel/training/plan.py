@@ -1,4 +1,4 @@
-"""What a training will do, told before the first step: rows, tokens, steps, memory, time, and why this learning rate."""
+"""What a training will do, told before the first step: rows, tokens, steps, memory, time, learning rate and why."""
 
 import time
 from collections.abc import Sequence

@@ -212,4 +212,4 @@ def _optimizer(adapter: Adapter, lr: float, weight_decay: float) -> torch.optim.
         {"params": [tensor for tensor in tensors if tensor.dim() >= 2], "weight_decay": weight_decay},
         {"params": [tensor for tensor in tensors if tensor.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, foreach=True)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)

@@ -136,7 +136,7 @@ def validate(machine: Machine, trainees: Sequence[Trainee]) -> None:
     for part in pack(seats, machine.packing):
         for i, score in run_pass(machine.backbone, adapters, worn, part).items():
             loss[i] += float(score.loss)
-            right[i] += int(score.right)
+            right[i] += 0 if score.right is None else int(score.right)
             count[i] += score.count
     for i, trainee in enumerate(there):
         trainee.validated(Validation(trainee.step, loss[i] / count[i], right[i] / count[i]))

@@ -138,7 +138,7 @@ def _turn(row: ChatRow, turn: int, backbone: Backbone) -> tuple[list[int], list[
     before, whole = tokenizer.chat_text(row.messages[:turn]), tokenizer.chat_text(row.messages[: turn + 1], reply=False)
     if not whole.startswith(before):
         raise DataError(
-            f"line {row.line}: the backbone's chat template rewrites earlier turns, so the answer has no place of its own.",
+            f"line {row.line}: the backbone's chat template rewrites earlier turns, so the answer has no fixed place.",
             code="template_not_additive",
             hint="use prompt/completion rows with this backbone",
         )
