@@ -41,7 +41,8 @@ class Rows:
         self.rows = [row for group in groups for row in group]
         self._slots = [first + s for s, group in enumerate(groups) for _ in group]
         self.batch = batch
-        self._whole = index == list(range(batch))
+        self._window = _window(index)
+        self._whole = self._window == slice(0, batch)
         self._index = torch.tensor(index, device=device)
         self._kept = None if len(kept) == len(index) else torch.tensor(kept, device=device)
         self._target = torch.tensor(self.rows, device=device)
@@ -52,16 +53,18 @@ class Rows:
 
     def take(self, x: Tensor) -> Tensor:
         """[B, T, F] -> [S, C * T, F]."""
-        grouped = x if self._whole else x.index_select(0, self._index)
+        grouped = x[self._window] if self._window is not None else x.index_select(0, self._index)
         return grouped.reshape(self.num_slots, -1, x.shape[-1])
 
     def add(self, y: Tensor, delta: Tensor, columns: slice | None = None) -> Tensor:
         """Adds delta [S, C * T, E] to y[:, :, columns], in place, and returns y."""
         target = y if columns is None else y[..., columns]
         flat = self._ungroup(delta, y.shape[1])
-        if self._whole:
+        if self._window is not None and not torch.is_grad_enabled():
+            target[self._window].add_(flat)
+        elif self._whole:
             target.add_(flat)
-        else:
+        else:  # under autograd one index_add_ is cheaper than the copies of a slice's gradient
             target.index_add_(0, self._target, flat.to(y.dtype))
         return y
 
@@ -91,6 +94,12 @@ class Rows:
         return (
             f"Rows({len(self.rows)} of {self.batch}, slots {self.span.start}..{self.span.stop - 1}, width {self.width})"
         )
+
+
+def _window(index: Sequence[int]) -> slice | None:
+    """The rows as one slice of the batch, where they lie in order and side by side: a view, nothing is gathered."""
+    first = index[0]
+    return slice(first, first + len(index)) if list(index) == list(range(first, first + len(index))) else None
 
 
 def plan_rows(rows: Sequence[int], slots: Sequence[int], **where: Any) -> list[Rows]:
