@@ -46,6 +46,8 @@ class UmbelError(Exception):
         """Name of the wrong field of a request, as OpenAI's errors have it."""
         self.retry_after = retry_after
         """Seconds to wait before another try, where waiting can help."""
+        self.request_id: str | None = None
+        """Of the HTTP request that met it, in the client's exceptions."""
 
     def __str__(self) -> str:
         return f"{self.message} Fix: {self.hint}" if self.hint else self.message

@@ -25,12 +25,16 @@ PATIENCE = 30.0
 _HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
+_ENDS_OF_LINE = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+"""Many clients split lines at these too, which JSON leaves as they are."""
+
+
 def data(model: BaseModel) -> bytes:
-    return f"data: {model.model_dump_json()}\n\n".encode()
+    return f"data: {model.model_dump_json().translate(_ENDS_OF_LINE)}\n\n".encode()
 
 
 def failure(error: UmbelError) -> bytes:
-    return f"data: {json.dumps(error_body(error), ensure_ascii=False)}\n\n".encode()
+    return f"data: {json.dumps(error_body(error))}\n\n".encode()
 
 
 DONE = b"data: [DONE]\n\n"

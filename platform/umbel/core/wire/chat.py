@@ -142,6 +142,10 @@ class ChatReply(Reply):
     choices: list[ChatChoice]
     usage: Usage
 
+    @property
+    def text(self) -> str:
+        return self.choices[0].message.content
+
 
 class Delta(Reply):
     """What is added; a field that is not there is not sent either, as OpenAI does it."""
@@ -171,3 +175,8 @@ class ChatChunk(Reply):
     system_fingerprint: str | None = None
     choices: list[ChunkChoice]
     usage: Usage | None = None
+
+    @property
+    def text(self) -> str:
+        """What this chunk adds."""
+        return "".join(choice.delta.content or "" for choice in self.choices)

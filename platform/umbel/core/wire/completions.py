@@ -87,3 +87,8 @@ class CompletionReply(Reply):
     system_fingerprint: str | None = None
     choices: list[CompletionChoice]
     usage: Usage | None = None
+
+    @property
+    def text(self) -> str:
+        """Of the first prompt; of a chunk, what it adds."""
+        return self.choices[0].text if self.choices else ""

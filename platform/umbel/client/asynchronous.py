@@ -1,0 +1,181 @@
+"""The same client for asyncio: the same calls, awaited."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx2
+
+from umbel.client import calls
+from umbel.client.calls import Call, Messages, Models, Prompts, Texts
+from umbel.client.wire import error_of, event_of, is_answer, lost, request_of, settings, wait_before_retry
+from umbel.core.errors import UmbelError
+from umbel.core.names import CHAMPION
+from umbel.core.wire.adapters import AdapterView, AliasEventView, DiffView, ListReply, VersionSummary, VersionView
+from umbel.core.wire.base import Model, ModelList
+from umbel.core.wire.chat import ChatChunk, ChatReply
+from umbel.core.wire.completions import CompletionReply
+from umbel.core.wire.pooled import ClassifyReply, EmbeddingsReply, ScoreReply, TagReply
+from umbel.core.wire.server import Ready, Status, TokenizeReply
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """See ``Client``."""
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = 600.0,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._http = httpx2.AsyncClient(**settings(base_url, api_key, timeout), transport=transport)
+        self.adapters = AsyncAdapters(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def send(self, call: Call[T]) -> T:
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return await self._once(call)
+            except UmbelError as error:
+                wait = wait_before_retry(call, error, tries)
+                if wait is None:
+                    raise
+                await asyncio.sleep(wait)
+
+    async def _once(self, call: Call[T]) -> T:
+        try:
+            response = await self._http.request(**request_of(call))
+        except httpx2.TransportError as error:
+            raise lost(error, str(self._http.base_url)) from error
+        if not is_answer(call, response):
+            raise error_of(response)
+        return call.read(response.content)
+
+    async def stream(self, call: Call[T]) -> AsyncIterator[T]:
+        try:
+            async with self._http.stream(**request_of(call)) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise error_of(response)
+                async for line in response.aiter_lines():
+                    event = event_of(call, line, response.headers)
+                    if event is not None:
+                        yield event
+        except httpx2.TransportError as error:
+            raise lost(error, str(self._http.base_url)) from error
+
+    async def models(self) -> ModelList:
+        return await self.send(calls.models())
+
+    async def model(self, name: str) -> Model:
+        return await self.send(calls.model(name))
+
+    async def chat(self, model: str, messages: Messages, **options: Any) -> ChatReply:
+        return await self.send(calls.chat(model, messages, options))
+
+    def chat_stream(self, model: str, messages: Messages, **options: Any) -> AsyncIterator[ChatChunk]:
+        return self.stream(calls.chat_stream(model, messages, options))
+
+    async def complete(self, model: str, prompt: Prompts, **options: Any) -> CompletionReply:
+        return await self.send(calls.complete(model, prompt, options))
+
+    def complete_stream(self, model: str, prompt: Prompts, **options: Any) -> AsyncIterator[CompletionReply]:
+        return self.stream(calls.complete_stream(model, prompt, options))
+
+    async def classify(self, model: Models, input: Texts) -> ClassifyReply:
+        return await self.send(calls.classify(model, input))
+
+    async def score(self, model: Models, input: Texts) -> ScoreReply:
+        return await self.send(calls.score(model, input))
+
+    async def tag(self, model: Models, input: Texts | Sequence[Sequence[str]]) -> TagReply:
+        return await self.send(calls.tag(model, input))
+
+    async def embed(self, model: Models, input: Texts, *, dimensions: int | None = None) -> EmbeddingsReply:
+        return await self.send(calls.embed(model, input, dimensions))
+
+    async def tokenize(self, text: str) -> TokenizeReply:
+        return await self.send(calls.tokenize(text))
+
+    async def status(self) -> Status:
+        return await self.send(calls.status())
+
+    async def ready(self) -> Ready:
+        return await self.send(calls.ready())
+
+
+class AsyncAdapters:
+    """See ``Adapters``."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    def list(
+        self, *, search: str | None = None, metric: Sequence[str] = (), tag: Sequence[str] = (), **filters: Any
+    ) -> AsyncIterator[AdapterView]:
+        wanted = {"search": search, "metric": list(metric), "tag": list(tag), **filters}
+        return self._pages(lambda cursor: calls.list_adapters(wanted, cursor))
+
+    async def get(self, name: str) -> AdapterView:
+        return await self._client.send(calls.get_adapter(name))
+
+    def versions(self, name: str, *, state: str | None = None) -> AsyncIterator[VersionSummary]:
+        return self._pages(lambda cursor: calls.list_versions(name, state, cursor))
+
+    async def version(self, name: str, which: str | int = CHAMPION) -> VersionView:
+        return await self._client.send(calls.get_version(name, which))
+
+    async def diff(self, name: str, before: str | int, after: str | int = CHAMPION) -> DiffView:
+        return await self._client.send(calls.diff(name, before, after))
+
+    async def aliases(self, name: str) -> dict[str, int]:
+        return await self._client.send(calls.aliases(name))
+
+    async def history(self, name: str, alias: str | None = None) -> Sequence[AliasEventView]:
+        return (await self._client.send(calls.history(name, alias))).data
+
+    async def set_alias(
+        self, name: str, alias: str, version: int, *, expect: int | None = None, reason: str | None = None
+    ) -> AliasEventView:
+        return await self._client.send(calls.set_alias(name, alias, version, expect, reason))
+
+    async def promote(
+        self, name: str, version: int, *, expect: int | None = None, reason: str | None = None
+    ) -> AliasEventView:
+        return await self._client.send(calls.promote(name, version, expect, reason))
+
+    async def rollback(self, name: str, alias: str = CHAMPION, *, reason: str | None = None) -> AliasEventView:
+        return await self._client.send(calls.rollback(name, alias, reason))
+
+    async def yank(self, name: str, which: str | int, *, reason: str) -> VersionView:
+        return await self._client.send(calls.yank(name, which, reason))
+
+    async def unyank(self, name: str, which: str | int) -> VersionView:
+        return await self._client.send(calls.unyank(name, which))
+
+    async def _pages(self, page: Callable[[str | None], Call[ListReply[T]]]) -> AsyncIterator[T]:
+        cursor: str | None = None
+        while True:
+            found = await self._client.send(page(cursor))
+            for item in found.data:
+                yield item
+            cursor = found.next
+            if cursor is None:
+                return

@@ -1,0 +1,175 @@
+"""Every request there is as a plain value: what to send and how to read the answer. Both clients send these."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+from pydantic import TypeAdapter
+
+from umbel.core.wire.adapters import (
+    AdapterView,
+    AliasEventView,
+    DiffView,
+    HistoryReply,
+    ListReply,
+    VersionSummary,
+    VersionView,
+)
+from umbel.core.wire.base import Model, ModelList
+from umbel.core.wire.chat import ChatChunk, ChatReply
+from umbel.core.wire.completions import CompletionReply
+from umbel.core.wire.pooled import ClassifyReply, EmbeddingsReply, ScoreReply, TagReply
+from umbel.core.wire.server import Ready, Status, TokenizeReply
+
+T = TypeVar("T")
+
+Texts = str | Sequence[str]
+Models = str | Sequence[str]
+Messages = str | Sequence[Mapping[str, str]]
+"""One user message may be given as its text alone."""
+Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request. ``reads`` is the type of its answer, or of one event of its stream."""
+
+    method: str
+    path: str
+    reads: Any
+    body: Mapping[str, Any] | None = None
+    query: Mapping[str, Any] = field(default_factory=dict)
+    accepts: tuple[int, ...] = ()
+    """Statuses that are an answer though they are no success."""
+
+    def read(self, content: bytes | str) -> T:
+        found: T = TypeAdapter(self.reads).validate_json(content)
+        return found
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether sending it twice does no more than once: all but what moves an alias relative to itself."""
+        return not self.path.endswith("/rollback")
+
+
+def models() -> Call[ModelList]:
+    return Call("GET", "/v1/models", ModelList)
+
+
+def model(name: str) -> Call[Model]:
+    return Call("GET", f"/v1/models/{_part(name)}", Model)
+
+
+def chat(model: str, messages: Messages, options: Mapping[str, Any]) -> Call[ChatReply]:
+    return Call("POST", "/v1/chat/completions", ChatReply, _chat_body(model, messages, options))
+
+
+def chat_stream(model: str, messages: Messages, options: Mapping[str, Any]) -> Call[ChatChunk]:
+    return Call("POST", "/v1/chat/completions", ChatChunk, {**_chat_body(model, messages, options), "stream": True})
+
+
+def complete(model: str, prompt: Prompts, options: Mapping[str, Any]) -> Call[CompletionReply]:
+    return Call("POST", "/v1/completions", CompletionReply, {"model": model, "prompt": prompt, **options})
+
+
+def complete_stream(model: str, prompt: Prompts, options: Mapping[str, Any]) -> Call[CompletionReply]:
+    body = {"model": model, "prompt": prompt, **options, "stream": True}
+    return Call("POST", "/v1/completions", CompletionReply, body)
+
+
+def classify(model: Models, input: Texts) -> Call[ClassifyReply]:
+    return Call("POST", "/v1/classify", ClassifyReply, {"model": model, "input": input})
+
+
+def score(model: Models, input: Texts) -> Call[ScoreReply]:
+    return Call("POST", "/v1/score", ScoreReply, {"model": model, "input": input})
+
+
+def tag(model: Models, input: Texts | Sequence[Sequence[str]]) -> Call[TagReply]:
+    return Call("POST", "/v1/tag", TagReply, {"model": model, "input": input})
+
+
+def embed(model: Models, input: Texts, dimensions: int | None) -> Call[EmbeddingsReply]:
+    body = {"model": model, "input": input, **({"dimensions": dimensions} if dimensions is not None else {})}
+    return Call("POST", "/v1/embeddings", EmbeddingsReply, body)
+
+
+def tokenize(text: str) -> Call[TokenizeReply]:
+    return Call("POST", "/tokenize", TokenizeReply, {"prompt": text})
+
+
+def status() -> Call[Status]:
+    return Call("GET", "/v1/status", Status)
+
+
+def ready() -> Call[Ready]:
+    return Call("GET", "/ready", Ready, accepts=(503,))
+
+
+def list_adapters(filters: Mapping[str, Any], cursor: str | None) -> Call[ListReply[AdapterView]]:
+    return Call("GET", "/v1/adapters", ListReply[AdapterView], query=_given({**filters, "cursor": cursor}))
+
+
+def get_adapter(name: str) -> Call[AdapterView]:
+    return Call("GET", _adapter(name), AdapterView)
+
+
+def list_versions(name: str, state: str | None, cursor: str | None) -> Call[ListReply[VersionSummary]]:
+    query = _given({"state": state, "cursor": cursor})
+    return Call("GET", f"{_adapter(name)}/versions", ListReply[VersionSummary], query=query)
+
+
+def get_version(name: str, which: str | int) -> Call[VersionView]:
+    return Call("GET", f"{_adapter(name)}/versions/{_part(str(which))}", VersionView)
+
+
+def diff(name: str, before: str | int, after: str | int) -> Call[DiffView]:
+    return Call("GET", f"{_adapter(name)}/diff", DiffView, query={"before": before, "after": after})
+
+
+def aliases(name: str) -> Call[dict[str, int]]:
+    return Call("GET", f"{_adapter(name)}/aliases", dict[str, int])
+
+
+def history(name: str, alias: str | None) -> Call[HistoryReply]:
+    return Call("GET", f"{_adapter(name)}/history", HistoryReply, query=_given({"alias": alias}))
+
+
+def set_alias(name: str, alias: str, version: int, expect: int | None, reason: str | None) -> Call[AliasEventView]:
+    body = _given({"version": version, "expect": expect, "reason": reason})
+    return Call("PUT", f"{_adapter(name)}/aliases/{_part(alias)}", AliasEventView, body)
+
+
+def promote(name: str, version: int, expect: int | None, reason: str | None) -> Call[AliasEventView]:
+    body = _given({"version": version, "expect": expect, "reason": reason})
+    return Call("POST", f"{_adapter(name)}/promote", AliasEventView, body)
+
+
+def rollback(name: str, alias: str, reason: str | None) -> Call[AliasEventView]:
+    return Call("POST", f"{_adapter(name)}/rollback", AliasEventView, _given({"alias": alias, "reason": reason}))
+
+
+def yank(name: str, which: str | int, reason: str) -> Call[VersionView]:
+    return Call("POST", f"{_adapter(name)}/versions/{_part(str(which))}/yank", VersionView, {"reason": reason})
+
+
+def unyank(name: str, which: str | int) -> Call[VersionView]:
+    return Call("POST", f"{_adapter(name)}/versions/{_part(str(which))}/unyank", VersionView)
+
+
+def _chat_body(model: str, messages: Messages, options: Mapping[str, Any]) -> dict[str, Any]:
+    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(one) for one in messages]
+    return {"model": model, "messages": turns, **options}
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _adapter(name: str) -> str:
+    return f"/v1/adapters/{_part(name)}"
+
+
+def _part(text: str) -> str:
+    return quote(text, safe="@:")
