@@ -96,9 +96,9 @@ def test_a_group_without_a_command_shows_its_help(capsys, words):
 
 
 def test_a_typing_error_is_answered_with_what_was_meant(capsys):
-    code, out, err = umbel(capsys, "datsets")
+    code, out, err = umbel(capsys, "backbnes")
     assert (code, out) == (2, "")
-    assert err == "error: No such command 'datsets'. Did you mean 'datasets'?\n  fix: umbel --help\n"
+    assert err == "error: No such command 'backbnes'. Did you mean 'backbones'?\n  fix: umbel --help\n"
 
 
 def test_a_wrong_option_points_at_the_help_of_its_own_command(capsys):

@@ -46,7 +46,7 @@ def set_(
     evidence: Evidence = None,
     as_json: Json = False,
 ) -> None:
-    """Point an alias at a version. Where two people move one alias at once, only one of them succeeds."""
+    """Point an alias at a version. Of two people who move one alias at once, one is told so."""
     ref = name if number is None else f"{AdapterRef.parse(name).name}:{number}"
     if number is not None and name != AdapterRef.parse(name).name:
         raise UsageError(f"{name!r} and {number} both say which version.", hint=f"umbel alias set {name} {alias}")
@@ -69,7 +69,7 @@ def history(
     alias: Annotated[str | None, typer.Argument(help="Only this one.", metavar="ALIAS")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show every move, oldest first: when, from where to where, by whom and why."""
+    """Show every move, oldest first. When, from where to where, by whom and why."""
     with open_registry() as registry:
         events = registry.aliases.history(name, alias)
     return print_json(events) if as_json else print_history(events)

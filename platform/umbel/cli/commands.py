@@ -81,10 +81,18 @@ def plain(command: Any) -> Any:
     command.context_settings.setdefault("max_content_width", WIDTH)
     # each app brings the two completion options, which only the root honours
     command.params = [param for param in command.params if param.name not in ("install_completion", "show_completion")]
-    command.format_epilog = MethodType(_epilog, command)
+    command.format_help = MethodType(_help, command)
     for child in getattr(command, "commands", {}).values():
         plain(child)
     return command
+
+
+def _help(command: Any, ctx: Any, formatter: Any) -> None:
+    """Examples stand before the options: most people look for one to change."""
+    command.format_usage(ctx, formatter)
+    command.format_help_text(ctx, formatter)
+    _epilog(command, ctx, formatter)
+    command.format_options(ctx, formatter)
 
 
 def _epilog(command: Any, _ctx: Any, formatter: Any) -> None:

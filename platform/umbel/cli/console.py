@@ -5,18 +5,26 @@ Results go to stdout, everything else to stderr, so a pipe sees results only.
 
 import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, date, datetime
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from umbel.core.errors import UmbelError
 from umbel.core.wheels import Say, silent
+
+_GAP = 2
+"""Between two columns of a table."""
+_ROOM = 16
+"""What a folded column has at least, where the terminal is wide enough."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
@@ -55,11 +63,35 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
 
 def print_facts(facts: Sequence[tuple[str, object]]) -> None:
     """``name  value`` lines, aligned; a list takes one line per item, None is left out."""
-    width = max(len(name) for name, _ in facts) + 2
+    indent = max(len(name) for name, _ in facts) + _GAP
     for name, value in facts:
         items = value if isinstance(value, list | tuple) else [] if value is None else [value]
-        for index, item in enumerate(items):
-            typer.echo(f"{'' if index else name:<{width}}{item}")
+        for index, line in enumerate(line for item in items for line in _folded(str(item), indent)):
+            typer.echo(f"{'' if index else name:<{indent}}{line}")
+
+
+def _folded(text: str, indent: int) -> list[str]:
+    """At the spaces, to what a terminal has beside the indent; a pipe gets it whole."""
+    if not sys.stdout.isatty():
+        return [text]
+    width = max(shutil.get_terminal_size().columns - indent, _ROOM)
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def print_heading(text: str) -> None:
+    """Starts a part of a longer answer."""
+    typer.echo(f"\n{_styled('1', text, sys.stdout)}")
+
+
+def print_markdown(text: str) -> None:
+    """Rendered in a terminal, where its front matter says nothing to a person; as it is in a pipe."""
+    if not sys.stdout.isatty():
+        typer.echo(text.rstrip("\n"))
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)))
 
 
 def print_error(error: UmbelError, *, as_json: bool) -> None:
@@ -124,12 +156,24 @@ def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")  # a digest that ends in "..." cannot be copied
+    console = Console()
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    for column, whole in zip(columns, _kept_whole(columns, rows, console.width), strict=True):
+        table.add_column(column, overflow="fold", no_wrap=whole)  # a digest that ends in "..." cannot be copied
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: a name with brackets is no markup
-    Console().print(table)
+    console.print(table)
+
+
+def _kept_whole(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[bool]:
+    """Which columns are never folded: the narrowest ones, as long as each of the others has room left."""
+    widest = [max(len(cell) for cell in cells) for cells in zip(columns, *rows, strict=True)]
+    narrowest_first = sorted(range(len(columns)), key=widest.__getitem__)
+    kept, used = [False] * len(columns), 0
+    for done, index in enumerate(narrowest_first, start=1):
+        used += widest[index] + _GAP
+        kept[index] = used + (len(columns) - done) * (_ROOM + _GAP) <= width
+    return kept
 
 
 def _jsonable(value: Any) -> Any:
@@ -149,13 +193,13 @@ def _jsonable(value: Any) -> Any:
 
 
 def _red(text: str) -> str:
-    return _styled("1;31", text)
+    return _styled("1;31", text, sys.stderr)
 
 
 def _bold(text: str) -> str:
-    return _styled("1", text)
+    return _styled("1", text, sys.stderr)
 
 
-def _styled(code: str, text: str) -> str:
-    plain = "NO_COLOR" in os.environ or not sys.stderr.isatty()
+def _styled(code: str, text: str, stream: TextIO) -> str:
+    plain = "NO_COLOR" in os.environ or not stream.isatty()
     return text if plain else f"\x1b[{code}m{text}\x1b[0m"

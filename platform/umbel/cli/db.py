@@ -16,7 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="Upgrade, check and back up the reg
 
 @app.command(epilog=examples("umbel db check", "UMBEL_DATABASE_URL=postgresql://umbel@db/umbel umbel db check"))
 def check(as_json: Json = False) -> None:
-    """Tell which revision the database has and which one this umbel needs. Changes nothing; ends with 1 if they differ."""
+    """Tell whether the database fits this umbel. Changes nothing; ends with 1 if it does not."""
     from umbel.registry import migrate
     from umbel.registry.database import Database
 
@@ -29,7 +29,7 @@ def check(as_json: Json = False) -> None:
 
 @app.command(epilog=examples("umbel db backup before.db && umbel db upgrade"))
 def upgrade(as_json: Json = False) -> None:
-    """Bring the database to the revision that this umbel needs. All of it, or nothing."""
+    """Bring the database to what this umbel needs. All of it, or nothing."""
     from umbel.registry import migrate
     from umbel.registry.database import Database
 
@@ -44,7 +44,7 @@ def backup(
     file: Annotated[Path | None, typer.Argument(help="Where to; in the home by default.", metavar="FILE")] = None,
     as_json: Json = False,
 ) -> None:
-    """Copy a SQLite registry while others use it. The store's files are copied by any tool, after the database."""
+    """Copy a SQLite registry while others use it. Copy the store's files after it, with any tool."""
     from umbel.core.clock import now_ms
     from umbel.registry import migrate
     from umbel.registry.database import Database

@@ -23,7 +23,7 @@ def create(
     ],
     as_json: Json = False,
 ) -> None:
-    """Create a key. Its secret is shown this once and kept nowhere; stdout has nothing else, so it can be piped."""
+    """Create a key. Its secret is shown this once; stdout has nothing else, so it can be piped."""
     scopes = [part for given in scope for part in given.split(",") if part]
     with open_registry() as registry:
         key, secret = registry.keys.create(name, scopes)

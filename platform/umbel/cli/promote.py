@@ -26,7 +26,7 @@ def promote(
     evidence: Evidence = None,
     as_json: Json = False,
 ) -> None:
-    """Make a version the one that the bare name answers with. Publishing never does this; `umbel rollback` undoes it."""
+    """Make a version the one that the bare name answers with. `umbel rollback` undoes it."""
     with open_registry() as registry:
         event = point(registry, version, CHAMPION, expect=expect, reason=reason, evidence=evidence)
     if as_json:

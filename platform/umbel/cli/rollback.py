@@ -24,7 +24,7 @@ def rollback(
     reason: Reason = None,
     as_json: Json = False,
 ) -> None:
-    """Undo the last promote: back to the version before, at once. Twice goes back twice; retired versions are skipped."""
+    """Undo the last promote, at once. Twice goes back twice; retired versions are passed over."""
     with open_registry() as registry:
         if expect is None:
             expect = registry.aliases.get(name).get(alias, 0)

@@ -1,19 +1,235 @@
 """``umbel runs``: what training runs are doing, what they said and measured."""
 
+import json
+import shutil
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
-from umbel.cli.console import Json, examples, human_time, print_json, print_table
+from umbel.cli.cells import number, setting
+from umbel.cli.console import (
+    Json,
+    examples,
+    human_age,
+    human_seconds,
+    human_time,
+    print_facts,
+    print_heading,
+    print_json,
+    print_table,
+)
+from umbel.cli.curves import curves, plot, write_csv, write_png
 from umbel.cli.opened import open_registry
+from umbel.cli.paging import Limit, PageCursor, more
+from umbel.cli.words import one_of
+from umbel.core.clock import now_ms
+from umbel.core.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from umbel.registry.records import MetricPoint, Run, RunEvent
+    from umbel.registry.registry import Registry
 
 app = typer.Typer(no_args_is_help=True, help="Follow and cancel training runs.")
 
+POLL_SECONDS = 0.5
+"""How often `logs -f` looks."""
 
-@app.command("list", epilog=examples("umbel runs list"))
-def list_(as_json: Json = False) -> None:
+Which = Annotated[str, typer.Argument(help="A run's id, or an adapter's name for its newest run.", metavar="RUN")]
+
+
+@app.command("list", epilog=examples("umbel runs list", "umbel runs list --name mood --status failed"))
+def list_(
+    name: Annotated[str | None, typer.Option("--name", help="Only this adapter's.", metavar="NAME")] = None,
+    status: Annotated[
+        str | None,
+        typer.Option("--status", help="queued, running, succeeded, failed or cancelled.", metavar="STATUS"),
+    ] = None,
+    limit: Limit = 50,
+    page: PageCursor = None,
+    as_json: Json = False,
+) -> None:
     """List runs, newest first."""
     with open_registry() as registry:
-        page = registry.runs.list()
+        from umbel.registry.records import RunStatus
+
+        found = registry.runs.list(name=name, status=one_of(RunStatus, status, "--status"), limit=limit, cursor=page)
     if as_json:
-        return print_json(page)
-    rows = [(run.id, run.name, run.status, human_time(run.created_at)) for run in page.items]
-    return print_table(("RUN", "NAME", "STATUS", "CREATED"), rows, empty="No run yet. Start one: umbel train --help")
+        return print_json(found)
+    rows = [(run.id, run.name, _status(run), human_age(run.created_at, now_ms()), _took(run)) for run in found.items]
+    empty = "No run is like that." if name or status else "No run yet. Start one: umbel train --help"
+    print_table(("RUN", "NAME", "STATUS", "CREATED", "TOOK"), rows, empty=empty)
+    return more(found.next)
+
+
+@app.command(
+    epilog=examples(
+        "umbel runs show mood",
+        "umbel runs show run-01k9... --curve loss --curve validation_loss",
+        "umbel runs show mood --png curves.png --csv curves.csv",
+    )
+)
+def show(
+    run: Which,
+    curve: Annotated[
+        list[str] | None,
+        typer.Option("--curve", help="Metric to draw; again. Default: loss and quality.", metavar="KEY"),
+    ] = None,
+    png: Annotated[Path | None, typer.Option("--png", help="Draw every curve into this file.", metavar="FILE")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write every point into this file.", metavar="FILE")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a run. What it was asked, how it ends, and its curves."""
+    with open_registry() as registry:
+        found = _find(registry, run)
+        points = registry.runs.points(found.id)
+    drawn = curves(points)
+    _check_curves(curve or (), drawn)
+    if png is not None and drawn:
+        write_png(drawn, f"{found.name}  {found.id}", png)
+    if csv is not None:
+        write_csv(points, csv)
+    if as_json:
+        return print_json({"run": found, "points": points})
+    print_facts(_facts(found))
+    return _print_curves(drawn, curve)
+
+
+@app.command(epilog=examples("umbel runs logs mood", "umbel runs logs mood -f", "umbel runs logs run-01k9... --json"))
+def logs(
+    run: Which,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends; steps too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value per line.")] = False,
+) -> None:
+    """Print what a run said. With -f also what it measures, until it ends; Ctrl-C leaves the run alone."""
+    with open_registry() as registry:
+        for line in _following(registry, _find(registry, run).id, follow=follow):
+            typer.echo(json.dumps(line) if as_json else _line(line))
+
+
+@app.command(epilog=examples("umbel runs cancel mood", "umbel runs cancel run-01k9..."))
+def cancel(run: Which, as_json: Json = False) -> None:
+    """Cancel a run. One that waits ends at once; one that works stops at its next step and keeps its checkpoint."""
+    with open_registry() as registry:
+        found = registry.runs.cancel(_find(registry, run).id)
+    if as_json:
+        return print_json(found)
+    if found.status == "cancelled":
+        return typer.echo(f"{found.id} ({found.name}) is cancelled")
+    return typer.echo(f"{found.id} ({found.name}) stops at its next step; watch it: umbel runs logs {found.id} -f")
+
+
+def _find(registry: "Registry", run: str) -> "Run":
+    try:
+        return registry.runs.get(run)
+    except NotFound:
+        newest = registry.runs.list(name=run, limit=1).items
+        if not newest:
+            raise NotFound(
+                f"there is no run {run!r}, nor one of an adapter of that name.",
+                code="run_not_found",
+                hint="umbel runs list",
+            ) from None
+        return newest[0]
+
+
+def _status(run: "Run") -> str:
+    from umbel.registry.runs import LEASE_MS
+
+    silent = now_ms() - (run.heartbeat_at or run.created_at)
+    if run.status == "running" and silent > LEASE_MS:
+        return f"running, silent for {human_seconds(silent / 1000)}"
+    return "running, to be cancelled" if run.status == "running" and run.cancel_requested else run.status
+
+
+def _took(run: "Run") -> str:
+    if run.started_at is None:
+        return ""
+    return human_seconds(((run.finished_at or now_ms()) - run.started_at) / 1000)
+
+
+def _facts(run: "Run") -> Iterator[tuple[str, object]]:
+    yield from (("run", run.id), ("name", run.name), ("status", _status(run)), ("error", run.error))
+    yield from (("worker", run.lease_owner), ("attempt", run.attempt if run.attempt > 1 else None))
+    yield "created", f"{human_time(run.created_at)} by {run.created_by}"
+    yield "took", _took(run) or None
+    yield "seed", run.seed
+    yield "asked", _settings(run.params)
+    yield "found", _settings(run.summary or {})
+
+
+def _settings(values: Mapping[str, Any]) -> str | None:
+    return "; ".join(f"{key} {setting(value)}" for key, value in values.items() if value is not None) or None
+
+
+def _check_curves(wanted: Iterable[str], drawn: Mapping[str, object]) -> None:
+    for key in wanted:
+        if key not in drawn:
+            known = ", ".join(drawn) or "nothing"
+            raise UsageError(f"the run has not measured {key!r}.", param="curve", hint=f"it measured {known}")
+
+
+def _print_curves(drawn: Mapping[str, list[tuple[float, float]]], wanted: list[str] | None) -> None:
+    if not drawn:
+        return typer.echo("It has measured nothing yet.", err=True)
+    print_heading("Measured")
+    rows = [
+        (
+            key,
+            len(curve),
+            *(number(value) for value in (curve[0][1], min(v for _, v in curve), curve[-1][1])),
+            _top(curve),
+        )
+        for key, curve in drawn.items()
+    ]
+    print_table(("METRIC", "POINTS", "FIRST", "LOWEST", "LAST", "HIGHEST"), rows, empty="")
+    if not sys.stdout.isatty():
+        return None
+    for key in wanted or [key for key in drawn if "loss" in key or "accuracy" in key]:
+        print_heading(key)
+        typer.echo("\n".join(plot(drawn[key], width=min(shutil.get_terminal_size().columns, 100))))
+    return None
+
+
+def _top(curve: list[tuple[float, float]]) -> str:
+    return number(max(value for _, value in curve))
+
+
+def _following(registry: "Registry", run: str, *, follow: bool) -> Iterator[dict[str, Any]]:
+    """Events in order and, if asked to follow, each step once it is complete, until the run has ended."""
+    seq, step = 0, -1
+    while True:
+        ended = registry.runs.get(run).finished_at is not None  # asked first: what comes after it is nothing
+        for event in registry.runs.events(run, after=seq):
+            seq = event.seq
+            yield _event(event)
+        if follow:
+            steps = _steps(registry.runs.points(run, after=step))
+            for step, values in steps if ended else steps[:-1]:  # the newest may still grow
+                yield {"step": step, **values}
+        if ended or not follow:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _event(event: "RunEvent") -> dict[str, Any]:
+    return {"seq": event.seq, "at": event.at, "level": event.level, "message": event.message, "data": event.data}
+
+
+def _steps(points: "Iterable[MetricPoint]") -> list[tuple[int, dict[str, float | None]]]:
+    found: dict[int, dict[str, float | None]] = defaultdict(dict)
+    for point in points:
+        found[point.step][point.key] = point.value
+    return sorted(found.items())
+
+
+def _line(line: dict[str, Any]) -> str:
+    if "step" in line:
+        values = (f"{key} {'nan' if value is None else number(value)}" for key, value in line.items() if key != "step")
+        return f"step {line['step']:>6}  {'  '.join(values)}"
+    data = _settings(line["data"] or {})
+    return f"{human_time(line['at'])}  {line['level']:<7}  {line['message']}{f' ({data})' if data else ''}"

@@ -1,0 +1,102 @@
+"""``umbel adapters list``: search, filter, sort and page."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from umbel.cli.cells import aliases, metrics
+from umbel.cli.console import Json, examples, human_bytes, print_json, print_table
+from umbel.cli.opened import open_registry
+from umbel.cli.paging import Limit, PageCursor, more
+from umbel.cli.words import one_of, pairs
+
+if TYPE_CHECKING:
+    from umbel.registry.query import AdapterQuery
+    from umbel.registry.records import Adapter, Page
+
+app = typer.Typer()
+
+_COLUMNS = ("NAME", "VERSION", "OUTPUT HEAD", "METHOD", "SIZE", "METRIC", "ALIASES")
+
+
+@app.command(
+    "list",
+    epilog=examples(
+        "umbel adapters list",
+        "umbel adapters list --search senti --output-head classify --tag team=search",
+        "umbel adapters list --metric 'accuracy>=0.8' --sort metric:accuracy --desc",
+        "umbel adapters list --alias canary --json",
+        note="Filters hold together; those on a version look at the one shown: the champion, or --alias.",
+    ),
+)
+def list_(
+    search: Annotated[
+        str | None, typer.Option("--search", "-s", help="Part of a name, description or tag.", metavar="TEXT")
+    ] = None,
+    method: Annotated[str | None, typer.Option("--method", help="lora, prefix ...", metavar="METHOD")] = None,
+    output_head: Annotated[
+        str | None, typer.Option("--output-head", help="generate, classify, regress, tag or embed.", metavar="HEAD")
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", help="Has this tag; may be given again.", metavar="K=V")
+    ] = None,
+    state: Annotated[
+        str | None, typer.Option("--state", help="ready, deprecated, yanked or rejected.", metavar="STATE")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="Made for this one.", metavar="NAME")] = None,
+    alias: Annotated[
+        str | None, typer.Option("--alias", help="Has this alias; shows the version behind it.", metavar="ALIAS")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", help="Bound such as 'accuracy>=0.8'; again.", metavar="BOUND")
+    ] = None,
+    sort: Annotated[
+        str, typer.Option("--sort", help="name, created, bytes or metric:accuracy.", metavar="KEY")
+    ] = "name",
+    desc: Annotated[bool, typer.Option("--desc", help="Largest or newest first.")] = False,
+    limit: Limit = 50,
+    page: PageCursor = None,
+    as_json: Json = False,
+) -> None:
+    """List adapters, each by the version that its bare name means."""
+    from umbel.core.contract import OutputHead
+    from umbel.registry.query import AdapterQuery, MetricRange
+    from umbel.registry.records import VersionState
+
+    with open_registry() as registry:
+        query = AdapterQuery(
+            search=search,
+            method=method,
+            output_head=one_of(OutputHead, output_head, "--output-head"),
+            tags=pairs(tag or ()),
+            state=one_of(VersionState, state, "--state"),
+            backbone=registry.backbones.get(backbone).fingerprint if backbone else None,
+            alias=alias,
+            metrics=tuple(MetricRange.parse(text) for text in metric or ()),
+            sort=sort,
+            descending=desc,
+        )
+        found = registry.adapters.list(query, limit=limit, cursor=page)
+    return print_json(found) if as_json else _print(found, query)
+
+
+def _print(found: "Page[Adapter]", query: "AdapterQuery") -> None:
+    from umbel.registry.query import AdapterQuery
+
+    asked = tuple(bound.key for bound in query.metrics) or (
+        (query.sort.removeprefix("metric:"),) if query.sort.startswith("metric:") else ()
+    )
+    unfiltered = query == AdapterQuery(sort=query.sort, descending=query.descending)
+    empty = "No adapter yet. Train one: umbel train --help" if unfiltered else "No adapter is like that."
+    print_table(_COLUMNS, [_row(adapter, asked) for adapter in found.items], empty=empty)
+    more(found.next)
+
+
+def _row(adapter: "Adapter", asked: tuple[str, ...]) -> tuple[object, ...]:
+    version = adapter.shown
+    pointing = aliases(adapter.aliases)
+    if version is None:
+        return (adapter.name, "none", "", "", "", "", pointing)
+    number = version.number if version.state == "ready" else f"{version.number} {version.state}"
+    size, measured = human_bytes(version.bytes), metrics(version.metrics, asked, most=1)
+    return (adapter.name, number, version.output_head, version.method, size, measured, pointing)
