@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,7 @@ def _cells(dots: Sequence[tuple[int, int]], columns: int, height: int) -> list[s
 def _joined(dots: Sequence[tuple[int, int]]) -> Iterable[tuple[int, int]]:
     """The dots and those on the straight lines between them."""
     yield from dots[:1]
-    for (x0, y0), (x1, y1) in zip(dots, dots[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(dots):
         steps = max(abs(x1 - x0), abs(y1 - y0), 1)
         for step in range(1, steps + 1):
             yield round(x0 + (x1 - x0) * step / steps), round(y0 + (y1 - y0) * step / steps)

@@ -77,7 +77,7 @@ def show(
     run: Which,
     curve: Annotated[
         list[str] | None,
-        typer.Option("--curve", help="Metric to draw; again. Default: loss and quality.", metavar="KEY"),
+        typer.Option("--curve", help="Metric to draw; may be given again.", metavar="KEY"),
     ] = None,
     png: Annotated[Path | None, typer.Option("--png", help="Draw every curve into this file.", metavar="FILE")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write every point into this file.", metavar="FILE")] = None,
@@ -95,7 +95,7 @@ def show(
         write_csv(points, csv)
     if as_json:
         return print_json({"run": found, "points": points})
-    print_facts(_facts(found))
+    print_facts(tuple(_facts(found)))
     return _print_curves(drawn, curve)
 
 
@@ -177,16 +177,8 @@ def _print_curves(drawn: Mapping[str, list[tuple[float, float]]], wanted: list[s
     if not drawn:
         return typer.echo("It has measured nothing yet.", err=True)
     print_heading("Measured")
-    rows = [
-        (
-            key,
-            len(curve),
-            *(number(value) for value in (curve[0][1], min(v for _, v in curve), curve[-1][1])),
-            _top(curve),
-        )
-        for key, curve in drawn.items()
-    ]
-    print_table(("METRIC", "POINTS", "FIRST", "LOWEST", "LAST", "HIGHEST"), rows, empty="")
+    rows = [(key, len(curve), *map(number, _range([value for _, value in curve]))) for key, curve in drawn.items()]
+    print_table(("METRIC", "POINTS", "FIRST", "LAST", "LOWEST", "HIGHEST"), rows, empty="")
     if not sys.stdout.isatty():
         return None
     for key in wanted or [key for key in drawn if "loss" in key or "accuracy" in key]:
@@ -195,8 +187,8 @@ def _print_curves(drawn: Mapping[str, list[tuple[float, float]]], wanted: list[s
     return None
 
 
-def _top(curve: list[tuple[float, float]]) -> str:
-    return number(max(value for _, value in curve))
+def _range(values: list[float]) -> tuple[float, float, float, float]:
+    return values[0], values[-1], min(values), max(values)
 
 
 def _following(registry: "Registry", run: str, *, follow: bool) -> Iterator[dict[str, Any]]:
