@@ -1,7 +1,7 @@
-"""A tiny backbone in both dtypes, adapters with random weights, and a source that keeps them in memory."""
+"""A tiny backbone, adapters with random weights in a source in memory, and an engine on them: the lab."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,55 +18,66 @@ from umbel.core.digests import digest_bytes
 from umbel.core.errors import NotFound
 from umbel.core.manifest import Manifest
 from umbel.core.protocols import StoredAdapter, VersionRef
-from umbel.engine import Answer, Engine, GenerateRequest
+from umbel.engine import Answer, Engine, GenerateRequest, PoolRequest
 
-torch.set_num_threads(1)
-
-MANY = 1 << 30
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("backbones") / "tiny"
-    return tiny_backbone(folder, hidden_size=64, intermediate_size=128, head_dim=16, num_hidden_layers=3)
+GENERATE = Contract(output_head=OutputHead.GENERATE)
+LABELS = ("bad", "fair", "good")
 
 
-@pytest.fixture(scope="session")
-def fp32(tiny_folder: Path) -> Backbone:
-    return load_backbone(tiny_folder, dtype="float32")
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
-def bf16(tiny_folder: Path) -> Backbone:
-    return load_backbone(tiny_folder, dtype="bfloat16", packed=True)
+def folder(tmp_path_factory) -> Path:
+    return tiny_backbone(
+        tmp_path_factory.mktemp("backbones") / "tiny",
+        hidden_size=64,
+        intermediate_size=128,
+        head_dim=16,
+        num_hidden_layers=3,
+    )
+
+
+@pytest.fixture(scope="session")
+def fp32(folder) -> Backbone:
+    return load_backbone(folder, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def bf16(folder) -> Backbone:
+    return load_backbone(folder, dtype="bfloat16", packed=True)
 
 
 @dataclass
 class MemorySource:
-    """An ``AdapterSource`` of adapters by digest; ``gate`` holds loads back while it is clear."""
+    """An ``AdapterSource`` of adapters by digest; loads wait while ``gate`` is clear."""
 
     adapters: dict[str, Adapter] = field(default_factory=dict)
     fetched: list[str] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
+    broken: dict[str, Exception] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gate.set()
-
-    def add(self, adapter: Adapter) -> str:
-        self.adapters[adapter.digest] = adapter
-        return adapter.digest
 
     def resolve(self, model: str) -> VersionRef:
         raise NotFound(f"no adapter {model!r}")
 
     def fetch(self, digest: str) -> StoredAdapter:
-        self.gate.wait(10)
+        assert self.gate.wait(30)
         self.fetched.append(digest)
+        if digest in self.broken:
+            raise self.broken[digest]
         if digest not in self.adapters:
             raise NotFound(f"there is no version {digest}.", code="version_not_found")
         adapter = self.adapters[digest]
         manifest = Manifest(
-            method=adapter.method.name, config={}, contract=adapter.contract, backbone=adapter.backbone, files=()
+            method=adapter.method.name, config={}, contract=adapter.contract, backbone="sha256:" + "0" * 64, files=()
         )
         return StoredAdapter(VersionRef("memory", 1, digest), manifest, Path())
 
@@ -74,68 +85,100 @@ class MemorySource:
         return self.adapters[stored.ref.digest]
 
 
+@dataclass
+class Lab:
+    """Makes adapters, engines and requests for one backbone."""
+
+    backbone: Backbone
+    source: MemorySource = field(default_factory=MemorySource)
+    engines: list[Engine] = field(default_factory=list)
+    now: float = 0.0
+    """The engines' clock, moved by hand."""
+
+    def adapter(
+        self, method: str, seed: int, *, contract: Contract = GENERATE, scale: float = 0.3, **options: Any
+    ) -> str:
+        """Digest of an adapter whose tensors are all random, so that it changes every answer."""
+        fingerprint = options.pop("fingerprint", self.backbone.fingerprint)
+        fresh = fresh_adapter(method, options, contract, self.backbone.shape, backbone=fingerprint, seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        for tensor in fresh.tensors.values():
+            tensor += scale * torch.randn(tensor.shape, generator=generator) / tensor.shape[-1] ** 0.25
+        digest = digest_bytes(repr((method, seed, contract, scale, options, fingerprint)).encode())
+        self.source.adapters[digest] = replace(fresh, digest=digest, name=f"{method}-{seed}:1")
+        return digest
+
+    def zoo(self) -> list[str | None]:
+        """One of everything that generates, two of one shape, and the bare backbone."""
+        return [
+            self.adapter("lora", 1, rank=4),
+            self.adapter("lora", 2, rank=4),
+            self.adapter("lora", 3, rank=8, rslora=True, targets=("q_proj", "v_proj", "lm_head")),
+            self.adapter("lora", 4, rank=3, dora=True),
+            self.adapter("llama_adapter", 5),
+            self.adapter("prefix", 6, length=5),
+            self.adapter("prompt", 7, length=4),
+            self.adapter("ia3", 8),
+            self.adapter("bottleneck", 9),
+            None,
+        ]
+
+    def classifier(self, seed: int, method: str = "lora", **options: Any) -> str:
+        contract = Contract(output_head=OutputHead.CLASSIFY, labels=LABELS)
+        return self.adapter(method, seed, contract=contract, **options)
+
+    def engine(self, **options: Any) -> Engine:
+        sizes = {"kv_bytes": 1 << 26, "adapter_bytes": 1 << 26, "max_length": 256, "clock": lambda: self.now} | options
+        self.engines.append(Engine(self.backbone, self.source, load=self.source.load, **sizes))
+        return self.engines[-1]
+
+    def close(self) -> None:
+        self.source.gate.set()
+        for engine in self.engines:
+            engine.close()
+
+    @staticmethod
+    def tokens(text: str) -> tuple[int, ...]:
+        return tuple(text.encode())
+
+    def ask(self, text: str, adapter: str | None = None, **settings: Any) -> GenerateRequest:
+        """Greedy, a fixed number of tokens, with log-probabilities; ``settings`` change that."""
+        plain: dict[str, Any] = {"max_tokens": 10, "ignore_eos": True, "logprobs": 2} | settings
+        return GenerateRequest(tokens=self.tokens(text), adapter=adapter, **plain)
+
+    def pool(self, text: str, adapter: str, **settings: Any) -> PoolRequest:
+        return PoolRequest(tokens=self.tokens(text), adapter=adapter, **settings)
+
+    @staticmethod
+    def drain(engine: Engine) -> None:
+        while engine.step():
+            pass
+
+    def run(self, engine: Engine, requests: Sequence[Any]) -> list[Answer]:
+        """All submitted at once; raises the first error of a request."""
+        handles = [engine.submit(request) for request in requests]
+        self.drain(engine)
+        return [handle.result() for handle in handles]
+
+    def same(self, a: Answer, b: Answer) -> None:
+        """Equal tokens, and log-probabilities as equal as correctness rule 2 promises for the dtype."""
+        assert a.ids == b.ids
+        tolerance = 0.0 if self.backbone.dtype == torch.bfloat16 else 2e-4
+        for one, other in zip(a.tokens, b.tokens, strict=True):
+            assert abs(one.logprob - other.logprob) <= tolerance
+            assert [x.token for x in one.top] == [x.token for x in other.top] or tolerance
+
+
 @pytest.fixture
-def source() -> MemorySource:
-    return MemorySource()
+def lab(fp32) -> Iterator[Lab]:
+    made = Lab(fp32)
+    yield made
+    made.close()
 
 
-def make_adapter(
-    backbone: Backbone,
-    method: str,
-    seed: int,
-    *,
-    contract: Contract | None = None,
-    scale: float = 0.3,
-    fingerprint: str | None = None,
-    **options: Any,
-) -> Adapter:
-    """An adapter whose tensors are all random, so that it changes every answer."""
-    contract = contract or Contract(output_head=OutputHead.GENERATE)
-    fresh = fresh_adapter(
-        method, options, contract, backbone.shape, backbone=fingerprint or backbone.fingerprint, seed=seed
-    )
-    generator = torch.Generator().manual_seed(seed)
-    for tensor in fresh.tensors.values():
-        tensor += scale * torch.randn(tensor.shape, generator=generator) / tensor.shape[-1] ** 0.25
-    return replace(fresh, digest=digest_bytes(f"{method} {seed} {options}".encode()), name=f"{method}-{seed}:1")
-
-
-CLASSIFY = Contract(output_head=OutputHead.CLASSIFY, labels=("bad", "fair", "good"))
-
-EngineMaker = Callable[..., Engine]
-
-
-@pytest.fixture
-def engine_of(source: MemorySource) -> EngineMaker:
-    engines: list[Engine] = []
-
-    def make(backbone: Backbone, **options: Any) -> Engine:
-        sizes = {"kv_bytes": MANY, "adapter_bytes": MANY, "max_length": 256} | options
-        engines.append(Engine(backbone, source, load=source.load, **sizes))
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        engine.close()
-
-
-def prompt(text: str) -> tuple[int, ...]:
-    """Some token ids; the tiny tokenizer's tokens are bytes."""
-    return tuple(text.encode())
-
-
-def drain(engine: Engine) -> None:
-    while engine.step():
-        pass
-
-
-def run(engine: Engine, requests: Sequence[Any]) -> list[Answer]:
-    """All at once."""
-    handles = [engine.submit(request) for request in requests]
-    drain(engine)
-    return [handle.result() for handle in handles]
-
-
-def greedy(text: str, adapter: str | None = None, **more: Any) -> GenerateRequest:
-    settings: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True, "logprobs": 3} | more
-    return GenerateRequest(tokens=prompt(text), adapter=adapter, **settings)
+@pytest.fixture(params=["float32", "bfloat16"])
+def any_lab(request, fp32, bf16) -> Iterator[Lab]:
+    """The lab in both dtypes."""
+    made = Lab(fp32 if request.param == "float32" else bf16)
+    yield made
+    made.close()

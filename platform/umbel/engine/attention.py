@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from umbel.core.shape import BackboneShape
 from umbel.engine.kv import KEYS_STEP, KVCache, round_up
 
-_SMALL_PRODUCT = 400
-"""ATen multiplies batches of fewer multiply-adds each by a loop of its own, with other rounding than oneDNN's."""
+_SMALL_PRODUCT = 16**3
+"""ATen multiplies up to so many multiply-adds in a loop of its own, with other rounding than oneDNN's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class CachedAttention:
         self.cache, self.spans, self.rows = cache, spans, len(positions)
         self.kv_heads, self.group = shape.kv_heads, shape.heads // shape.kv_heads
         self.scale = shape.head_dim**-0.5
-        self.least = _least_keys(self.group, shape.head_dim)
+        self.least = _least_keys(self.kv_heads, self.group, shape.head_dim)
         self.device = cache.slabs.device
         if positions:
             at = torch.tensor(positions, device=self.device)
@@ -103,6 +103,6 @@ class CachedAttention:
         return torch.arange(length, device=self.device) > at[:, None]
 
 
-def _least_keys(group: int, width: int) -> int:
-    """Fewest places looked at, so that a product has the same kernel at every length."""
-    return round_up(max(KEYS_STEP, -(-_SMALL_PRODUCT // (max(group, 2) * width))))
+def _least_keys(groups: int, group: int, width: int) -> int:
+    """Fewest places looked at, so that even a lone row's products go the way of many."""
+    return round_up(max(KEYS_STEP, _SMALL_PRODUCT // (groups * max(group, 2) * width) + 1))

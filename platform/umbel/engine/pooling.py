@@ -22,19 +22,25 @@ def gather(row: Row, hidden: Tensor) -> None:
 
 
 def head_logits(row: Row) -> Tensor:
-    """[outputs], or [tokens, outputs] for a head that reads each token; on CPU."""
+    """[outputs], or [tokens, outputs] for a head that reads each token; on CPU, an ordinary tensor."""
+    logits = _head_logits(row).cpu()
+    with torch.inference_mode(False):
+        return logits.clone()
+
+
+def _head_logits(row: Row) -> Tensor:
     resident = row.resident
     assert resident is not None
     head, states = resident.head, torch.cat(row.pooled)
     row.pooled = []
     pooling = head.config.pooling
     if pooling == "tokens":
-        return _apply(head, states[row.virtual :]).cpu()
+        return _apply(head, states[row.virtual :])
     if pooling == "mean":
         length = torch.tensor([states.shape[0]], device=states.device)
         skip = torch.tensor([row.virtual], device=states.device)
         states = pool(states[None], length, skip, pooling)
-    return _apply(head, states)[0].cpu()
+    return _apply(head, states)[0]
 
 
 def _apply(head: Head, states: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ class Stack:
 
     @property
     def capacity(self) -> int:
-        return next(iter(self.tensors.values())).shape[0]
+        """The least over all tensors: a resize that ran out of memory may have grown some of them."""
+        return min(tensor.shape[0] for tensor in self.tensors.values())
 
     def add(self, resident: Resident) -> None:
         """Copies its fused tensors into the next slot; they are dropped."""
@@ -99,7 +100,9 @@ class Stack:
         self.version = next(_VERSIONS)
 
 
+@torch.inference_mode(False)
 def _room(tensor: Tensor, capacity: int) -> Tensor:
+    """Zeros that may be written outside of inference mode, too."""
     return torch.zeros(capacity, *tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 

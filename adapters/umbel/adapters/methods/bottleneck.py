@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from umbel.adapters.method import Batch, Fused, Method, Weights
+from umbel.adapters.products import product
 from umbel.adapters.sites import Frozen
 from umbel.core.errors import ConfigError
 from umbel.core.shape import BackboneShape
@@ -85,10 +86,10 @@ class BottleneckBatch(Batch):
             return h
         kind = next(kind for kind in _ACTIVATIONS if (layer, f"down.{kind}") in self.stack)
         h_SMH = self.rows.take(h)
-        inner = torch.baddbmm(self._of(layer, "down.bias"), h_SMH, self._of(layer, f"down.{kind}"))
-        return self.rows.add(
-            h, torch.baddbmm(self._of(layer, "up.bias"), _ACTIVATIONS[kind](inner), self._of(layer, "up"))
-        )
+        if torch.is_grad_enabled():
+            h = h.clone()  # ``add`` writes into it, and the product keeps what it read for the backward pass
+        inner = product(h_SMH, self._of(layer, f"down.{kind}"), self._of(layer, "down.bias"))
+        return self.rows.add(h, product(_ACTIVATIONS[kind](inner), self._of(layer, "up"), self._of(layer, "up.bias")))
 
     def _of(self, layer: int, what: str) -> Tensor:
         return self.rows.of(self.stack[layer, what])

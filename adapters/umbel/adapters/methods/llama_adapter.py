@@ -19,6 +19,7 @@ from torch import Tensor
 
 from umbel.adapters.method import Batch, Fused, Method, Weights
 from umbel.adapters.peft_config import PeftConfig
+from umbel.adapters.products import product
 from umbel.adapters.sites import Frozen
 from umbel.core.errors import ConfigError
 from umbel.core.shape import BackboneShape
@@ -113,14 +114,16 @@ class LlamaAdapterBatch(Batch):
         q_SMF = self.rows.take(q.transpose(1, 2).reshape(rows, tokens, heads * width))
         slots, per_slot, _ = q_SMF.shape
         groups = k_SGPD.shape[1]
-        # [S, M, G, R, D] -> [S, G, R * M, D]: the query heads of one key head share a product
-        q_SGQD = q_SMF.view(slots, per_slot, groups, -1, width).permute(0, 2, 3, 1, 4).reshape(slots, groups, -1, width)
-        scores = q_SGQD @ k_SGPD.transpose(-1, -2) * width**-0.5
+        # [S, M, G, R, D] -> [S * G, R * M, D]: the query heads of one key head share a product
+        q_XQD = q_SMF.view(slots, per_slot, groups, -1, width).permute(0, 2, 3, 1, 4).reshape(slots * groups, -1, width)
+        scores = product(q_XQD, k_SGPD.flatten(0, 1).transpose(-1, -2)) * width**-0.5
         weights = torch.softmax(scores.to(torch.promote_types(q.dtype, torch.float32)), -1).to(q.dtype)
-        added = (weights @ v_SGPD).view(slots, heads, per_slot, width)
+        added = product(weights, v_SGPD.flatten(0, 1)).reshape(slots, heads, per_slot, width)
         gate = self.rows.of(self.stack[layer, "gate"])
         added = (added.to(gate.dtype) * gate).to(q.dtype).transpose(1, 2).reshape(slots, per_slot, heads * width)
         flat = context.transpose(1, 2).reshape(rows, tokens, heads * width)
+        if context.requires_grad:
+            flat = flat.clone()  # the fused attention kernel keeps its output for the backward pass
         return self.rows.add(flat, added).view(rows, tokens, heads, width).transpose(1, 2)
 
     def _prompt(self, layer: int, frozen: Frozen) -> tuple[Tensor, Tensor]:

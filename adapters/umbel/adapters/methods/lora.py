@@ -26,6 +26,7 @@ from torch import Tensor
 from umbel.adapters.dropout import drop, token_keys
 from umbel.adapters.method import Batch, Fused, Method, Run, Weights
 from umbel.adapters.peft_config import PeftConfig
+from umbel.adapters.products import product
 from umbel.adapters.sites import LM_HEAD, SITES, Frozen
 from umbel.core.errors import ConfigError
 from umbel.core.shape import LINEARS, BackboneShape
@@ -187,14 +188,14 @@ class LoraBatch(Batch):
         if a_SDR is None:
             return y
         x_SMD = self._dropped(self.rows.take(x), layer, site, x.shape[1])
-        h_SMR = torch.bmm(x_SMD, self.rows.of(a_SDR))
+        h_SMR = product(x_SMD, self.rows.of(a_SDR))
         rank = column = 0
         for name in SITES[site]:
             b_SRE = self.stack.get((layer, f"{name}.B"))
             width = self.shape.linear(name)[1]
             if b_SRE is not None:
                 part, own = slice(rank, rank + b_SRE.shape[1]), slice(column, column + width)
-                delta = torch.bmm(h_SMR[..., part], self.rows.of(b_SRE))
+                delta = product(h_SMR[..., part], self.rows.of(b_SRE))
                 scale = self._scale(layer, name, self.rows.of(a_SDR)[..., part], self.rows.of(b_SRE), frozen)
                 y = (
                     self.rows.add(y, delta, own)
