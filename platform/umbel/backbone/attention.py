@@ -29,7 +29,8 @@ class WholeAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         past = self.sites.past(layer)
-        if q.requires_grad and q.device.type == "cpu" and q.shape[2] <= _DIRECT:
+        learns = q.requires_grad or k.requires_grad or (past is not None and past[0].requires_grad)
+        if learns and q.device.type == "cpu" and q.shape[2] <= _DIRECT:
             return _direct(q, k, v, past)
         if past is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
