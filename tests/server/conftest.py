@@ -11,8 +11,10 @@ import torch
 from starlette.testclient import TestClient
 
 from umbel.adapters.adapter import Adapter, fresh_adapter
-from umbel.adapters.peft_io import export_files
+from umbel.adapters.peft_io import export_files, load_adapter
+from umbel.adapters.wear import fuse_all, wear
 from umbel.backbone.backbone import Backbone
+from umbel.backbone.decoder import Output, whole_step
 from umbel.backbone.loading import load_backbone
 from umbel.backbone.tiny import tiny_backbone
 from umbel.core.contract import Contract, Decoding, OutputHead
@@ -60,6 +62,15 @@ class Home:
             seed=seed,
             n_params=adapter.num_parameters,
         )
+
+    def forward(self, ref: str, ids: list[int]) -> tuple[Adapter, Output]:
+        """The version and a plain full forward of one text through it: what every answer is compared with."""
+        stored = self.registry.fetch(self.registry.resolve(ref).digest)
+        adapter = load_adapter(stored, self.backbone.shape)
+        sites = wear(fuse_all([adapter], list(self.backbone.decoder.layers)), [0])
+        step = whole_step(sites, rows=1, tokens=len(ids), want=torch.arange(len(ids)))
+        with torch.no_grad():
+            return adapter, self.backbone.decoder(torch.tensor([ids]), step)
 
 
 def contract(head: str, **fields: Any) -> Contract:

@@ -105,7 +105,7 @@ def wait_before_retry(call: Call[Any], error: UmbelError, tries: int) -> float |
 
 
 def event_of(call: Call[Any], line: str, headers: Mapping[str, str]) -> Any:
-    """What one line of a stream says: an event, or None for pings and ends. Raises the error that breaks a stream off."""
+    """What one line of a stream says: an event, or None for pings and ends. Raises the error it breaks off with."""
     if not line.startswith("data: ") or line == "data: [DONE]":
         return None
     data = line.removeprefix("data: ")
