@@ -103,7 +103,8 @@ def furthest() -> Callable[[TrainedAdapter, TrainedAdapter], float]:
     """Largest difference between two trained adapters, over all tensors."""
 
     def run(one: TrainedAdapter, other: TrainedAdapter) -> float:
-        assert one.adapter is not None and other.adapter is not None
+        assert one.adapter is not None
+        assert other.adapter is not None
         mine, theirs = one.adapter.tensors, other.adapter.tensors
         assert mine.keys() == theirs.keys()
         return max(float((mine[name] - theirs[name]).abs().max()) for name in mine)

@@ -40,7 +40,9 @@ def test_resume_gives_the_same_bytes(four, train, wide, settings, tmp_path, wind
         train(*four, folder=tmp_path / "run", stop=StopAfter(windows))
     for one, other in zip(never, resume(wide, tmp_path / "run", settings=settings), strict=True):
         assert same_bytes(one, other)
-        assert one.losses == other.losses and one.history == other.history and one.tokens == other.tokens
+        assert one.losses == other.losses
+        assert one.history == other.history
+        assert one.tokens == other.tokens
 
 
 def test_stopping_twice_changes_nothing_either(four, train, wide, settings, tmp_path):
@@ -129,7 +131,9 @@ def test_a_failed_mate_stays_failed_after_resume(tasks, train, wide, settings, t
     with pytest.raises(Interrupted):
         train(tasks["speech"], bomb, folder=tmp_path / "run", stop=StopAfter(3))
     found = resume(wide, tmp_path / "run", settings=settings)
-    assert found[1].adapter is None and found[1].error.code == "not_finite" and found[0].adapter is not None
+    assert found[1].adapter is None
+    assert found[1].error.code == "not_finite"
+    assert found[0].adapter is not None
 
 
 def test_resuming_works_from_another_folder(four, train, wide, settings, tmp_path, monkeypatch):

@@ -91,7 +91,9 @@ def test_single_precision_losses_agree_to_1e_5(tasks, backbone, settings):
 def test_a_task_that_explodes_leaves_and_its_mates_learn_as_alone(tasks, alone, train, furthest):
     bomb = replace(tasks["topic"], name="bomb", lr=1e200, steps=6)
     found = train(tasks["speech"], bomb, tasks["mood"])
-    assert found[1].adapter is None and found[1].error.code == "not_finite" and "bomb" in found[1].error.message
+    assert found[1].adapter is None
+    assert found[1].error.code == "not_finite"
+    assert "bomb" in found[1].error.message
     assert furthest(found[0], alone["speech"]) < EXACT
     assert furthest(found[2], alone["mood"]) < EXACT
 
@@ -99,7 +101,8 @@ def test_a_task_that_explodes_leaves_and_its_mates_learn_as_alone(tasks, alone, 
 def test_a_task_with_bad_data_leaves_before_the_first_step(tasks, alone, train, furthest):
     lost = replace(tasks["topic"], name="lost", data="/nowhere/rows.jsonl")
     found = train(lost, tasks["speech"])
-    assert found[0].adapter is None and found[0].error.code == "data_not_found"
+    assert found[0].adapter is None
+    assert found[0].error.code == "data_not_found"
     assert furthest(found[1], alone["speech"]) < EXACT
 
 
