@@ -106,10 +106,16 @@ def registry(settings: Settings) -> Iterator[Registry]:
 
 @pytest.fixture
 def publish(registry: Registry) -> Publish:
-    return publisher(registry)
+    return publish_into(registry)
 
 
-def publisher(registry: Registry) -> Publish:
+@pytest.fixture(scope="session")
+def publisher() -> Callable[[Registry], Publish]:
+    """Of a registry that a test opened itself."""
+    return publish_into
+
+
+def publish_into(registry: Registry) -> Publish:
     """``publish("name", weights=b"...")`` with defaults for all the rest."""
 
     def publish(name: str = "sentiment", *, weights: bytes = b"weights", files=None, **given) -> Version:

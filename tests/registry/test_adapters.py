@@ -5,14 +5,23 @@ from sqlalchemy import event, text
 
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.errors import Conflict, NotFound, UsageError
+from umbel.core.settings import Settings
 from umbel.registry import Registry
 from umbel.registry.query import AdapterQuery, MetricRange
 from umbel.registry.records import VersionState
 
 
-@pytest.fixture
-def zoo(registry, publish):
-    """Five adapters that differ in everything that a list can ask for."""
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def zoo(request, tmp_path_factory, publisher):
+    """Five adapters that differ in everything that a list can ask for, to be looked at only."""
+    home = tmp_path_factory.mktemp("zoo")
+    url = request.getfixturevalue("create_database")() if request.param == "postgres" else f"sqlite:///{home}/r.db"
+    with Registry.open(Settings(home=home, database_url=url, store_url=str(home / "store"))) as registry:
+        fill(registry, publisher(registry))
+        yield registry
+
+
+def fill(registry, publish):
     tag = Contract(output_head=OutputHead.TAG, labels=("A", "B"))
     publish("ant", weights=b"a", metrics={"accuracy": 0.9}, tags={"team": "red"}, description="Tiny worker")
     publish("bee", weights=b"bb" * 50, metrics={"accuracy": 0.7}, tags={"team": "blue"})
@@ -30,7 +39,6 @@ def names(registry, **query):
     return [adapter.name for adapter in page.items]
 
 
-@pytest.mark.usefixtures("zoo")
 @pytest.mark.parametrize(
     ("query", "found"),
     [
@@ -59,12 +67,12 @@ def names(registry, **query):
         ({"sort": "metric:f1"}, "cat ant bee dog eel"),
     ],
 )
-def test_a_list_holds_what_was_asked_for(registry, query, found):
-    assert names(registry, **query) == found.split()
+def test_a_list_holds_what_was_asked_for(zoo, query, found):
+    assert names(zoo, **query) == found.split()
 
 
-@pytest.mark.usefixtures("zoo")
-def test_the_shown_version_is_the_champion_or_the_asked_alias(registry):
+def test_the_shown_version_is_the_champion_or_the_asked_alias(registry, publish):
+    fill(registry, publish)
     [bee] = registry.adapters.list(AdapterQuery(search="bee")).items
     assert (bee.shown.number, bee.aliases, bee.last_number) == (1, {"canary": 2, "champion": 1}, 2)
     [canary] = registry.adapters.list(AdapterQuery(alias="canary")).items
@@ -76,14 +84,13 @@ def test_the_shown_version_is_the_champion_or_the_asked_alias(registry):
     assert registry.adapters.get("bee").shown.number == 1
 
 
-@pytest.mark.usefixtures("zoo")
 @pytest.mark.parametrize("descending", [False, True])
 @pytest.mark.parametrize("sort", ["name", "created", "bytes", "metric:accuracy", "metric:f1", "metric:none"])
-def test_pages_of_any_size_join_to_the_whole_list(registry, sort, descending):
+def test_pages_of_any_size_join_to_the_whole_list(zoo, sort, descending):
     query = AdapterQuery(sort=sort, descending=descending)
-    whole = names(registry, sort=sort, descending=descending)
+    whole = names(zoo, sort=sort, descending=descending)
     for limit in (1, 2, 3):
-        assert [adapter.name for adapter in walk(registry, query, limit)] == whole
+        assert [adapter.name for adapter in walk(zoo, query, limit)] == whole
 
 
 def walk(registry, query, limit, between=lambda page: None):
@@ -97,9 +104,9 @@ def walk(registry, query, limit, between=lambda page: None):
             return
 
 
-@pytest.mark.usefixtures("zoo")
 @pytest.mark.parametrize("sort", ["name", "created", "bytes", "metric:accuracy"])
 def test_inserts_between_pages_skip_and_repeat_nothing(registry, publish, sort):
+    fill(registry, publish)
     count = itertools.count()
 
     def insert(page):
@@ -112,17 +119,16 @@ def test_inserts_between_pages_skip_and_repeat_nothing(registry, publish, sort):
     assert {"ant", "bee", "cat", "dog", "eel"} <= set(seen)
 
 
-@pytest.mark.usefixtures("zoo")
-def test_a_cursor_of_another_list_is_refused(registry):
-    cursor = registry.adapters.list(limit=2).next
+def test_a_cursor_of_another_list_is_refused(zoo):
+    cursor = zoo.adapters.list(limit=2).next
     for wrong in ("nonsense", "", "e30", cursor + "AAAA"):
         with pytest.raises(UsageError) as caught:
-            registry.adapters.list(limit=2, cursor=wrong)
+            zoo.adapters.list(limit=2, cursor=wrong)
         assert caught.value.code == "invalid_cursor"
     with pytest.raises(UsageError):
-        registry.adapters.list(AdapterQuery(search="e"), limit=2, cursor=cursor)
+        zoo.adapters.list(AdapterQuery(search="e"), limit=2, cursor=cursor)
     with pytest.raises(UsageError):
-        registry.adapters.list(limit=0)
+        zoo.adapters.list(limit=0)
 
 
 @pytest.mark.parametrize("bad", ["accuracy", "accuracy>=high", ">=0.8", "a b>=1"])

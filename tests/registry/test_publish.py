@@ -1,7 +1,9 @@
+import os
 import stat
+from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.digests import digest_bytes
@@ -215,3 +217,29 @@ def test_the_database_itself_refuses_to_forget_an_alias_move(registry, publish):
     publish()
     with pytest.raises(Exception, match="never edited"), registry.database.write() as session:
         session.execute(text("DELETE FROM alias_events"))
+
+
+def test_bytes_are_on_the_disk_before_the_row_is(registry, publish, monkeypatch):
+    """Each blob's file is synced before it is linked, and its folder before the commit: a power cut loses neither."""
+    told = []
+    sync, link = os.fsync, os.link
+
+    def fsync(descriptor):
+        told.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    def linked(source, target):
+        told.append(("link", str(source), str(target)))
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "link", linked)
+    event.listen(registry.database.engine, "commit", lambda _: told.append(("commit",)))
+    publish()
+    committed = told.index(("commit",))
+    links = [line for line in told if line[0] == "link"]
+    assert len(links) == 3
+    for line in links:
+        _, source, target = line
+        assert told.index(("sync", source)) < told.index(line)
+        assert told.index(line) < told.index(("sync", str(Path(target).parent))) < committed

@@ -110,3 +110,5 @@ def test_an_unknown_run_is_named(registry):
     for look in (registry.runs.get, registry.runs.events, registry.runs.points, registry.runs.cancelled):
         with pytest.raises(NotFound, match="run-nope"):
             look("run-nope")
+    with pytest.raises(NotFound, match="run-nope"):
+        registry.runs.metrics("run-nope", 1, {"loss": 1.0})

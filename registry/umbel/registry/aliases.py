@@ -80,6 +80,7 @@ class Aliases:
         expect: int | None = None,
         actor: str | None = None,
         reason: str | None = None,
+        evidence: str | None = None,
     ) -> AliasEvent:
         """Points the alias back at the version it had before the last ``set``; twice goes back twice.
 
@@ -90,7 +91,8 @@ class Aliases:
             adapter = lookup.adapter_row(session, name, lock=True)
             _expect(session, adapter, alias, expect)
             number = _before(session, adapter, alias)
-            return move(session, adapter, alias, number, kind="rollback", actor=who(actor), reason=reason)
+            by = who(actor)
+            return move(session, adapter, alias, number, kind="rollback", actor=by, reason=reason, evidence=evidence)
 
     def remove(
         self,

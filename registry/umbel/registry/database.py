@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
 from umbel.core.errors import ConfigError, Unavailable
@@ -90,15 +90,16 @@ def _explained() -> Iterator[None]:
     """A database that is down or locked becomes an error that says so; everything else passes."""
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
-        if getattr(error.orig, "sqlstate", None) in _LOST_RACE:
+    except (OperationalError, InterfaceError, TimeoutError) as error:
+        if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _LOST_RACE:
             raise
         raise unreachable(error) from error
 
 
-def unreachable(error: DBAPIError) -> Unavailable:
+def unreachable(error: DBAPIError | TimeoutError) -> Unavailable:
+    cause = error.orig if isinstance(error, DBAPIError) else error
     return Unavailable(
-        f"the registry's database did not answer: {str(error.orig).strip()}.",
+        f"the registry's database did not answer: {str(cause).strip()}.",
         code="database_unavailable",
         hint="check that it runs and that its disk is neither full nor read-only (`umbel db check`), then try again",
         retry_after=1.0,

@@ -73,6 +73,8 @@ class Experiments:
         with self.database.write() as session:
             if not lookup.claim_name(session, name, "experiment"):
                 raise Conflict(f"there is an experiment {name!r}.", code="name_taken", hint="choose another name")
+            for adapter in sorted({AdapterRef.parse(ref).name for ref in arms.values()}):
+                lookup.adapter_row(session, adapter, lock=True)  # nobody deletes an arm's version meanwhile
             row.arms = [_arm(session, *named, place, shares) for place, named in enumerate(arms.items())]
             session.add(row)
             note(session, row.created_by, "experiment.create", name, arms=dict(arms), weights=shares)

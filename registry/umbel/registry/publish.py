@@ -105,6 +105,7 @@ class Publisher:
         row = _same(session, adapter, manifest)
         if row is None or row.state == VersionState.DELETED:
             row = _revive(session, row, manifest) if row else _add(session, adapter, draft, manifest)
+            note(session, draft.actor, "publish", f"{adapter.name}:{row.number}", digest=row.digest)
             reach(Point.PUBLISH_VERSION_ROW)
             _crown(session, adapter, row, draft.actor)
             reach(Point.PUBLISH_CHAMPION)
@@ -206,7 +207,6 @@ def _add(session: Session, adapter: AdapterRow, draft: Draft, manifest: Manifest
     session.flush()
     _add_files(session, row, manifest)
     session.add_all(VersionMetricRow(version_id=row.id, key=key, value=value) for key, value in draft.metrics.items())
-    note(session, draft.actor, "publish", f"{adapter.name}:{row.number}", digest=row.digest)
     return row
 
 

@@ -39,10 +39,10 @@ class Runs:
     def metrics(self, run: str, step: int, values: Mapping[str, float]) -> None:
         """A step that is measured again (after a resume) replaces what it said before."""
         with self.database.write() as session:
+            _row(session, run, lock=True).heartbeat_at = now_ms()
             for key, value in values.items():
                 row = {"run_id": run, "key": key, "step": step, "value": value if math.isfinite(value) else None}
                 upsert(session, MetricPointRow, row)
-            session.execute(update(RunRow).where(RunRow.id == run).values(heartbeat_at=now_ms()))
 
     def event(self, run: str, message: str, *, level: str = "info", data: Mapping[str, Any] | None = None) -> None:
         with self.database.write() as session:

@@ -38,9 +38,10 @@ class BlobStore:
         self.root = Path(url)
 
     def create(self) -> None:
-        for folder in (self.root, self.root / "blobs" / "sha256", self.staging, self.root / "quarantine"):
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(mode=0o700, exist_ok=True)  # adapters may carry what they were trained on
+        for folder in (self.root / "blobs" / "sha256", self.staging, self.root / "quarantine"):
             folder.mkdir(parents=True, exist_ok=True)
-        self.root.chmod(0o700)  # adapters may carry what they were trained on
 
     @property
     def staging(self) -> Path:
