@@ -1,0 +1,127 @@
+"""``umbel eval``: score one version, or the bare backbone, on a dataset."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from umbel.cli.console import Json, Quiet, examples, print_facts, print_json, say_to_stderr
+from umbel.cli.opened import open_registry
+from umbel.core.contract import Contract, OutputHead
+from umbel.core.errors import AdapterRefused, UsageError
+from umbel.core.settings import Settings
+
+if TYPE_CHECKING:
+    from umbel.backbone.backbone import Backbone
+    from umbel.evaluation.answering import Asker
+    from umbel.evaluation.questions import Questions
+    from umbel.evaluation.scoring import Report
+    from umbel.registry.registry import Registry
+
+app = typer.Typer(help="Score one version on a dataset.")
+
+Data = Annotated[str, typer.Option("--data", help="JSONL file, or a dataset of the home (its test split).")]
+Metric = Annotated[str | None, typer.Option(help="Decides; default is the dataset's own.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first rows.", min=1)]
+BackboneName = Annotated[str | None, typer.Option("--backbone", help="Needed only where there are several.")]
+
+
+@app.command(
+    epilog=examples(
+        "umbel eval sentiment --data tweets-sentiment",
+        "umbel eval pronounce:2 --data pronounce --limit 500",
+        "umbel eval smollm2-135m-instruct --data pronounce --limit 100   (the bare backbone)",
+    )
+)
+def evaluate(
+    version: Annotated[str, typer.Argument(help="name, name:3, name@alias, or the backbone's name.", metavar="NAME")],
+    data: Data,
+    metric: Metric = None,
+    limit: Limit = None,
+    backbone: BackboneName = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score one version on a dataset. The score of every row is kept, so that versions can be compared later."""
+    from umbel.evaluation.answering import Asker
+
+    settings = Settings.load()
+    loaded = open_backbone(settings, backbone)
+    with open_registry() as registry:
+        asker = Asker(loaded, registry)
+        report, questions, name = judge(
+            registry, asker, version, data, settings, metric=metric, limit=limit, quiet=quiet
+        )
+        kept = None if name == loaded.name else keep(registry, name, questions, report)
+        asker.close()
+    if as_json:
+        facts = {"version": name, "suite": questions.suite, "evaluation": kept, "rows": len(questions.rows)}
+        return print_json(facts | report.summary)
+    return _print(name, questions, report, kept)
+
+
+def open_backbone(settings: Settings, name: str | None) -> "Backbone":
+    from umbel.cli.serve import choose_backbone, load
+
+    return load(settings, choose_backbone(settings, name), "auto")
+
+
+def judge(
+    registry: "Registry", asker: "Asker", version: str, data: str, settings: Settings,
+    *, metric: str | None, limit: int | None, quiet: bool,
+) -> tuple["Report", "Questions", str]:  # fmt: skip
+    """(report, questions, name as ``name:3``) of a version or of the bare backbone."""
+    from umbel.evaluation.questions import load_questions
+    from umbel.evaluation.scoring import score
+
+    say = say_to_stderr(quiet)
+    if version == asker.backbone.name:
+        contract, digest, name = Contract(output_head=OutputHead.GENERATE), None, version
+    else:
+        ref = registry.resolve(version)
+        manifest = registry.fetch(ref.digest).manifest
+        check_backbone(manifest.backbone, asker.backbone, str(ref))
+        contract, digest, name = manifest.contract, ref.digest, str(ref)
+    questions = load_questions(data, contract.output_head, settings, limit=limit)
+    answers = asker.ask(digest, contract, questions, say=lambda line: say(f"{name}: {line}"))
+    return score(questions, answers, metric=metric), questions, name
+
+
+def check_backbone(fingerprint: str, loaded: "Backbone", name: str) -> None:
+    if fingerprint != loaded.fingerprint:
+        raise AdapterRefused(
+            f"{name} was made for backbone {fingerprint}, {loaded.name} is {loaded.fingerprint}.",
+            code="wrong_backbone",
+            hint="name the right one with --backbone (umbel backbones list)",
+        )
+
+
+def keep(registry: "Registry", name: str, questions: "Questions", report: "Report") -> str:
+    """Saves summary and items; returns the evaluation's id."""
+    from umbel.registry.records import EvalItem
+
+    ids = questions.ids()
+    items = [
+        EvalItem(item=item, metric=metric, score=float(value), output=output if metric == report.primary else None)
+        for metric, scored in report.scores.items()
+        if scored.aggregate == "mean"
+        for item, value, output in zip(ids, scored.items, report.outputs, strict=True)
+    ]
+    params = {"data": questions.name, "decoding": "greedy", "metric": report.primary}
+    return registry.evaluations.save(name, suite=questions.suite, summary=report.summary, items=items, params=params).id
+
+
+def _print(name: str, questions: "Questions", report: "Report", kept: str | None) -> None:
+    from umbel.evaluation.scoring import interval
+
+    facts: list[tuple[str, object]] = [("version", name), ("data", f"{questions.name}, {len(questions.rows)} rows")]
+    for metric, scored in report.scores.items():
+        ends = interval(scored)
+        told = "" if ends is None else f"  (95 % CI {ends[0]:.3f} to {ends[1]:.3f})"
+        facts.append((metric, f"{scored.value:.3f}{told}"))
+    facts.append(("kept as", kept))
+    print_facts(facts)
+
+
+def need_different(a: str, b: str) -> None:
+    if a == b:
+        raise UsageError(f"both names mean {a}.", code="same_version", hint="name two versions, such as x:1 x:2")

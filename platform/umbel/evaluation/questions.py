@@ -1,0 +1,79 @@
+"""Rows of a dataset as questions and right answers, whatever their form."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from umbel.core.contract import OutputHead
+from umbel.core.digests import digest_json
+from umbel.core.errors import DataError, NotFound
+from umbel.core.settings import Settings
+from umbel.training.data.installed import INFO_FILE, DatasetInfo, find
+from umbel.training.data.rows import ChatRow, LabelledRow, PromptRow, Row, TaggedRow, ValuedRow, read_rows, text_of
+
+_DEFAULT_METRIC = {
+    OutputHead.CLASSIFY: "accuracy",
+    OutputHead.REGRESS: "rmse",
+    OutputHead.TAG: "accuracy",
+    OutputHead.GENERATE: "exact_match",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What is asked and what is right, row by row, and the metric that the data themselves name."""
+
+    rows: list[Row]
+    head: OutputHead
+    metric: str
+    name: str
+    suite: str
+    """Digest of the questions and answers: two evaluations of one suite can be paired item by item."""
+
+    def ids(self) -> list[str]:
+        """One name per row, stable under reordering of the metric's results."""
+        return [f"{index:07d}" for index in range(len(self.rows))]
+
+
+def load_questions(data: str, head: OutputHead, settings: Settings, *, limit: int | None = None) -> Questions:
+    """A JSONL file, a dataset's folder, or the name of a dataset of the home (its test split).
+
+    Raises NotFound or DataError naming file, line and the form expected.
+    """
+    path, info = _file_of(data, settings)
+    rows = read_rows(path, head, limit=limit)
+    if isinstance(rows[0], LabelledRow) and rows[0].multi:
+        raise DataError("multi-label rows cannot be scored yet.", code="unsupported_form", hint="use one label a row")
+    metric = info.metric if info is not None and info.output_head is head else _DEFAULT_METRIC.get(head)
+    if metric is None:
+        raise DataError(f"no metric scores a {head} head yet.", code="no_metric")
+    suite = digest_json([[text_of(row), list(answers(row))] for row in rows])
+    name = path.stem if info is None else f"{path.parent.name}/{path.stem}"
+    return Questions(rows, head, metric, name, suite)
+
+
+def _file_of(data: str, settings: Settings) -> tuple[Path, DatasetInfo | None]:
+    given = Path(data)
+    if given.is_file():
+        return given, DatasetInfo.read(given.parent) if (given.parent / INFO_FILE).is_file() else None
+    if given.is_dir():
+        return given / "test.jsonl", DatasetInfo.read(given) if (given / INFO_FILE).is_file() else None
+    if "/" in data or given.suffix:
+        raise NotFound(f"there is no file or folder {data}.", code="data_not_found", hint="check the path")
+    dataset = find(settings, data)
+    return dataset.split("test"), dataset.info
+
+
+def answers(row: Row) -> Sequence[str]:
+    """All right answers of a row, as text."""
+    if isinstance(row, PromptRow):
+        return row.accepted
+    if isinstance(row, ChatRow):
+        return (row.messages[-1]["content"],)
+    if isinstance(row, LabelledRow):
+        return row.labels
+    if isinstance(row, ValuedRow):
+        return (repr(row.value),)
+    if isinstance(row, TaggedRow):
+        return (" ".join(row.tags),)
+    return (row.positive,)
