@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from umbel.cli.alias import Expect, Reason
+from umbel.cli.alias import Evidence, Expect, Reason
 from umbel.cli.console import Json, examples, print_json
 from umbel.cli.opened import open_registry
 from umbel.core.names import CHAMPION
@@ -22,13 +22,14 @@ def rollback(
     alias: Annotated[str, typer.Option("--alias", "-a", help="Which alias.", metavar="ALIAS")] = CHAMPION,
     expect: Expect = None,
     reason: Reason = None,
+    evidence: Evidence = None,
     as_json: Json = False,
 ) -> None:
     """Undo the last promote, at once. Twice goes back twice; retired versions are passed over."""
     with open_registry() as registry:
         if expect is None:
             expect = registry.aliases.get(name).get(alias, 0)
-        event = registry.aliases.rollback(name, alias, expect=expect, reason=reason)
+        event = registry.aliases.rollback(name, alias, expect=expect, reason=reason, evidence=evidence)
     if as_json:
         return print_json(event)
     who = name if alias == CHAMPION else f"{name}@{alias}"

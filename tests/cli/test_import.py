@@ -1,0 +1,157 @@
+"""``umbel adapters import, publish, export``: between folders and the registry."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file
+
+from umbel.adapters.peft_io import export_files
+from umbel.backbone.tiny import tiny_backbone
+from umbel.core.contract import Contract
+from umbel.core.manifest import UMBEL_FILE, WEIGHTS_FILE
+
+LABELS = "negative,neutral,positive"
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """folder(adapter, own=): as umbel exports it, or without umbel.json as PEFT saves it."""
+
+    def write(adapter=None, *, own=False):
+        target = tmp_path / "folder"
+        target.mkdir()
+        for name, data in export_files(adapter or made(9), backbone_name="somewhere/else").items():
+            if own or name != UMBEL_FILE:
+                (target / name).write_bytes(data)
+        return target
+
+    return write
+
+
+def test_a_peft_folder_becomes_the_next_version_and_takes_no_traffic(run, registry, folder, made):
+    source = folder(made(9))
+    answer = run("adapters", "import", str(source), "--name", "mood", "--labels", LABELS, "--tag", "from=peft")
+    assert answer.code == 0, answer.err
+    assert "umbel promote mood:4" in answer.err
+    version = registry.versions.get("mood:4")
+    assert version.contract.labels == ("negative", "neutral", "positive")
+    assert version.n_params == made(9).num_parameters
+    assert registry.resolve("mood").number == 1
+    assert registry.tags.get("mood")["from"] == "peft"
+    stored = load_file(registry.fetch(version.digest).folder / WEIGHTS_FILE)
+    for name, tensor in load_file(source / WEIGHTS_FILE).items():
+        assert stored[name].equal(tensor)
+
+
+def test_the_first_version_of_a_name_is_its_champion(run, folder):
+    answer = run("adapters", "import", str(folder()), "--name", "fresh", "--labels", LABELS)
+    assert "champion" in answer.out
+    assert answer.err == ""
+
+
+def test_the_same_adapter_again_is_the_same_version(run, folder):
+    words = ["adapters", "import", str(folder()), "--name", "mood", "--labels", LABELS]
+    assert "mood:4\n" in run(*words).out
+    assert "mood:4 (published before: the same bytes)" in run(*words).out
+
+
+def test_an_export_is_published_as_the_version_it_was(run, registry, tmp_path):
+    target = tmp_path / "out"
+    assert run("adapters", "export", "mood", str(target)).out == f"mood:1 in {target}\n"
+    assert (target / "README.md").read_text().startswith("---\nbase_model: tiny")
+    answer = run("adapters", "publish", str(target), "--name", "copy")
+    assert answer.code == 0, answer.err
+    first, copy = registry.versions.get("mood:1"), registry.versions.get("copy:1")
+    assert (copy.digest, copy.card) == (first.digest, first.card)
+
+
+def test_the_backbone_is_the_one_that_umbel_json_names(run, registry, folder, tmp_path):
+    run("pull", "backbone", str(tiny_backbone(tmp_path / "other", seed=7)))
+    answer = run("adapters", "publish", str(folder(own=True)), "--name", "bound")
+    assert answer.code == 0, answer.err
+    assert registry.adapters.get("bound").backbone == registry.backbones.get("tiny").fingerprint
+
+
+def test_of_two_backbones_none_is_guessed(run, folder, tmp_path):
+    run("pull", "backbone", str(tiny_backbone(tmp_path / "other", seed=7)))
+    words = ["adapters", "import", str(folder()), "--name", "new", "--labels", LABELS]
+    answer = run(*words)
+    assert answer.code == 2
+    assert "other, tiny" in answer.err
+    assert run(*words, "--backbone", "tiny").code == 0
+
+
+def test_without_a_backbone_it_says_how_to_get_one(run, registry, folder):
+    for name in ("mood", "tone"):
+        registry.adapters.remove(name)
+    registry.backbones.remove("tiny")
+    answer = run("adapters", "import", str(folder()), "--name", "new", "--labels", LABELS)
+    assert answer.code == 3
+    assert "umbel pull backbone" in answer.err
+
+
+def test_an_adapter_of_another_backbone_is_refused(run, folder, tmp_path):
+    run("pull", "backbone", str(tiny_backbone(tmp_path / "other", seed=7)))
+    answer = run("adapters", "publish", str(folder(own=True)), "--name", "new", "--backbone", "other")
+    assert answer.code == 2
+    assert "bound to backbone sha256:" in answer.err
+
+
+def test_an_adapter_without_effect_is_refused_unless_allowed(run, folder, made):
+    generate = Contract(output_head="generate")
+    source = str(folder(made(1, noise=0.0, contract=generate)))
+    answer = run("adapters", "import", source, "--name", "noop")
+    assert answer.code == 2
+    assert "--allow-noop" in answer.err
+    assert run("adapters", "import", source, "--name", "noop", "--allow-noop").code == 0
+
+
+def test_a_folder_of_peft_is_not_published_but_imported(run, folder):
+    answer = run("adapters", "publish", str(folder()), "--name", "mood")
+    assert answer.code == 2
+    assert "umbel adapters import" in answer.err
+
+
+def test_labels_that_contradict_the_folder_are_refused(run, folder):
+    answer = run("adapters", "import", str(folder(own=True)), "--name", "mood", "--labels", "a,b,c")
+    assert answer.code == 2
+    assert "leave --labels out" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "code", "told"),
+    [
+        (lambda folder: None, [], 2, "--labels"),
+        (lambda folder: None, ["--labels", "a,b"], 2, "shape"),
+        (lambda folder: (folder / WEIGHTS_FILE).unlink(), ["--labels", LABELS], 2, "missing"),
+        (lambda folder: (folder / WEIGHTS_FILE).write_bytes(b"no"), ["--labels", LABELS], 2, "truncated"),
+        (lambda folder: shutil.rmtree(folder), ["--labels", LABELS], 3, "no folder"),
+        (lambda folder: None, ["--labels", LABELS, "--backbone", "nope"], 3, "no backbone 'nope'"),
+        (lambda folder: None, ["--labels", LABELS, "--tag", "x"], 2, "key=value"),
+    ],
+)
+def test_what_cannot_be_trusted_leaves_nothing_behind(run, registry, folder, change, words, code, told):
+    source = folder()
+    change(source)
+    answer = run("adapters", "import", str(source), "--name", "bad", *words)
+    assert answer.code == code, answer.err
+    assert told in answer.err
+    assert "bad" not in [adapter.name for adapter in registry.adapters.list().items]
+
+
+def test_names_that_are_taken_or_wrong_are_refused(run, folder):
+    words = ["adapters", "import", str(folder()), "--labels", LABELS, "--name"]
+    assert run(*words, "tiny").code == 4
+    assert run(*words, "No Good").code == 2
+
+
+def test_an_export_never_writes_into_a_folder_with_files(run, tmp_path):
+    (tmp_path / "file").touch()
+    assert run("adapters", "export", "mood", str(tmp_path)).code == 4
+
+
+def test_json_of_an_import_is_the_version(run, folder):
+    answer = run("adapters", "import", str(folder()), "--name", "mood", "--labels", LABELS, "--json")
+    assert json.loads(answer.out)["number"] == 4
+    assert answer.err == ""
