@@ -157,3 +157,25 @@ def live(home: Home) -> Iterator[Live]:
 def serve(home: Home) -> Callable[..., Any]:
     """``with serve(require_keys=True) as live:`` for a test that needs a server of its own."""
     return lambda **config: live_server(home, **config)
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    pause = threading.Event()
+    for _ in range(int(seconds / 0.01)):
+        if condition():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it never happened")
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """Looks again and again at what another thread does; fails where it never happens."""
+    return _wait_until
+
+
+@pytest.fixture
+def idle(live: Live) -> Live:
+    """The live server with nothing left of earlier tests."""
+    _wait_until(lambda: not live.parts.service.in_flight and not live.parts.thread.stats().running)
+    return live

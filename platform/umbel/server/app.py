@@ -61,6 +61,7 @@ def create_app(service: Service) -> FastAPI:
         description="One frozen backbone, many task adapters. `model` names the one that answers.",
         docs_url=None,  # its page runs scripts of another host
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat the caller's Host
         lifespan=_lifespan,
     )
     app.state.service = service

@@ -1,0 +1,159 @@
+"""On a real socket: what only a real connection can show."""
+
+import asyncio
+import json
+import socket
+import threading
+
+import httpx2
+import pytest
+
+from umbel.server.sse import with_pings
+
+LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 400, "ignore_eos": True}
+
+
+def finished(live):
+    return dict(live.parts.thread.stats().finished)
+
+
+def send(live, path, body):
+    """A connection that has asked and will not read."""
+    host, port = live.url.removeprefix("http://").split(":")
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    connection = socket.create_connection((host, int(port)), timeout=20)
+    connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    return connection
+
+
+def test_tokens_arrive_one_after_another_and_not_at_the_end(idle):
+    with httpx2.stream("POST", f"{idle.url}/v1/completions", json={**LONG, "stream": True}) as answer:
+        next(answer.iter_lines())
+        assert idle.parts.thread.stats().running == 1  # the first is here while the row still runs
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_takes_its_row_along(idle, wait_until, stream):
+    before = finished(idle).get("cancelled", 0)
+    with send(idle, "/v1/completions", {**LONG, "stream": stream}):
+        wait_until(lambda: idle.parts.thread.stats().running == 1)
+    wait_until(lambda: idle.parts.thread.stats().running == 0)
+    assert finished(idle)["cancelled"] == before + 1
+
+
+def test_a_client_that_goes_away_takes_all_its_texts_along(serve, wait_until):
+    with serve(rows_in_flight=2) as live:
+        with send(live, "/v1/classify", {"model": "mood", "input": ["hello"] * 2000}):
+            wait_until(lambda: finished(live).get("stop", 0) > 2)
+        wait_until(lambda: live.parts.service.in_flight == 0)
+        assert finished(live)["stop"] < 2000
+
+
+def test_one_requests_texts_leave_room_in_the_queue(serve):
+    with serve(rows_in_flight=4) as live:
+        answer = httpx2.post(f"{live.url}/v1/classify", json={"model": "mood", "input": ["hello"] * 50})
+        assert len(answer.json()["data"]) == 50
+
+
+def test_mixed_load_gives_each_request_its_own_adapters_answer(live):
+    """Every header names the right version and every text is what the adapter answers alone."""
+    models = ["tiny", "writer", "talker", "rhymer"]
+    prompts = ["hello", "what now", "the end"]
+
+    def body(model, prompt):
+        return {"model": model, "prompt": prompt, "max_tokens": 12}
+
+    def alone(model, prompt):
+        return httpx2.post(f"{live.url}/v1/completions", json=body(model, prompt)).json()["choices"][0]["text"]
+
+    expected = {(model, prompt): alone(model, prompt) for model in models for prompt in prompts}
+    assert len(set(expected.values())) == len(expected)
+    label = httpx2.post(f"{live.url}/v1/classify", json={"model": "mood", "input": "hello"}).json()["data"]
+
+    async def everything():
+        async with httpx2.AsyncClient(base_url=live.url, timeout=60) as client:
+            asked = [(model, prompt) for model, prompt in expected for _ in range(3)]
+            texts = [client.post("/v1/completions", json=body(*one)) for one in asked]
+            labels = [client.post("/v1/classify", json={"model": "mood", "input": "hello"}) for _ in range(6)]
+            return asked, await asyncio.gather(*texts), await asyncio.gather(*labels)
+
+    asked, texts, labels = asyncio.run(everything())
+    for (model, prompt), answer in zip(asked, texts, strict=True):
+        assert answer.headers["x-umbel-adapter"] == (model if model == "tiny" else f"{model}:1")
+        assert answer.json()["choices"][0]["text"] == expected[model, prompt]
+    for answer in labels:
+        assert answer.headers["x-umbel-adapter"] == "mood:1"
+        assert answer.json()["data"][0]["probs"] == pytest.approx(label[0]["probs"], abs=1e-4)
+
+
+def test_a_promote_counts_from_the_next_request_and_leaves_a_running_one_alone(live, home):
+    contract = home.registry.versions.get("rhymer:1").contract
+    first = home.publish("moving", contract, seed=41)
+    home.publish("moving", contract, seed=42)
+    body = {"model": "moving", "prompt": "hello", "max_tokens": 200, "ignore_eos": True}
+    with httpx2.stream("POST", f"{live.url}/v1/completions", json={**body, "stream": True}) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        home.registry.aliases.promote("moving:2")
+        after = httpx2.post(f"{live.url}/v1/completions", json={**body, "max_tokens": 4})
+        rest = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        assert answer.headers["x-umbel-digest"] == first.digest
+    assert {chunk["model"] for chunk in rest} == {"moving:1"}
+    assert after.headers["x-umbel-adapter"] == "moving:2"
+
+
+def test_a_stop_lets_running_requests_finish(serve, wait_until):
+    with serve(grace=30.0) as live:
+        answers = []
+        asking = threading.Thread(
+            target=lambda: answers.append(httpx2.post(f"{live.url}/v1/completions", json=LONG, timeout=60))
+        )
+        asking.start()
+        wait_until(lambda: live.parts.thread.stats().running == 1)
+        live.runner.stop()
+        wait_until(lambda: live.parts.service.draining)
+        refused = httpx2.post(f"{live.url}/v1/completions", json=LONG)
+        ready = httpx2.get(f"{live.url}/ready")
+        asking.join(60)
+        live.thread.join(20)
+    assert answers[0].json()["usage"]["completion_tokens"] == 400
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+    assert refused.headers["retry-after"]
+    assert (ready.status_code, ready.json()["ready"]) == (503, False)
+    assert not live.thread.is_alive()
+
+
+def test_what_is_unfinished_at_the_deadline_is_told_so(serve):
+    with serve(grace=0.0) as live:
+        with httpx2.stream("POST", f"{live.url}/v1/completions", json={**LONG, "stream": True}) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            live.runner.stop()
+            rest = [line for line in lines if line.startswith("data:")]
+        live.thread.join(20)
+    assert '"code": "shutting_down"' in rest[-1]
+    assert "data: [DONE]" not in rest
+
+
+def test_pings_fill_the_silence_and_nothing_else():
+    async def slowly():
+        yield b"one"
+        await asyncio.sleep(0.05)
+        yield b"two"
+
+    async def collect():
+        return [part async for part in with_pings(slowly(), 0.02)]
+
+    parts = asyncio.run(collect())
+    assert [part for part in parts if not part.startswith(b":")] == [b"one", b"two"]
+    assert parts[1] == b": ping\n\n"
+
+
+def test_a_body_that_never_ends_is_given_up(serve):
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with serve(body_seconds=0.2) as live:
+        host, port = live.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(head + b"Content-Length: 9\r\n\r\n{")
+            assert connection.recv(100).startswith(b"HTTP/1.1 408")
