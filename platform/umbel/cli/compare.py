@@ -11,6 +11,7 @@ from umbel.core.errors import UsageError
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
+    from umbel.core.contract import Contract
     from umbel.evaluation.questions import Questions
     from umbel.evaluation.scoring import Report
     from umbel.experiments.comparison import Comparison
@@ -93,7 +94,7 @@ def _same_question(registry: "Registry", names: list[str], backbone: str) -> Non
     """Refuses pairs that would not be asked the same thing."""
     contracts = [registry.fetch(registry.resolve(name).digest).manifest.contract for name in names if name != backbone]
     if len(contracts) < 2:
-        return
+        return _only_generates(contracts[0], backbone)
     first, second = contracts
     for what in ("output_head", "labels", "template", "input_form", "decoding"):
         one, other = getattr(first, what), getattr(second, what)
@@ -104,6 +105,15 @@ def _same_question(registry: "Registry", names: list[str], backbone: str) -> Non
                 param=what,
                 hint="compare versions that are asked the same question in the same way",
             )
+
+
+def _only_generates(contract: "Contract", backbone: str) -> None:
+    if contract.output_head != "generate":
+        raise UsageError(
+            f"the bare backbone {backbone} has no {contract.output_head} head to compare with.",
+            code="not_comparable",
+            hint="compare with another version; the plan and card of a run tell the majority answer's score",
+        )
 
 
 def _as_json(

@@ -1,0 +1,72 @@
+"""`umbel eval` and `umbel compare` on a real registry: scores kept, findings paired, wrong pairs refused."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+WORDS = ("sun", "rain", "late", "fine", "train", "cake", "queue", "cloud", "tea", "noise")
+
+
+@pytest.fixture
+def data(stocked, tmp_path) -> str:
+    rng = random.Random(5)
+    labels = ("negative", "neutral", "positive")
+    rows = [{"text": " ".join(rng.sample(WORDS, 4)), "label": rng.choice(labels)} for _ in range(40)]
+    path: Path = tmp_path / "held-out.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_an_evaluation_is_printed_and_every_row_is_kept(run, data, registry):
+    answer = run("eval", "mood:2", "--data", data, "--json")
+    assert answer.code == 0, answer.err
+    told = json.loads(answer.out)
+    assert (told["version"], told["rows"]) == ("mood:2", 40)
+    items = registry.evaluations.items(told["evaluation"], metric="accuracy")
+    assert sum(item.score for item in items) / 40 == pytest.approx(told["accuracy"])
+    assert {item.output for item in items} <= {"negative", "neutral", "positive"}
+
+
+def test_two_versions_are_compared_on_the_same_rows(run, data, registry):
+    answer = run("compare", "mood:1", "mood:2", "--data", data, "--json")
+    assert answer.code == 0, answer.err
+    told = json.loads(answer.out)
+    assert told["difference"] == pytest.approx(told["mean_a"] - told["mean_b"])
+    kept = [registry.evaluations.items(each, metric="accuracy") for each in told["evaluations"]]
+    pairs = list(zip(*kept, strict=True))
+    assert all(a.item == b.item for a, b in pairs)
+    assert sum(a.score != b.score for a, b in pairs) == told["discordant"]
+    assert ("cannot tell" in told["sentence"]) == (told["winner"] is None)
+
+
+def test_the_sentence_is_what_a_person_reads(run, data):
+    answer = run("compare", "mood", "mood@canary", "--data", data)
+    assert answer.code == 0, answer.err
+    last = answer.out.strip().splitlines()
+    assert any("mood:1" in line and "mood:3" in line for line in last) or "better" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("mood:1", "mood"), 2, "both names mean mood:1"),
+        (("mood:1", "nobody"), 3, "nobody"),
+        (("mood:1", "tiny"), 2, "has no classify head"),
+        (("mood:1", "mood:9"), 3, "mood"),
+    ],
+)
+def test_a_wrong_pair_is_refused(words, code, told, run, data):
+    answer = run("compare", *words, "--data", data)
+    assert answer.code == code, answer.out
+    assert told in answer.err
+
+
+def test_wrong_data_name_the_file_and_the_line(run, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"text": "x", "label": "positive"}\n{"txt": 1}\n')
+    answer = run("eval", "mood", "--data", str(path))
+    assert answer.code == 2
+    assert "line 2" in answer.err
+    assert run("eval", "mood", "--data", "nowhere").code == 3
