@@ -94,7 +94,8 @@ def _same_question(registry: "Registry", names: list[str], backbone: str) -> Non
     """Refuses pairs that would not be asked the same thing."""
     contracts = [registry.fetch(registry.resolve(name).digest).manifest.contract for name in names if name != backbone]
     if len(contracts) < 2:
-        return _only_generates(contracts[0], backbone)
+        _only_generates(contracts[0], backbone)
+        return
     first, second = contracts
     for what in ("output_head", "labels", "template", "input_form", "decoding"):
         one, other = getattr(first, what), getattr(second, what)
