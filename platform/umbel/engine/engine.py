@@ -23,7 +23,7 @@ from torch import Tensor
 from umbel.adapters.adapter import Adapter
 from umbel.adapters.peft_io import load_adapter
 from umbel.backbone.backbone import Backbone
-from umbel.core.errors import UmbelError, Unavailable
+from umbel.core.errors import ConfigError, UmbelError, Unavailable
 from umbel.core.protocols import AdapterSource, StoredAdapter
 from umbel.engine.forward import Forward, Result, Wanted
 from umbel.engine.handle import Handle, wake
@@ -89,6 +89,12 @@ class Engine:
         self.backbone = backbone
         kv_tokens = kv_bytes // backbone.kv_bytes_per_token
         longest = min(max_length or backbone.config.max_positions, backbone.config.max_positions, kv_tokens)
+        if longest < 1:
+            raise ConfigError(
+                f"kv_bytes {kv_bytes} hold no token: one takes {backbone.kv_bytes_per_token} bytes.",
+                param="kv_bytes",
+                hint=f"give at least {1024 * backbone.kv_bytes_per_token}",
+            )
         self.limits = Limits(
             max_rows=max_rows,
             max_length=longest,

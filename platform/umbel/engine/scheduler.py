@@ -61,6 +61,7 @@ class Scheduler:
             if row is None:
                 break
             self._admit(row)
+        self._look_ahead()
         return self.running.plan(self.limits.step_tokens)
 
     def leave(self, row: Row, *, tainted: bool = False) -> None:
@@ -87,6 +88,11 @@ class Scheduler:
                 self.bank.insert(self.loader.ready.pop(digest))
             elif not self.waiting.of(digest):
                 del self.loader.ready[digest]
+
+    def _look_ahead(self) -> None:
+        """Loads what waiting requests will wear, and fails those whose load failed, even if no row is free."""
+        for row in self.waiting.heads():
+            self._resident(row)
 
     def _next(self) -> Row | None:
         """The fairest row that is ready."""
@@ -131,7 +137,8 @@ class Scheduler:
         if digest in self.loader.loading or self.loader.busy < self.limits.lookahead:
             self.loader.start(digest)
             for waiting in self.waiting.of(digest):
-                waiting.marks.load_began = waiting.marks.load_began or self._clock()
+                if waiting.marks.load_began is None:
+                    waiting.marks.load_began = self._clock()
         return _State.LOADING
 
     def _fit(self, row: Row, resident: Resident | None) -> None:

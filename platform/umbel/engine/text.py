@@ -47,7 +47,7 @@ class Detokenizer:
 
 
 class StopScanner:
-    """Passes text on up to the first stop string, holding back what may be the beginning of one."""
+    """Passes text on up to the stop string that is complete first, holding back what may be the beginning of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
@@ -58,10 +58,10 @@ class StopScanner:
         if not self._stops:
             return delta
         text = self._held + delta
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         keep = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -1,0 +1,23 @@
+"""The self-check sees what it is there to see."""
+
+from umbel.engine.selfcheck import check_rows
+
+
+def test_bf16_passes_and_says_so(bf16):
+    report = check_rows(bf16)
+    assert [check.name for check in report.checks] == ["qkv", "o", "gate_up", "down", "lm_head", "a decode step"]
+    assert report.summary == "bfloat16 on cpu: a row has the same bits in any company."
+
+
+def test_fp32_is_equal_within_rounding(fp32):
+    assert max(check.largest for check in check_rows(fp32).checks) < 2e-4
+
+
+def test_a_linear_that_looks_at_its_neighbours_is_found(bf16, monkeypatch):
+    layer = bf16.decoder.layers[0]
+    honest = layer.down.forward
+    monkeypatch.setattr(layer.down, "forward", lambda x: honest(x) + x.mean() * 0.1)
+    report = check_rows(bf16)
+    assert not report.bit_equal
+    assert [check.name for check in report.checks if not check.equal] == ["down", "a decode step"]
+    assert "depend on its company in down, a decode step" in report.summary
