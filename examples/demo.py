@@ -1,7 +1,7 @@
 """`make demo`: the main job, end to end, on a real backbone and real data.
 
-Trains two adapters, publishes them, serves both and the bare backbone in one batch over HTTP, trains a second version of
-one, compares the two and promotes the better. Every step is a command that you can run yourself; each is printed.
+Trains two adapters, publishes them, serves both and the bare backbone in one batch over HTTP, trains a second version
+of one, compares the two and promotes the better. Every step is a command that you can run yourself; each is printed.
 """
 
 import json
