@@ -47,9 +47,13 @@ def load_questions(data: str, head: OutputHead, settings: Settings, *, limit: in
     metric = info.metric if info is not None and info.output_head is head else _DEFAULT_METRIC.get(head)
     if metric is None:
         raise DataError(f"no metric scores a {head} head yet.", code="no_metric")
-    suite = digest_json([[text_of(row), list(answers(row))] for row in rows])
     name = path.stem if info is None else f"{path.parent.name}/{path.stem}"
-    return Questions(rows, head, metric, name, suite)
+    return questions_of(rows, head, metric, name)
+
+
+def questions_of(rows: list[Row], head: OutputHead, metric: str, name: str) -> Questions:
+    """Rows that are in memory already."""
+    return Questions(rows, head, metric, name, digest_json([[text_of(row), list(answers(row))] for row in rows]))
 
 
 def _file_of(data: str, settings: Settings) -> tuple[Path, DatasetInfo | None]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from statsmodels.stats.proportion import proportion_confint
 
 from umbel.core.contract import OutputHead
 from umbel.core.errors import UsageError
@@ -10,7 +11,8 @@ from umbel.evaluation.answering import Answers
 from umbel.evaluation.metrics import LABEL_METRICS, NUMBER_METRICS, PROBABILITY_METRICS, TEXT_METRICS
 from umbel.evaluation.questions import Questions, answers
 from umbel.evaluation.scored import Scored, scored_mean
-from umbel.experiments.paired import compare_scores
+from umbel.experiments.intervals import mean_interval
+from umbel.experiments.paired import RESAMPLES
 from umbel.training.data.rows import LabelledRow, ValuedRow
 
 _ALSO = {
@@ -83,8 +85,13 @@ def _tag_accuracy(metric: str, right: list[str], given: list[str]) -> Scored:
 
 
 def interval(scored: Scored, *, confidence: float = 0.95) -> tuple[float, float] | None:
-    """Of the metric's own value, where it is a mean of rows: by resampling rows; None where it cannot be told."""
+    """Of the metric's own value, where it is a mean of rows: Wilson's for right or wrong, else by resampling rows."""
     if scored.aggregate != "mean" or scored.n < 2:
         return None
-    found = compare_scores(scored.items, scored.items * 0.0, confidence=confidence)
-    return None if found.low is None or found.high is None else (found.low, found.high)
+    if bool(np.isin(scored.items, (0.0, 1.0)).all()):
+        low, high = proportion_confint(int(scored.items.sum()), scored.n, alpha=1 - confidence, method="wilson")
+        return float(low), float(high)
+    if float(np.ptp(scored.items)) == 0.0:
+        return None
+    found = mean_interval(scored.items, confidence=confidence, resamples=RESAMPLES, seed=0)
+    return found.low, found.high

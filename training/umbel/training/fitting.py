@@ -1,7 +1,8 @@
 """``fit``: from tasks to trained adapters, all of them in shared passes over one frozen backbone."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from umbel.adapters.adapter import Adapter
 from umbel.backbone.backbone import Backbone
-from umbel.core.errors import ConfigError, UmbelError
+from umbel.core.errors import ConfigError, Interrupted, UmbelError
 from umbel.core.protocols import RunLog
 from umbel.core.settings import Settings
 from umbel.training import checkpoint
@@ -133,6 +134,29 @@ class _Log:
         if self.log is not None:
             self.log.finish(run, status="failed", error=f"{task.name}: {error}")
 
+    @contextmanager
+    def telling_the_end(self, trainees: Sequence[Trainee]) -> Iterator[None]:
+        """Runs that something unforeseen ended are not left open; stopped ones stay open, to be resumed."""
+        try:
+            yield
+        except Interrupted as stopped:
+            for trainee in trainees:
+                self._stopped(trainee, stopped)
+            raise
+        except Exception as error:
+            for trainee in trainees:
+                if self.log is not None and trainee.active:
+                    self.log.finish(trainee.run, status="failed", error=f"{type(error).__name__}: {error}")
+            raise
+
+    def _stopped(self, trainee: Trainee, stopped: Interrupted) -> None:
+        if self.log is None or not trainee.active:
+            return
+        if self.log.cancelled(trainee.run):
+            self.log.finish(trainee.run, status="cancelled", summary={"steps": trainee.step})
+        else:
+            self.log.event(trainee.run, str(stopped), level="warning")
+
     def observers(self, observer: Observer | None) -> Observer:
         logged = [LogObserver(self.log)] if self.log is not None else []
         return Observers([*logged, *([observer] if observer else [])])
@@ -166,7 +190,9 @@ def _train(
     told = log.observers(observer)
     told.planned(plan)
     before = frozen_digest(machine.backbone)
-    Loop(machine, trainees, observer=told, folder=folder, stop=log.stop(stop), windows=windows).run()
+    loop = Loop(machine, trainees, observer=told, folder=folder, stop=log.stop(stop), windows=windows)
+    with log.telling_the_end(trainees):
+        loop.run()
     assert frozen_digest(machine.backbone) == before, "training changed the frozen backbone"
     plans = dict(zip((task.name for task in plan.tasks), plan.tasks, strict=True))
     found = [_trained(task, each, plans.get(task.name)) for task, each in zip(tasks, started, strict=True)]

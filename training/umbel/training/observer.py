@@ -80,4 +80,4 @@ class LogObserver(Observer):
         summary = {"steps": trainee.step, "tokens": trainee.tokens, "end": str(trainee.status)}
         if best is not None:
             summary |= {"best_step": best.step, "validation_loss": best.loss, "validation_accuracy": best.accuracy}
-        self.log.event(trainee.run, f"trained for {trainee.step} steps", data=summary)
+        self.log.finish(trainee.run, status="succeeded", summary=summary)

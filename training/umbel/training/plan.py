@@ -19,6 +19,8 @@ _EFFICIENCY = 0.5
 """Of the machine's matrix products, what a whole step reaches; measured on two cores with a 135M backbone."""
 _CALL = 1.2e-3
 """Seconds that one layer costs in forward and backward, however few tokens there are; measured likewise."""
+_STEP = 0.02
+"""Seconds of a step that no backbone causes: optimizers, batches, the run log."""
 _COPIES = 5
 """Tensors per parameter: master, gradient, two moments, the best so far."""
 
@@ -162,7 +164,7 @@ def _seconds(trainees: Sequence[Trainee], tasks: Sequence[TaskPlan], backbone: B
         looks = plan.steps / trainee.eval_every * sum(len(e.ids) for e in trainee.prepared.validation.examples)
         work += per_token * (2 * plan.total_tokens / (1 - plan.padding) + looks)
         calls = max(calls, plan.steps) + plan.total_tokens / packing.tokens
-    return work / (_EFFICIENCY * operations_per_second(backbone)) + calls * shape.layers * _CALL
+    return work / (_EFFICIENCY * operations_per_second(backbone)) + calls * (shape.layers * _CALL + _STEP)
 
 
 def operations_per_second(backbone: Backbone) -> float:

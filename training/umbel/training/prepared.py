@@ -79,4 +79,5 @@ def labels_of(rows: Sequence[Row]) -> tuple[str, ...]:
 def _decoding(task: Task, train: EncodedRows) -> Decoding:
     if task.max_tokens is not None:
         return Decoding(max_tokens=task.max_tokens)
-    return Decoding(max_tokens=2 * max(example.count for example in train.examples))
+    longest = max(example.count for example in train.examples)
+    return Decoding(max_tokens=longest + max(4, longest // 4))

@@ -36,7 +36,7 @@ class Task:
     """Most tokens of one input: longer texts are cut, rows with longer prompts left out."""
     truncation_side: Literal["left", "right"] = "right"
     max_tokens: int | None = None
-    """Default length of a generated answer; twice the longest one in the training rows."""
+    """Most tokens of a generated answer; a quarter more than the longest one in the training rows."""
     description: str = ""
 
     epochs: float = 3.0

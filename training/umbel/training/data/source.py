@@ -23,7 +23,7 @@ class Splits:
     validation: list[Row]
     test: list[Row]
     digest: str
-    """Of all files it came from."""
+    """Of all files it came from; for a pulled dataset, the dataset's own."""
     name: str
     """Of the dataset or file, for cards and plans."""
     labels: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ def load_splits(task: Task, settings: Settings) -> Splits:
         train=parts["train"][: task.limit],
         validation=parts["validation"],
         test=parts["test"],
-        digest=digest_json({split: digest_file(path) for split, path in paths.items()}),
+        digest=digest_json({f"{split}.jsonl": digest_file(path) for split, path in paths.items()}),
         name=folder.name if folder is not None else Path(task.data).name,
         labels=info.labels if info else (),
         metric=info.metric if info and info.output_head is task.output_head else None,
@@ -72,7 +72,7 @@ def _folder_of(task: Task, settings: Settings) -> tuple[Path | None, DatasetInfo
     names = ", ".join(dataset.name for dataset in installed(settings)) or "none"
     if task.data not in names.split(", "):
         raise NotFound(
-            f"{task.data!r} is neither a file nor a dataset of the home (there: {names}).",
+            f"{task.data!r} is neither a file nor a dataset in {settings.datasets} (there: {names}).",
             code="dataset_not_found",
             hint=f"umbel pull dataset {task.data}, or give the path of a JSONL file",
         )

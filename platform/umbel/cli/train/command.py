@@ -1,0 +1,162 @@
+"""The command itself: tasks in, versions out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from umbel.cli.console import Json, Quiet, examples, print_json, say_to_stderr
+from umbel.cli.opened import open_registry
+from umbel.cli.train.flags import read_tasks, split_words
+from umbel.core.errors import NotFound, UmbelError
+from umbel.core.settings import Settings
+
+if TYPE_CHECKING:
+    from umbel.backbone.backbone import Backbone
+    from umbel.cli.train.finish import Outcome
+    from umbel.registry.registry import Registry
+    from umbel.training import Task, TrainedAdapter
+
+app = typer.Typer(help="Train an adapter and publish it.")
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog=examples(
+        "umbel train --name mood --data tweets-sentiment --task classify",
+        "umbel train examples/tasks/pronounce.toml --rank 16 --epochs 2",
+        "umbel train mood.toml topic.toml       (both in the same passes over one backbone)",
+        "umbel train --resume run-01k9...",
+        note="Every key of a task file is a flag, and so are the method's own options (--rank, --alpha, --targets, "
+        "--dropout ...). docs/training.md lists them all.",
+    ),
+)
+def train(
+    words: Annotated[
+        list[str] | None, typer.Argument(help="Task files; all train together.", metavar="[TASK.toml]...")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name to publish under.")] = None,
+    data: Annotated[str | None, typer.Option(help="JSONL file, folder, or dataset of the home.")] = None,
+    task: Annotated[str | None, typer.Option(help="Output head: generate, classify or regress.")] = None,
+    method: Annotated[str | None, typer.Option(help="lora (default), llama_adapter, prefix, ia3 ...")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training rows; 3.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps, in place of epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows of one step; 16.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; by rule where not given.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Train on the first N rows only.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after N validations without a better one.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides order, first weights and dropout; 0.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with a run that was stopped.", metavar="RUN")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Needed only where there are several.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the frozen backbone: auto, bf16 or fp32.")] = "auto",
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Keep no activations: less memory, a third slower.")
+    ] = False,
+    publish: Annotated[bool, typer.Option("--publish/--no-publish", help="Publish what was trained.")] = True,
+    allow_noop: Annotated[bool, typer.Option("--allow-noop", hidden=True)] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train an adapter and publish it as the next version of its name.
+
+    The plan is told before the first step. Ctrl-C saves and stops; --resume goes on. The best weights on the
+    validation rows are kept, judged on held-out rows beside what can be had without training, and published.
+    """
+    from umbel.cli.train.finish import finish, tell
+
+    files, further = split_words(words or [])
+    own = {
+        "name": name, "data": data, "task": task, "method": method, "epochs": epochs, "steps": steps,
+        "batch_size": batch_size, "lr": lr, "limit": limit, "patience": patience, "seed": seed,
+    }  # fmt: skip
+    flags = {**further, **{key: value for key, value in own.items() if value is not None}}
+    settings = Settings.load()
+    tasks = None if resume else read_tasks(files, flags)
+    say = say_to_stderr(quiet)
+    with open_registry() as registry:
+        loaded = _load(settings, backbone or _backbone_of(settings, resume), dtype)
+        trained = _train(registry, settings, loaded, tasks, resume, quiet=quiet, recompute=recompute)
+        outcomes = finish(registry, loaded, trained, publish=publish, allow_noop=allow_noop, say=say)
+    if as_json:
+        print_json([outcome.as_json() for outcome in outcomes])
+    else:
+        for outcome in outcomes:
+            tell(outcome, loaded.name)
+    _fail_if_any(outcomes)
+
+
+def _load(settings: Settings, name: str | None, dtype: str) -> "Backbone":
+    """Dense weights: packed ones have no gradient."""
+    from umbel.backbone.loading import load_backbone
+    from umbel.cli.known import ensure_backbone
+    from umbel.cli.serve import choose_backbone
+
+    found = choose_backbone(settings, name)
+    ensure_backbone(settings, found)
+    return load_backbone(found.folder, dtype=dtype, name=found.name)
+
+
+def _train(
+    registry: "Registry",
+    settings: Settings,
+    backbone: "Backbone",
+    tasks: "Sequence[Task] | None",
+    run: str | None,
+    *,
+    quiet: bool,
+    recompute: bool,
+) -> "list[TrainedAdapter]":
+    from umbel.cli.train.interrupt import stopping
+    from umbel.cli.train.watch import Watch
+    from umbel.training import fit
+    from umbel.training import resume as resume_fit
+    from umbel.training.observer import Observer
+    from umbel.training.runlog import OpenedRuns
+
+    watch: Observer = Observer() if quiet else Watch()
+    more: dict[str, Any] = {"observer": watch, "settings": settings, "recompute": recompute}
+    try:
+        with stopping() as stop:
+            if tasks is None:
+                assert run is not None
+                folder = _folder_of(settings, run)
+                return resume_fit(backbone, folder, run_log=registry, stop=stop, **more)
+            runs = [registry.start(name=each.name, params=each.as_json(), seed=each.seed) for each in tasks]
+            folder = _new_folder(settings, runs, backbone.name)
+            return fit(backbone, tasks, run_log=OpenedRuns(registry, runs), folder=folder, stop=stop, **more)
+    finally:
+        if isinstance(watch, Watch):
+            watch.close()
+
+
+def _new_folder(settings: Settings, runs: Sequence[str], backbone: str) -> Path:
+    """The runs share their passes and so their checkpoints: one folder, and a link for each further run."""
+    folder = settings.runs / runs[0]
+    folder.mkdir(parents=True, mode=0o700)
+    (folder / "backbone").write_text(backbone)
+    for other in runs[1:]:
+        (settings.runs / other).symlink_to(runs[0])
+    return folder
+
+
+def _folder_of(settings: Settings, run: str) -> Path:
+    folder = settings.runs / run
+    if "/" in run or not folder.is_dir():
+        raise NotFound(f"there is no run {run!r} in {settings.runs}.", code="run_not_found", hint="umbel runs list")
+    return folder.resolve()
+
+
+def _backbone_of(settings: Settings, run: str | None) -> str | None:
+    """The backbone that a run was begun on."""
+    if run is None:
+        return None
+    noted = _folder_of(settings, run) / "backbone"
+    return noted.read_text() if noted.is_file() else None
+
+
+def _fail_if_any(outcomes: "Sequence[Outcome]") -> None:
+    failed = [outcome.trained for outcome in outcomes if outcome.trained.adapter is None]
+    if failed:
+        names = ", ".join(each.task.name for each in failed)
+        raise UmbelError(f"{len(failed)} of {len(outcomes)} tasks failed: {names}.", code="task_failed")

@@ -1,0 +1,42 @@
+"""Ctrl-C and SIGTERM: the first saves and stops after the step that runs, a second Ctrl-C stops at once."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import typer
+
+
+class Stopping:
+    """Asked by the loop before every step."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def __call__(self) -> str | None:
+        return self.reason
+
+
+@contextmanager
+def stopping() -> Iterator[Stopping]:
+    """Listens while the block runs. In another thread than the main one signals cannot be heard, and are not."""
+    asked = Stopping()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        asked.reason = "interrupted"
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        typer.echo("saving and stopping after this step; Ctrl-C again stops at once", err=True)
+
+    for number in before:
+        signal.signal(number, heard)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,67 @@
+"""The plan as a person reads it before the first step."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from umbel.cli.console import human_bytes, human_count, human_seconds
+
+if TYPE_CHECKING:
+    from umbel.training.plan import FitPlan, TaskPlan
+
+Facts = list[tuple[str, str]]
+
+
+def plan_lines(plan: "FitPlan") -> Iterator[str]:
+    """One block per task, and one for the machine."""
+    for task in plan.tasks:
+        yield from _aligned(_task_facts(task))
+        yield ""
+    yield from _aligned(_machine_facts(plan))
+
+
+def _task_facts(task: "TaskPlan") -> Facts:
+    facts = [
+        ("adapter", f"{task.name}: {task.method}, {task.output_head} head, {human_count(task.parameters)} parameters"),
+        ("data", f"{task.data}: {_rows(task)}"),
+        ("tokens", _tokens(task)),
+        ("steps", f"{human_count(task.steps)} of {task.batch_size} rows, {task.epochs:.2g} epochs"),
+        ("learning rate", f"{task.lr:g} ({task.lr_why})"),
+        ("judged by", f"{task.metric} on {human_count(task.test_rows)} held-out rows"),
+    ]
+    if task.balance:
+        facts.insert(2, ("labels", _balance(task)))
+    if task.leaks:
+        facts.append(("beware", f"{human_count(task.leaks)} test rows have a text that is in train, too"))
+    return facts
+
+
+def _rows(task: "TaskPlan") -> str:
+    return f"{human_count(task.train_rows)} rows, {human_count(task.validation_rows)} for validation"
+
+
+def _tokens(task: "TaskPlan") -> str:
+    share = task.truncated / task.train_rows
+    parts = [
+        f"{human_count(task.tokens)} per epoch, {human_count(task.total_tokens)} in all, longest row {task.longest}",
+        f"{share:.1%} of the rows cut" if task.truncated else "no row cut",
+    ]
+    if task.left_out:
+        parts.append(f"{human_count(task.left_out)} too long and left out")
+    return ", ".join(parts)
+
+
+def _balance(task: "TaskPlan") -> str:
+    total = max(1, sum(task.balance.values()))
+    return ", ".join(f"{label} {count / total:.0%}" for label, count in task.balance.items())
+
+
+def _machine_facts(plan: "FitPlan") -> Facts:
+    return [
+        ("backbone", f"{plan.backbone}, {plan.dtype} on {plan.device}, {plan.threads} threads"),
+        ("needs about", f"{human_bytes(plan.memory)} of memory and {human_seconds(plan.seconds)}"),
+    ]
+
+
+def _aligned(facts: Facts) -> Iterator[str]:
+    width = max(len(name) for name, _ in facts) + 2
+    return (f"{name:<{width}}{fact}" for name, fact in facts)

@@ -1,0 +1,144 @@
+"""What a person sees while it trains: one live line in a terminal, a plain line now and then in a log."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from umbel.cli.console import human_bytes, human_seconds
+from umbel.cli.train.plan import plan_lines
+from umbel.training.observer import Observer
+from umbel.training.plan import FitPlan
+from umbel.training.trainee import Trainee, Validation
+from umbel.training.window import Stepped
+
+_PLAIN_EVERY = 10.0
+"""Seconds between two lines of a log."""
+_SMOOTH = 0.9
+"""Weight of the past in the loss that is shown."""
+
+
+class Watch(Observer):
+    """Writes to ``out`` (stderr); results are not its business."""
+
+    def __init__(self, out: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.out = out or sys.stderr
+        self.live = self.out.isatty()
+        self.clock = clock
+        self._losses: dict[str, float] = {}
+        self._seen: dict[str, Validation] = {}
+        self._trainees: dict[str, Trainee] = {}
+        self._began = self._told = clock()
+        self._steps_before: dict[str, int] = {}
+        self._tokens = 0
+        self._rich: _LiveLine | None = None
+
+    def planned(self, plan: FitPlan) -> None:
+        for line in plan_lines(plan):
+            self._line(line)
+        self._line("")
+        self._began = self.clock()
+
+    def stepped(self, trainee: Trainee, done: Stepped) -> None:
+        name = trainee.task.name
+        if name not in self._trainees:
+            self._trainees[name], self._steps_before[name] = trainee, trainee.step - 1
+        past = self._losses.get(name, done.loss)
+        self._losses[name] = _SMOOTH * past + (1 - _SMOOTH) * done.loss
+        self._tokens += done.tokens
+        self._show(force=False)
+
+    def validated(self, trainee: Trainee, found: Validation) -> None:
+        self._seen[trainee.task.name] = found
+        best = trainee.best_validation
+        mark = ", best so far" if best is not None and best.step == found.step else ""
+        share = f", accuracy {found.accuracy:.3f}" if found.accuracy else ""
+        self._line(f"{trainee.task.name}: validation at step {found.step}: loss {found.loss:.4f}{share}{mark}")
+
+    def failed(self, trainee: Trainee) -> None:
+        self._line(f"{trainee.task.name} failed and left: {trainee.error}")
+
+    def finished(self, trainee: Trainee) -> None:
+        self._show(force=True)
+        self._line(f"{trainee.task.name}: {trainee.status} after {trainee.step} steps")
+
+    def saved(self, folder: Path) -> None:
+        """Nothing to see: every minute."""
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        if self._rich is not None:
+            self._rich.close()
+            self._rich = None
+
+    def _show(self, *, force: bool) -> None:
+        now = self.clock()
+        if self.live:
+            self._rich = self._rich or _LiveLine(self.out)
+            self._rich.show(self.line())
+        elif force or now - self._told >= _PLAIN_EVERY:
+            self._told = now
+            self._line(self.line())
+
+    def line(self) -> str:
+        """Steps, losses, learning rate, speed, time left, memory."""
+        shown = list(self._trainees.values())
+        done = sum(trainee.step for trainee in shown)
+        total = sum(trainee.schedule.steps for trainee in shown)
+        spent = max(1e-9, self.clock() - self._began)
+        taken = max(1, done - sum(self._steps_before.values()))
+        rates = {trainee.schedule.at(min(trainee.step, trainee.schedule.steps - 1)) for trainee in shown}
+        parts = [
+            f"step {done}/{total}",
+            *(self._losses_of(trainee) for trainee in shown if trainee.active or len(shown) == 1),
+            f"lr {max(rates):.1e}",
+            f"{self._tokens / spent:.0f} tok/s",
+            f"{human_seconds(spent / taken * (total - done))} left",
+            human_bytes(_memory()),
+        ]
+        return "  ".join(parts)
+
+    def _losses_of(self, trainee: Trainee) -> str:
+        name = trainee.task.name
+        seen = self._seen.get(name)
+        text = f"loss {self._losses[name]:.3f}" + (f" val {seen.loss:.3f}" if seen else "")
+        return text if len(self._trainees) == 1 else f"{name} {text}"
+
+    def _line(self, text: str) -> None:
+        if self._rich is not None:
+            self._rich.print(text)
+        else:
+            self.out.write(text + "\n")
+            self.out.flush()
+
+
+class _LiveLine:
+    """One line at the bottom that is written over; others go above it."""
+
+    def __init__(self, out: TextIO) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self.console = Console(file=out, highlight=False, markup=False)
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
+        self.live.start()
+
+    def show(self, text: str) -> None:
+        from rich.text import Text
+
+        self.live.update(Text(text, overflow="ellipsis", no_wrap=True), refresh=True)
+
+    def print(self, text: str) -> None:
+        self.console.print(text)
+
+    def close(self) -> None:
+        self.live.stop()
+
+
+def _memory() -> int:
+    """Bytes that this process has held at most."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

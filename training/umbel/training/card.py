@@ -1,0 +1,185 @@
+"""The card of a version: a README with front matter that says what it is, what it was trained on and how good it is."""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from umbel.core.contract import OutputHead
+from umbel.training.data.rows import ChatRow, PromptRow, text_of
+from umbel.training.fitting import TrainedAdapter
+from umbel.training.plan import TaskPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What the held-out rows said, in plain values."""
+
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    """Of the 95 % interval; None where the metric has none."""
+    rows: int = 0
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    """The same metric without this adapter."""
+    sentences: Sequence[str] = ()
+    """Each baseline's comparison, in words."""
+    others: Mapping[str, float] = field(default_factory=dict)
+    """Further metrics."""
+
+
+def card_of(trained: TrainedAdapter, *, backbone: str, licence: str | None, finding: Finding | None) -> str:
+    """Markdown. Equal trainings give equal cards: no time and no host in it."""
+    assert trained.adapter is not None
+    assert trained.plan is not None
+    assert trained.prepared is not None
+    task, plan = trained.task, trained.plan
+    parts = [
+        _front_matter(trained, backbone, licence),
+        f"# {task.name}",
+        task.description or f"A {plan.method} adapter with a {plan.output_head} head on {backbone}.",
+        _results(finding),
+        "## Data\n\n" + _table(_data(trained, plan)),
+        "## Training\n\n" + _table(_training(trained, plan)),
+        _curve(trained),
+        "## Use\n\n" + _use(trained),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(trained: TrainedAdapter, backbone: str, licence: str | None) -> str:
+    assert trained.plan is not None
+    tags = ["umbel", trained.plan.method, str(trained.plan.output_head)]
+    lines = [
+        f"base_model: {backbone}",
+        "library_name: peft",
+        f"pipeline_tag: {_PIPELINES.get(trained.plan.output_head, 'feature-extraction')}",
+        *([f"license: {licence.lower()}"] if licence else []),
+        f"datasets: [{trained.plan.data}]",
+        f"tags: [{', '.join(tags)}]",
+    ]
+    return "---\n" + "\n".join(lines) + "\n---"
+
+
+_PIPELINES = {
+    OutputHead.GENERATE: "text-generation",
+    OutputHead.CLASSIFY: "text-classification",
+    OutputHead.REGRESS: "text-classification",
+    OutputHead.TAG: "token-classification",
+}
+
+
+def _results(finding: Finding | None) -> str:
+    if finding is None:
+        return "## Results\n\nNo rows were held out, so nothing is known about how good it is."
+    interval = "" if finding.low is None else f" (95 % CI {finding.low:.3g} to {finding.high:.3g})"
+    value = f"{finding.value:.4g}{interval}"
+    rows = [("this version", value)]
+    rows += [(name, f"{baseline:.4g}") for name, baseline in finding.baselines.items()]
+    found = f"## Results\n\nOn {finding.rows:,} held-out rows:\n\n" + _table(rows, head=("", finding.metric))
+    others = ", ".join(f"{name} {value:.4g}" for name, value in finding.others.items())
+    said = [f"- {sentence}" for sentence in finding.sentences]
+    return "\n\n".join(part for part in (found, f"Also: {others}." if others else "", "\n".join(said)) if part)
+
+
+def _data(trained: TrainedAdapter, plan: TaskPlan) -> list[tuple[str, str]]:
+    assert trained.prepared is not None
+    found = [
+        ("dataset", plan.data),
+        ("digest", trained.prepared.splits.digest),
+        ("licence", trained.prepared.splits.licence or "not stated"),
+        ("rows", f"{plan.train_rows:,} train, {plan.validation_rows:,} validation, {plan.test_rows:,} test"),
+        ("tokens", f"{plan.tokens:,} in the training rows, longest {plan.longest}"),
+    ]
+    if plan.balance:
+        found.append(("labels", ", ".join(f"{label} {count:,}" for label, count in plan.balance.items())))
+    if plan.truncated or plan.left_out:
+        found.append(("too long", f"{plan.truncated:,} cut, {plan.left_out:,} left out"))
+    return found
+
+
+def _training(trained: TrainedAdapter, plan: TaskPlan) -> list[tuple[str, str]]:
+    task, best = trained.task, trained.best
+    options = {**trained.adapter.config["method"]} if trained.adapter is not None else {}
+    found = [
+        ("method", plan.method),
+        *((key, _plain(value)) for key, value in options.items() if value not in (None, {}, (), [], False, "")),
+        ("trained parameters", f"{plan.parameters:,}"),
+        ("steps", f"{trained.steps:,} of {plan.steps:,} ({trained.status})"),
+        ("batch size", str(plan.batch_size)),
+        ("learning rate", f"{plan.lr:g} ({plan.lr_why}), {task.decay} decay, warm-up {task.warmup:g}"),
+        ("weight decay, clip", f"{task.weight_decay:g}, {task.clip:g}"),
+        ("seed", str(task.seed)),
+        ("tokens seen", f"{trained.tokens:,}"),
+    ]
+    if best is not None:
+        found.append(("best validation", f"loss {best.loss:.4g}, accuracy {best.accuracy:.3g}, at step {best.step:,}"))
+    return found
+
+
+def _curve(trained: TrainedAdapter) -> str:
+    """Validation over the steps; the training loss is in the run log."""
+    rows = [(f"{each.step:,}", f"{each.loss:.4g}", f"{each.accuracy:.3g}") for each in trained.history]
+    return "## Validation\n\n" + _table(rows, head=("step", "loss", "accuracy")) if rows else ""
+
+
+def _use(trained: TrainedAdapter) -> str:
+    assert trained.plan is not None
+    commands = try_commands(trained.task.name, trained.plan.output_head, sample(trained))
+    return "\n\n".join(f"```{language}\n{text}\n```" for language, text in commands.items())
+
+
+def sample(trained: TrainedAdapter) -> str:
+    """A text to try it with: the first held-out one, or the first of training."""
+    assert trained.prepared is not None
+    row = (trained.prepared.test or trained.prepared.splits.train)[0]
+    if isinstance(row, ChatRow):
+        return next(message["content"] for message in row.messages if message["role"] == "user")
+    return row.prompt if isinstance(row, PromptRow) else text_of(row)
+
+
+def try_commands(model: str, head: OutputHead, text: str) -> dict[str, str]:
+    """Ways to ask it, by language: shell and Python."""
+    route, field = _ROUTES.get(head, ("/v1/embeddings", "input"))
+    body = json.dumps({"model": model, field: text}, ensure_ascii=False)
+    server = "http://127.0.0.1:8000"
+    shell = [
+        f"umbel run {model} {shlex.quote(text)}",
+        "umbel serve &",
+        f"curl {server}{route} -H 'Content-Type: application/json' -d {shlex.quote(body)}",
+    ]
+    return {"sh": "\n".join(shell), "python": _python(model, head, json.dumps(text, ensure_ascii=False), server)}
+
+
+def _python(model: str, head: OutputHead, text: str, server: str) -> str:
+    if head is OutputHead.GENERATE:
+        lines = [
+            "from openai import OpenAI",
+            f'client = OpenAI(base_url="{server}/v1", api_key="none")',
+            f'print(client.completions.create(model="{model}", prompt={text}).choices[0].text)',
+        ]
+    else:
+        verb = {OutputHead.REGRESS: "score", OutputHead.TAG: "tag", OutputHead.EMBED: "embed"}.get(head, "classify")
+        lines = ["from umbel.client import Client", f'print(Client("{server}").{verb}("{model}", {text}))']
+    return "\n".join(lines)
+
+
+_ROUTES = {
+    OutputHead.GENERATE: ("/v1/completions", "prompt"),
+    OutputHead.CLASSIFY: ("/v1/classify", "input"),
+    OutputHead.REGRESS: ("/v1/score", "input"),
+    OutputHead.TAG: ("/v1/tag", "input"),
+}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _table(rows: Iterable[tuple[str, ...]], head: tuple[str, ...] = ("", "")) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
