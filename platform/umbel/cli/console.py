@@ -66,11 +66,11 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
     indent = max(len(name) for name, _ in facts) + _GAP
     for name, value in facts:
         items = value if isinstance(value, list | tuple) else [] if value is None else [value]
-        for index, line in enumerate(line for item in items for line in _folded(str(item), indent)):
+        for index, line in enumerate(line for item in items for line in folded(str(item), indent)):
             typer.echo(f"{'' if index else name:<{indent}}{line}")
 
 
-def _folded(text: str, indent: int) -> list[str]:
+def folded(text: str, indent: int) -> list[str]:
     """At the spaces, to what a terminal has beside the indent; a pipe gets it whole."""
     if not sys.stdout.isatty():
         return [text]
@@ -118,6 +118,11 @@ def human_bytes(count: int) -> str:
             return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1000
     return f"{amount:.1f} TB"
+
+
+def human_number(count: int, noun: str) -> str:
+    """``1 key``, ``2,000 keys``."""
+    return f"{human_count(count)} {noun}{'' if count == 1 else 's'}"
 
 
 def human_count(count: int) -> str:

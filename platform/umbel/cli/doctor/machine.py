@@ -1,0 +1,229 @@
+"""Conditions of the machine and of what is installed on it."""
+
+import importlib.metadata
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from umbel.cli.console import human_bytes, human_time
+from umbel.cli.doctor.condition import Condition, Finding, failed, fine, skipped, warning
+from umbel.cli.doctor.patient import Patient, Skip
+from umbel.core.clock import now_ms
+
+OLDEST_PYTHON = (3, 11)
+LEAST_FILES, FEW_FILES = 256, 1024
+"""Open files: below the first a server cannot work, below the second not with many clients."""
+LEAST_MEMORY, LITTLE_MEMORY = 500_000_000, 2_000_000_000
+WRITTEN_MS = 1_767_225_600_000
+"""2026-01-01: no clock that is right says less."""
+AHEAD_MS = 300_000
+"""How far two clocks may lie apart."""
+MEMINFO = Path("/proc/meminfo")
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def python(_: Patient) -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        return failed(
+            f"{version} is too old", "use Python 3.11 or newer: make clean, then make setup PYTHON=python3.11"
+        )
+    return fine(f"{version} at {sys.executable}")
+
+
+def packages(_: Patient) -> Finding:
+    """What is installed must be in the ranges of umbel's own metadata; what an extra would bring may be missing."""
+    try:
+        from packaging.requirements import Requirement
+    except ModuleNotFoundError:
+        return skipped("needs the package packaging")
+    wrong, count = [], 0
+    for requirement in map(Requirement, importlib.metadata.requires("umbel") or ()):
+        extra = requirement.marker is not None and "extra" in str(requirement.marker)
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            if not extra:
+                wrong.append(f"{requirement.name} is missing")
+            continue
+        count += 1
+        if not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(f"{requirement.name} {version} is not {requirement.specifier}")
+    if wrong:
+        return failed("; ".join(dict.fromkeys(wrong)), "pip install --upgrade umbel")
+    return fine(f"umbel {importlib.metadata.version('umbel')}, every package in its range")
+
+
+def pip(_: Patient) -> Finding:
+    if find_spec("pip") is None:
+        return warning("missing, and umbel pull fetches with it", f"{sys.executable} -m ensurepip")
+    return fine(importlib.metadata.version("pip"))
+
+
+def torch(_: Patient) -> Finding:
+    try:
+        import torch
+    except ImportError:
+        return failed("torch is missing: this machine can only be a client", "pip install 'umbel[serve,train]'")
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    if torch.version.cuda and not torch.cuda.is_available():
+        return warning(f"{torch.__version__} is a CUDA build but finds no GPU", "check nvidia-smi, or serve on the CPU")
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return fine(f"{torch.__version__}, {', '.join([build, *gpus])}")
+
+
+def processor(_: Patient) -> Finding:
+    """Whether oneDNN can pack weights, which is what makes decoding on a CPU fast."""
+    torch = _torch()
+    from umbel.backbone.linears import can_pack
+
+    cpu = torch.device("cpu")
+    name = torch.cpu.get_capabilities().get("cpu_name") or "this processor"
+    if not can_pack(torch.float32, cpu):
+        return warning(f"{name}: oneDNN is not there, so decoding is slow", "install torch's own CPU build")
+    if not can_pack(torch.bfloat16, cpu):
+        return warning(
+            f"{name}: oneDNN has no bf16 here", "umbel serve --dtype fp32, which is faster on this processor"
+        )
+    return fine(f"{name}: oneDNN packs bf16 and fp32")
+
+
+def threads(_: Patient) -> Finding:
+    torch = _torch()
+    cores, used = _cores(), torch.get_num_threads()
+    if used > cores:
+        named = os.environ.get("OMP_NUM_THREADS")
+        return warning(
+            f"{used} threads on {cores} cores{f' (OMP_NUM_THREADS={named})' if named else ''}: each waits for the others",
+            f"export OMP_NUM_THREADS={cores}",
+        )
+    busy = os.getloadavg()[0]
+    if busy > 2 * cores:
+        return warning(
+            f"{used} threads, but other work keeps {busy:.0f} of {cores} cores busy",
+            "end what is not needed, or export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE",
+        )
+    return fine(f"{used} threads on {cores} cores")
+
+
+def memory(patient: Patient) -> Finding:
+    free = _free_memory()
+    if free is None:
+        return skipped(f"{MEMINFO} cannot be read")
+    largest = max((backbone.bytes for backbone in patient.installed), default=0)
+    text = f"{human_bytes(free)} free"
+    if free < max(LEAST_MEMORY, largest):
+        need = f"; the largest backbone takes {human_bytes(largest)}" if largest else ""
+        return failed(f"{text}{need}", "end other programs, or use a smaller backbone")
+    if free < max(LITTLE_MEMORY, 2 * largest):
+        return warning(text, "serve with less: --kv-bytes 256MB --adapter-bytes 128MB")
+    return fine(text)
+
+
+def terminal(_: Patient) -> Finding:
+    encoding = sys.stdout.encoding or "ascii"
+    try:
+        "█⠿é".encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return warning(f"prints {encoding}, so curves and names may break", "export PYTHONUTF8=1")
+    return fine(f"prints {encoding}")
+
+
+def files(_: Patient) -> Finding:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    more = min(65_536, hard) if hard > 0 else 65_536
+    text = "any number may be open" if soft < 0 else f"{soft} may be open at once"
+    if 0 <= soft < LEAST_FILES:
+        return failed(text, f"ulimit -n {more}")
+    return warning(f"{text}, one per client", f"ulimit -n {more}") if 0 <= soft < FEW_FILES else fine(text)
+
+
+def clock(patient: Patient) -> Finding:
+    """Against the year and the newest row of the registry; only one clock is at hand, so being ahead goes unseen."""
+    now = now_ms()
+    fix = "set it: timedatectl set-ntp true"
+    if now < WRITTEN_MS:
+        return failed(f"{human_time(now)} is in the past", fix)
+    newest = _newest(patient)
+    if newest > now + AHEAD_MS:
+        return failed(f"{human_time(now)}, but the registry was written at {human_time(newest)}", fix)
+    return fine(human_time(now))
+
+
+def offline(_: Patient) -> Finding:
+    """Whether what the user said about the network is what the Hugging Face libraries will do."""
+    said = {name: os.environ[name] for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name)}
+    try:
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+    except ImportError:
+        return skipped("needs huggingface_hub")
+    wanted = any(value.upper() not in ("0", "NO", "OFF", "FALSE") for value in said.values())
+    if wanted and not HF_HUB_OFFLINE:
+        told = ", ".join(f"{name}={value}" for name, value in said.items())
+        return warning(f"{told} is not understood: the hub would be asked", "export HF_HUB_OFFLINE=1")
+    return fine("HF_HUB_OFFLINE holds: no hub is asked" if HF_HUB_OFFLINE else "a hub is asked for hf: names only")
+
+
+def _torch():  # type: ignore[no-untyped-def]
+    try:
+        import torch
+    except ImportError:
+        raise Skip("needs torch") from None
+    return torch
+
+
+def _cores() -> int:
+    """Those this process may use: by affinity, and by the quota of its container."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup("cpu.max").split()
+    if len(quota) == 2 and quota[0].isdecimal():
+        usable = min(usable, max(1, round(int(quota[0]) / int(quota[1]))))
+    return usable
+
+
+def _free_memory() -> int | None:
+    """Bytes that can be had without swapping; within a container's limit, if there is one."""
+    try:
+        lines = MEMINFO.read_text().splitlines()
+    except OSError:
+        return None
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
+    if free is not None and limit.isdecimal() and used.isdecimal():
+        free = min(free, int(limit) - int(used))
+    return free
+
+
+def _cgroup(name: str) -> str:
+    try:
+        return (CGROUPS / name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _newest(patient: Patient) -> int:
+    from umbel.registry.query import AdapterQuery
+
+    try:
+        newest = patient.registry.adapters.list(AdapterQuery(sort="created", descending=True), limit=1).items
+    except Skip:
+        return 0
+    return max((adapter.shown.created_at if adapter.shown else adapter.created_at for adapter in newest), default=0)
+
+
+CONDITIONS = (
+    Condition("python", python),
+    Condition("packages", packages),
+    Condition("pip", pip),
+    Condition("torch", torch),
+    Condition("processor", processor),
+    Condition("threads", threads),
+    Condition("memory", memory),
+    Condition("open files", files),
+    Condition("terminal", terminal),
+    Condition("clock", clock),
+    Condition("offline", offline),
+)
