@@ -8,7 +8,8 @@ import threading
 import httpx2
 import pytest
 
-from umbel.server.sse import with_pings
+from umbel.core.wire.chat import Delta
+from umbel.server.sse import EventStream, data, with_pings
 
 LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 400, "ignore_eos": True}
 
@@ -157,3 +158,29 @@ def test_a_body_that_never_ends_is_given_up(serve):
         with socket.create_connection((host, int(port)), timeout=20) as connection:
             connection.sendall(head + b"Content-Length: 9\r\n\r\n{")
             assert connection.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_a_reader_that_takes_nothing_is_dropped_and_its_row_stopped():
+    closed = []
+
+    async def parts():
+        for _ in range(3):
+            yield b"data: {}\n\n"
+
+    async def stuck(message):
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async def silent():
+        await asyncio.Event().wait()
+
+    stream = EventStream(parts(), close=lambda: closed.append(1), headers={}, ping=5.0, patience=0.01)
+    asyncio.run(asyncio.wait_for(stream({"type": "http"}, silent, stuck), 20))
+    assert closed == [1]
+
+
+@pytest.mark.parametrize("sign", ["\n", "\r", "\x85", "\u2028", "\u2029", "\x1c", "\v"])
+def test_no_sign_of_a_text_ends_a_line_of_the_stream(sign):
+    sent = data(Delta(content=f"a{sign}b")).decode()
+    assert len(sent.strip().splitlines()) == 1
+    assert json.loads(sent.removeprefix("data: "))["content"] == f"a{sign}b"

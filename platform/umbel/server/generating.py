@@ -114,7 +114,7 @@ def wire_reason(finished: Finished) -> Literal["stop", "length"]:
 
 async def stream(request: Request, rows: Rows, chunker: Chunker) -> EventStream:
     """Waits for the first event, so that what fails before it is an HTTP status, then hands the rest over."""
-    events, began = rows.events(), time.perf_counter()
+    events, began, config = rows.events(), time.perf_counter(), rows.service.config
     try:
         first = await unless_gone(request, anext(events))
     except BaseException:
@@ -124,7 +124,8 @@ async def stream(request: Request, rows: Rows, chunker: Chunker) -> EventStream:
         _parts(first, events, chunker),
         close=rows.cancel,
         headers={**rows.target.headers, "Server-Timing": f"first;dur={1e3 * (time.perf_counter() - began):.1f}"},
-        ping=rows.service.config.ping_seconds,
+        ping=config.ping_seconds,
+        patience=config.patience_seconds,
     )
 
 

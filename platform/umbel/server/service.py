@@ -38,6 +38,8 @@ class ServerConfig:
     request_seconds: float = 600.0
     """After so long a row fails with ``deadline_exceeded``."""
     ping_seconds: float = 15.0
+    patience_seconds: float = 30.0
+    """How long a stream waits for a reader that takes nothing."""
     rows_in_flight: int = 64
     """Texts of one classify, score, tag or embeddings request that are in the engine at once."""
 

@@ -3,7 +3,7 @@
     data: {json}\n\n  ...  data: [DONE]\n\n
 
 A failure midway is one ``data:`` object with ``error`` and then the end, without ``[DONE]``. Where nothing happens for
-a while, the comment ``: ping`` keeps proxies from closing. A reader that takes nothing for ``PATIENCE`` is dropped.
+a while, the comment ``: ping`` keeps proxies from closing. A reader that takes nothing for too long is dropped.
 """
 
 import asyncio
@@ -17,10 +17,6 @@ from starlette.types import Receive, Scope, Send
 
 from umbel.core.errors import UmbelError
 from umbel.server.errors import error_body
-
-PING_SECONDS = 15.0
-PATIENCE = 30.0
-"""Seconds that one write may wait for a slow reader; uvicorn takes about 64 kB before it makes us wait at all."""
 
 _HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -41,14 +37,24 @@ DONE = b"data: [DONE]\n\n"
 
 
 class EventStream(Response):
-    """Sends ``parts`` as they come; ``close`` is called exactly once, however it ends."""
+    """Sends ``parts`` as they come; ``close`` is called exactly once, however it ends.
+
+    ``patience``: seconds that one write may wait for a slow reader. uvicorn takes about 64 kB before any wait.
+    """
 
     def __init__(
-        self, parts: AsyncIterator[bytes], *, close: Callable[[], None], headers: Mapping[str, str], ping: float
+        self,
+        parts: AsyncIterator[bytes],
+        *,
+        close: Callable[[], None],
+        headers: Mapping[str, str],
+        ping: float,
+        patience: float,
     ) -> None:
         self.parts = parts
         self.close = close
         self.ping = ping
+        self.patience = patience
         self.status_code = 200
         self.background = None
         self.init_headers({**_HEADERS, **headers})
@@ -70,7 +76,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         with suppress(TimeoutError, OSError):  # a reader that is too slow, or gone
             async for part in with_pings(self.parts, self.ping):
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(self.patience):
                     await send({"type": "http.response.body", "body": part, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 

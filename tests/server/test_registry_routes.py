@@ -1,0 +1,159 @@
+import pytest
+
+from umbel.registry.records import Scope
+
+
+@pytest.fixture(scope="module")
+def two(home):
+    """An adapter with two versions that differ in seed and metric."""
+    contract = home.registry.versions.get("mood:1").contract
+    home.publish("pair", contract, seed=51)
+    home.publish("pair", contract, seed=52)
+    home.registry.tags.set("pair", {"team": "search"})
+    return "/v1/adapters/pair"
+
+
+@pytest.fixture(scope="module")
+def may(home):
+    _, secret = home.registry.keys.create("curator", [Scope.PROMOTE, Scope.PUBLISH])
+    return {"authorization": f"Bearer {secret}"}
+
+
+def names(client, **query):
+    return [one["name"] for one in client.get("/v1/adapters", params={"limit": 1000, **query}).json()["data"]]
+
+
+def test_the_list_is_paged_by_a_cursor_without_loss_or_repeat(client):
+    everything, cursor, seen = names(client), None, []
+    while True:
+        page = client.get("/v1/adapters", params={"limit": 3, **({"cursor": cursor} if cursor else {})}).json()
+        seen += [one["name"] for one in page["data"]]
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert seen == everything == sorted(everything)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({"search": "PAI"}, ["pair"]),
+        ({"tag": "team=search"}, ["pair"]),
+        ({"output_head": "regress"}, ["stars"]),
+        ({"metric": "accuracy>=0.51", "search": "pair"}, ["pair"]),
+        ({"metric": ["accuracy>=0.01", "accuracy<=0.02"]}, ["talker", "writer"]),
+        ({"method": "prefix"}, []),
+        ({"state": "yanked", "search": "pair"}, []),
+        ({"backbone": "tiny", "search": "pair"}, ["pair"]),
+        ({"backbone": "other"}, []),
+        ({"alias": "canary"}, []),
+    ],
+)
+def test_the_list_is_searched_and_filtered(client, two, query, expected):
+    assert sorted(names(client, **query)) == expected
+
+
+def test_the_list_is_sorted_by_a_metric(client, two):
+    found = names(client, sort="metric:accuracy", metric="accuracy<=0.03")
+    assert found == ["writer", "talker", "rhymer"]
+    assert names(client, sort="metric:accuracy", metric="accuracy<=0.03", descending=True) == found[::-1]
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ({"tag": "team"}, "invalid_tag"),
+        ({"metric": "accuracy"}, "invalid_metric_range"),
+        ({"sort": "colour"}, "invalid_sort"),
+        ({"cursor": "abc"}, "invalid_cursor"),
+        ({"limit": 0}, "invalid_value"),
+        ({"limit": 1001}, "invalid_value"),
+        ({"output_head": "paint"}, "invalid_value"),
+    ],
+)
+def test_a_wrong_query_is_a_400(client, query, code):
+    answer = client.get("/v1/adapters", params=query)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+
+
+def test_an_adapter_shows_its_champion(client, two):
+    shown = client.get(two).json()
+    assert (shown["aliases"], shown["last_number"], shown["shown"]["number"]) == ({"champion": 1}, 2, 1)
+    assert shown["tags"] == {"team": "search"}
+
+
+def test_versions_are_newest_first(client, two):
+    assert [one["number"] for one in client.get(f"{two}/versions").json()["data"]] == [2, 1]
+
+
+def test_a_version_shows_everything_by_number_alias_or_digest(client, two, home):
+    digest = home.registry.versions.get("pair:1").digest
+    by_number, by_alias, by_digest = (client.get(f"{two}/versions/{which}").json() for which in (1, "champion", digest))
+    assert by_number == by_alias == by_digest
+    assert by_number["contract"]["labels"] == ["bad", "good", "so-so"]
+    assert {file["path"] for file in by_number["files"]} >= {"umbel.json", "adapter_model.safetensors"}
+    assert str(home.settings.home) not in str(by_number)
+
+
+def test_a_diff_names_what_differs_and_nothing_else(client, two):
+    found = client.get(f"{two}/diff", params={"before": 1, "after": 2}).json()
+    assert (found["before"], found["after"], found["same_answers"]) == ("pair:1", "pair:2", False)
+    assert found["metrics"] == [{"key": "accuracy", "before": 0.51, "after": 0.52}]
+    assert found["contract"] == []
+    assert {change["key"] for change in found["data"]} == {"seed"}
+
+
+def test_promote_and_rollback_move_the_bare_name_and_are_remembered(client, two, may):
+    ask = {"model": "pair", "input": "hello"}
+    assert client.post("/v1/classify", json=ask).json()["model"] == "pair:1"
+    moved = client.post(f"{two}/promote", json={"version": 2, "expect": 1, "reason": "better"}, headers=may).json()
+    assert (moved["origin"], moved["target"], moved["reason"]) == (1, 2, "better")
+    assert client.post("/v1/classify", json=ask).json()["model"] == "pair:2"
+    client.post(f"{two}/rollback", json={}, headers=may)
+    assert client.post("/v1/classify", json=ask).json()["model"] == "pair:1"
+    kinds = [event["kind"] for event in client.get(f"{two}/history", params={"alias": "champion"}).json()["data"]]
+    assert kinds == ["set", "set", "rollback"]
+
+
+def test_a_stale_expectation_is_a_409_that_no_sdk_repeats(client, two, may):
+    answer = client.post(f"{two}/promote", json={"version": 2, "expect": 2}, headers=may)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "alias_moved")
+    assert answer.headers["x-should-retry"] == "false"
+
+
+def test_an_alias_is_made_used_and_removed(client, two, may):
+    client.put(f"{two}/aliases/canary", json={"version": 2, "expect": 0}, headers=may)
+    assert client.get(f"{two}/aliases").json() == {"canary": 2, "champion": 1}
+    assert client.post("/v1/classify", json={"model": "pair@canary", "input": "x"}).json()["model"] == "pair:2"
+    client.request("DELETE", f"{two}/aliases/canary", json={}, headers=may)
+    assert client.get(f"{two}/aliases").json() == {"champion": 1}
+
+
+def test_a_version_is_yanked_and_brought_back(client, two, may):
+    path = f"{two}/versions/2"
+    assert client.post(f"{path}/yank", json={"reason": "wrong"}, headers=may).json()["state"] == "yanked"
+    assert client.post("/v1/classify", json={"model": "pair:2", "input": "x"}).status_code == 503
+    assert client.post(f"{path}/unyank", headers=may).json()["state"] == "ready"
+    assert client.post("/v1/classify", json={"model": "pair:2", "input": "x"}).status_code == 200
+
+
+def test_unknown_fields_of_a_write_are_refused(client, two, may):
+    answer = client.post(f"{two}/promote", json={"version": 2, "force": True}, headers=may)
+    assert answer.json()["error"]["param"] == "force"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/adapters/none", "/v1/adapters/none/versions", "/v1/adapters/none/aliases", "/v1/adapters/pair/versions/9"],
+)
+def test_what_is_not_there_is_a_404(client, two, path):
+    assert client.get(path).status_code == 404
+
+
+def test_models_are_the_backbone_and_whoever_can_answer(client, home):
+    home.publish("retired", home.registry.versions.get("mood:1").contract, seed=53)
+    home.registry.versions.yank("retired:1", reason="old")
+    found = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
+    assert found["tiny"]["parent"] is None
+    assert found["mood"] | {"root": "mood:1", "parent": "tiny", "output_head": "classify"} == found["mood"]
+    assert "retired" not in found
