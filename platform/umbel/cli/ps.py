@@ -1,0 +1,46 @@
+"""``umbel ps``: what a server holds and does."""
+
+from typing import Annotated
+
+import typer
+
+from umbel.cli.console import (
+    Json,
+    examples,
+    human_bytes,
+    human_count,
+    human_seconds,
+    print_facts,
+    print_json,
+    print_table,
+)
+
+app = typer.Typer(help="Show what a server holds and does.")
+
+
+@app.command(epilog=examples("umbel ps", "umbel ps --url http://127.0.0.1:8001 --json"))
+def ps(
+    url: Annotated[str | None, typer.Option(help="Default: UMBEL_URL, or http://127.0.0.1:8000.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a server holds and does."""
+    from umbel.client import Client
+
+    with Client(url, timeout=10.0) as client:
+        found = client.status()
+    if as_json:
+        return print_json(found)
+    ended = ", ".join(f"{human_count(count)} {reason}" for reason, count in sorted(found.finished.items()))
+    print_facts(
+        (
+            ("backbone", f"{found.backbone} ({found.dtype}, {found.fingerprint.removeprefix('sha256:')[:12]})"),
+            ("up", human_seconds(found.uptime_seconds) + (", shutting down" if found.draining else "")),
+            ("rows", f"{found.running} of {found.max_rows} running, {found.waiting} waiting"),
+            ("keys and values", f"{human_bytes(found.kv_bytes_used)} of {human_bytes(found.kv_bytes)}"),
+            ("adapters", f"{human_bytes(found.adapter_bytes_used)} of {human_bytes(found.adapter_bytes)}"),
+            ("ended", ended or "nothing yet"),
+        )
+    )
+    rows = [(one.adapter or "(loaded ahead)", one.digest) for one in found.resident]
+    typer.echo()
+    return print_table(("RESIDENT", "DIGEST"), rows, empty="No adapter is loaded; each is when it is first asked for.")

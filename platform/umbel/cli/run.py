@@ -1,0 +1,157 @@
+"""``umbel run``: ask one adapter, a text or a file of them."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from umbel.cli.console import Json, examples, human_count, print_json
+from umbel.core.contract import OutputHead
+from umbel.core.errors import NotFound, UmbelError, UsageError
+from umbel.core.settings import Settings
+
+if TYPE_CHECKING:
+    from umbel.client import AsyncClient
+
+app = typer.Typer(help="Ask one adapter, from the shell or a file.")
+
+_AT_ONCE = 64
+"""Rows of a file that are on their way at once."""
+
+
+@app.command(
+    epilog=examples(
+        'umbel run sentiment "what a lovely day"',
+        'umbel run pronounce:2 "adapter" --json',
+        "umbel run sentiment --input tweets.jsonl --output labelled.jsonl",
+        'umbel run sentiment "hello" --url http://127.0.0.1:8000',
+        note="Exit code 1: some rows of the file could not be answered; they are in the output with their error.",
+    )
+)
+def run(
+    model: Annotated[str, typer.Argument(help="name, name:3, name@alias or the backbone's name.", metavar="NAME")],
+    text: Annotated[str | None, typer.Argument(help="The text to ask; - reads it from stdin.")] = None,
+    input: Annotated[Path | None, typer.Option("--input", help="JSON Lines with text, prompt or messages.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Where its answers go; default stdout.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.", min=1)] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.", min=0)] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed draws the same answer.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Needed only where the home has several.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), bf16, fp16 or fp32.")] = "auto",
+    url: Annotated[str | None, typer.Option(help="Ask this server instead of loading the backbone here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask one adapter. Without --url the backbone is loaded in this process for as long as it takes."""
+    if (text is None) == (input is None):
+        raise UsageError("give either a text or --input.", hint=f'umbel run {model} "some text"')
+    given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    options = {key: value for key, value in given.items() if value is not None}
+    if text == "-":
+        text = typer.get_text_stream("stdin").read()
+    asyncio.run(_run(model, text, input, output, options, (backbone, dtype, url), as_json))
+
+
+async def _run(
+    model: str,
+    text: str | None,
+    input: Path | None,
+    output: Path | None,
+    options: Mapping[str, Any],
+    where: tuple[str | None, str, str | None],
+    as_json: bool,
+) -> None:
+    if input is not None and not input.is_file():
+        raise NotFound(f"there is no file {input}.", code="file_not_found")
+    async with _client(*where) as client:
+        found = await client.model(model)
+        head = OutputHead(found.output_head or OutputHead.GENERATE)
+        if input is None:
+            await _one(client, model, head, text or "", options, as_json)
+        else:
+            await _file(client, model, head, input, output, options)
+
+
+async def _one(
+    client: "AsyncClient", model: str, head: OutputHead, text: str, options: Mapping[str, Any], as_json: bool
+) -> None:
+    from umbel.cli.asking import ask
+
+    answer = await ask(client, model, head, {"text": text}, options)
+    if as_json:
+        return print_json(answer)
+    return typer.echo(told(head, answer))
+
+
+def told(head: OutputHead, answer: Mapping[str, Any]) -> str:
+    """An answer as a person reads it."""
+    if head is OutputHead.GENERATE:
+        return str(answer["output"])
+    if head is OutputHead.CLASSIFY:
+        label = answer["label"]
+        first = ", ".join(label) if isinstance(label, list) else label
+        likely = sorted(zip(answer["probs"], answer["labels"], strict=True), reverse=True)
+        return "\n".join([first or "(no label is likely enough)", *(f"  {p:6.1%}  {name}" for p, name in likely)])
+    if head is OutputHead.REGRESS:
+        return f"{answer['score']:.4g}"
+    if head is OutputHead.TAG:
+        return "\n".join(f"{tag['word']}\t{tag['tag']}\t{tag['prob']:.3f}" for tag in answer["tags"])
+    return json.dumps(answer["embedding"])
+
+
+async def _file(
+    client: "AsyncClient",
+    model: str,
+    head: OutputHead,
+    input: Path,
+    output: Path | None,
+    options: Mapping[str, Any],
+) -> None:
+    """Answers in the file's order; the output appears under its name once it is whole."""
+    from umbel.cli.asking import ask, failed, read_rows
+
+    window = asyncio.Semaphore(_AT_ONCE)
+
+    async def answered(row: dict[str, Any]) -> dict[str, Any]:
+        async with window:
+            try:
+                return row | await ask(client, model, head, row, options)
+            except UmbelError as error:
+                return row | failed(error)
+
+    rows = await asyncio.gather(*(answered(row) for row in read_rows(input)))
+    _write(rows, output)
+    bad = [row for row in rows if "error" in row]
+    typer.echo(f"{human_count(len(rows) - len(bad))} rows answered, {human_count(len(bad))} failed", err=True)
+    if bad:
+        raise UmbelError(f"{len(bad)} rows failed; the first: {bad[0]['error']['message']}", code="rows_failed")
+
+
+def _write(rows: list[dict[str, Any]], output: Path | None) -> None:
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if output is None:
+        typer.echo(lines, nl=False)
+        return
+    partial = output.with_name(f".{output.name}.partial")
+    partial.write_text(lines, encoding="utf-8")
+    os.replace(partial, output)
+
+
+@asynccontextmanager
+async def _client(backbone: str | None, dtype: str, url: str | None) -> "AsyncIterator[AsyncClient]":
+    from umbel.cli.asking import local_client
+    from umbel.cli.serve import choose_backbone, load
+    from umbel.client import AsyncClient
+
+    if url is not None:
+        async with AsyncClient(url) as remote:
+            yield remote
+        return
+    settings = Settings.load()
+    loaded = load(settings, choose_backbone(settings, backbone), dtype)
+    async with local_client(settings, loaded) as local:
+        yield local
