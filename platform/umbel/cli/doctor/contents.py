@@ -99,7 +99,7 @@ def runs(patient: Patient) -> Finding:
         oldest = silent[-1]
         said = human_age(oldest.heartbeat_at or oldest.created_at, now_ms())
         fix = f"umbel runs cancel {oldest.id}"
-        return warning(f"{human_number(len(silent), 'run')} lost its process, such as {oldest.id}, heard {said}", fix)
+        return warning(f"{human_number(len(silent), 'run')} without a process, such as {oldest.id}, heard {said}", fix)
     return fine(f"{len(running)} running, none of them silent")
 
 

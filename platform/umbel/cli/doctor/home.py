@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from umbel.cli.console import human_bytes, human_count
+from umbel.cli.console import human_bytes, human_count, human_number
 from umbel.cli.doctor.condition import Condition, Finding, failed, fine, skipped, warning
 from umbel.cli.doctor.machine import AHEAD_MS
 from umbel.cli.doctor.patient import Patient, Skip
@@ -20,6 +20,7 @@ ORPHAN_MS = 24 * 3600 * 1000
 """As gc: a publish that takes longer than a day is dead."""
 SLOW_SYNC = 0.25
 """Seconds; a publish syncs about ten times."""
+_OTHER_DISK = "put the store on a local disk: export UMBEL_STORE_URL=/folder"
 
 
 def home(patient: Patient) -> Finding:
@@ -76,13 +77,9 @@ def syncing(patient: Patient) -> Finding:
             os.fsync(file.fileno())
             took = time.monotonic() - started
     except OSError as error:
-        return failed(
-            f"fsync in {folder}: {error.strerror}", "put the store on a local disk: export UMBEL_STORE_URL=..."
-        )
+        return failed(f"fsync in {folder}: {error.strerror}", _OTHER_DISK)
     text = f"fsync of 4 kB takes {took * 1000:.1f} ms"
-    return (
-        warning(text, "put the store on a faster disk: export UMBEL_STORE_URL=...") if took > SLOW_SYNC else fine(text)
-    )
+    return warning(text, _OTHER_DISK) if took > SLOW_SYNC else fine(text)
 
 
 def links(patient: Patient) -> Finding:
@@ -92,13 +89,14 @@ def links(patient: Patient) -> Finding:
         try:
             os.link(Path(folder) / "one", Path(folder) / "two")
         except OSError as error:
-            return failed(f"no hard links in {patient.store}: {error.strerror}", "put the store on a local disk")
+            return failed(f"no hard links in {patient.store}: {error.strerror}", _OTHER_DISK)
     return fine("hard links work in the store")
 
 
 def orphans(patient: Patient) -> Finding:
     if found := list(_orphans(patient)):
-        return warning(f"{len(found)} publishes died and left their files", "umbel doctor --fix, or umbel gc --yes")
+        text = f"{human_number(len(found), 'folder')} of publishes that died"
+        return warning(text, "umbel doctor --fix, or umbel gc --yes")
     return fine("no publish left anything behind")
 
 
@@ -111,7 +109,7 @@ def quarantine(patient: Patient) -> Finding:
     held = sorted((_store(patient) / "quarantine").glob("*"))
     if held:
         return warning(
-            f"{len(held)} files lost their bytes, the last is {held[-1].name[:12]}",
+            f"{human_number(len(held), 'file')} with other bytes than published, such as {held[-1].name[:12]}",
             f"umbel verify --deep says whose; when they are healed, empty {patient.store / 'quarantine'}",
         )
     return fine("nothing lost its bytes")
@@ -123,7 +121,8 @@ def future(patient: Patient) -> Finding:
         return skipped("no home yet")
     ahead = list(_from_the_future(patient))
     if ahead:
-        return warning(f"{len(ahead)} files are dated ahead, such as {ahead[0]}", "umbel doctor --fix dates them now")
+        text = f"{human_number(len(ahead), 'file')} dated ahead, such as {ahead[0]}"
+        return warning(text, "umbel doctor --fix dates them now")
     return fine("no file is dated ahead")
 
 

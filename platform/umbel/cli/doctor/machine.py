@@ -5,8 +5,9 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from umbel.cli.console import human_bytes, human_time
+from umbel.cli.console import human_bytes, human_number, human_time
 from umbel.cli.doctor.condition import Condition, Finding, failed, fine, skipped, warning
 from umbel.cli.doctor.patient import Patient, Skip
 from umbel.core.clock import now_ms
@@ -23,45 +24,41 @@ MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def python(_: Patient) -> Finding:
+def python_version(_: Patient) -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] < OLDEST_PYTHON:
-        return failed(
-            f"{version} is too old", "use Python 3.11 or newer: make clean, then make setup PYTHON=python3.11"
-        )
+        return failed(f"{version} is too old", "install Python 3.11 or newer, then: make clean setup")
     return fine(f"{version} at {sys.executable}")
 
 
-def packages(_: Patient) -> Finding:
+def package_versions(_: Patient) -> Finding:
     """What is installed must be in the ranges of umbel's own metadata; what an extra would bring may be missing."""
     try:
         from packaging.requirements import Requirement
     except ModuleNotFoundError:
         return skipped("needs the package packaging")
-    wrong, count = [], 0
-    for requirement in map(Requirement, importlib.metadata.requires("umbel") or ()):
-        extra = requirement.marker is not None and "extra" in str(requirement.marker)
-        try:
-            version = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            if not extra:
-                wrong.append(f"{requirement.name} is missing")
-            continue
-        count += 1
-        if not requirement.specifier.contains(version, prereleases=True):
-            wrong.append(f"{requirement.name} {version} is not {requirement.specifier}")
-    if wrong:
-        return failed("; ".join(dict.fromkeys(wrong)), "pip install --upgrade umbel")
+    wanted = map(Requirement, importlib.metadata.requires("umbel") or ())
+    if wrong := list(dict.fromkeys(filter(None, map(_mismatch, wanted)))):
+        return failed("; ".join(wrong), "pip install --upgrade umbel")
     return fine(f"umbel {importlib.metadata.version('umbel')}, every package in its range")
 
 
-def pip(_: Patient) -> Finding:
+def _mismatch(requirement: Any) -> str | None:
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return None if "extra" in str(requirement.marker) else f"{requirement.name} is missing"
+    within = requirement.specifier.contains(version, prereleases=True)
+    return None if within else f"{requirement.name} {version} is not {requirement.specifier}"
+
+
+def pip_there(_: Patient) -> Finding:
     if find_spec("pip") is None:
         return warning("missing, and umbel pull fetches with it", f"{sys.executable} -m ensurepip")
     return fine(importlib.metadata.version("pip"))
 
 
-def torch(_: Patient) -> Finding:
+def torch_build(_: Patient) -> Finding:
     try:
         import torch
     except ImportError:
@@ -83,28 +80,23 @@ def processor(_: Patient) -> Finding:
     if not can_pack(torch.float32, cpu):
         return warning(f"{name}: oneDNN is not there, so decoding is slow", "install torch's own CPU build")
     if not can_pack(torch.bfloat16, cpu):
-        return warning(
-            f"{name}: oneDNN has no bf16 here", "umbel serve --dtype fp32, which is faster on this processor"
-        )
+        return warning(f"{name}: oneDNN has no bf16 here", "umbel serve --dtype fp32 is faster here")
     return fine(f"{name}: oneDNN packs bf16 and fp32")
 
 
 def threads(_: Patient) -> Finding:
     torch = _torch()
     cores, used = _cores(), torch.get_num_threads()
+    text = f"{human_number(used, 'thread')} on {human_number(cores, 'core')}"
     if used > cores:
         named = os.environ.get("OMP_NUM_THREADS")
-        return warning(
-            f"{used} threads on {cores} cores{f' (OMP_NUM_THREADS={named})' if named else ''}: each waits for the others",
-            f"export OMP_NUM_THREADS={cores}",
-        )
-    busy = os.getloadavg()[0]
-    if busy > 2 * cores:
-        return warning(
-            f"{used} threads, but other work keeps {busy:.0f} of {cores} cores busy",
-            "end what is not needed, or export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE",
-        )
-    return fine(f"{used} threads on {cores} cores")
+        because = f" (OMP_NUM_THREADS={named})" if named else ""
+        return warning(f"{text}{because}: they wait for each other", f"export OMP_NUM_THREADS={cores}")
+    load = os.getloadavg()[0]
+    if load > 2 * cores:
+        fix = "end what is not needed, or export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE"
+        return warning(f"{text}, with a load of {load:.0f} from other work", fix)
+    return fine(text)
 
 
 def memory(patient: Patient) -> Finding:
@@ -130,7 +122,7 @@ def terminal(_: Patient) -> Finding:
     return fine(f"prints {encoding}")
 
 
-def files(_: Patient) -> Finding:
+def open_files(_: Patient) -> Finding:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -167,7 +159,7 @@ def offline(_: Patient) -> Finding:
     return fine("HF_HUB_OFFLINE holds: no hub is asked" if HF_HUB_OFFLINE else "a hub is asked for hf: names only")
 
 
-def _torch():  # type: ignore[no-untyped-def]
+def _torch() -> Any:
     try:
         import torch
     except ImportError:
@@ -215,14 +207,14 @@ def _newest(patient: Patient) -> int:
 
 
 CONDITIONS = (
-    Condition("python", python),
-    Condition("packages", packages),
-    Condition("pip", pip),
-    Condition("torch", torch),
+    Condition("python", python_version),
+    Condition("packages", package_versions),
+    Condition("pip", pip_there),
+    Condition("torch", torch_build),
     Condition("processor", processor),
     Condition("threads", threads),
     Condition("memory", memory),
-    Condition("open files", files),
+    Condition("open files", open_files),
     Condition("terminal", terminal),
     Condition("clock", clock),
     Condition("offline", offline),

@@ -1,9 +1,14 @@
 """Conditions of serving: the address, keys, one token, and rows that do not feel their company."""
 
 import socket
+from typing import TYPE_CHECKING
 
+from umbel.cli.console import human_number
 from umbel.cli.doctor.condition import Condition, Finding, failed, fine, warning
-from umbel.cli.doctor.patient import Patient
+from umbel.cli.doctor.patient import Patient, Skip
+
+if TYPE_CHECKING:
+    from umbel.registry.records import ApiKey
 
 _KV_BYTES = 64_000_000
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -21,14 +26,23 @@ def port(patient: Patient) -> Finding:
 
 def keys(patient: Patient) -> Finding:
     """Beyond loopback everybody reaches the server; it does not start there without a key."""
-    live = [key for key in patient.registry.keys.list() if key.revoked_at is None]
+    from umbel.registry.records import Scope
+
+    live = _live_keys(patient)
     if patient.host in LOOPBACK or patient.host.startswith("127."):
-        return fine(f"{len(live)} keys; none is needed to ask on {patient.host}")
+        return fine(f"{human_number(len(live), 'key')}; none is needed to ask on {patient.host}")
     if not live:
         return failed(f"{patient.host} is open to others and there is no key", "umbel keys create web --scope infer")
-    if all(key.may("admin") for key in live):
+    if all(Scope.ADMIN in key.scopes for key in live):
         return warning("every key may do everything", "umbel keys create web --scope infer, and give out that one")
-    return fine(f"{len(live)} keys guard {patient.host}")
+    return fine(f"{human_number(len(live), 'key')} for {patient.host}")
+
+
+def _live_keys(patient: Patient) -> "list[ApiKey]":
+    try:
+        return [key for key in patient.registry.keys.list() if key.revoked_at is None]
+    except Skip:  # no registry, no key
+        return []
 
 
 def token(patient: Patient) -> Finding:
@@ -42,9 +56,8 @@ def token(patient: Patient) -> Finding:
         answer = engine.submit(GenerateRequest(tokens=ids, adapter=None, max_tokens=1)).result()
     finally:
         engine.close()
-    return fine(
-        f"{backbone.name} in {str(backbone.dtype).removeprefix('torch.')} continues 'Hello' with {answer.text!r}"
-    )
+    dtype = str(backbone.dtype).removeprefix("torch.")
+    return fine(f"{backbone.name} in {dtype} continues 'Hello' with {answer.text!r}")
 
 
 def company(patient: Patient) -> Finding:
