@@ -1,0 +1,100 @@
+"""Tasks from files and flags: what is known, what is wrong, and what is nearest to it."""
+
+import pytest
+
+from umbel.core.contract import OutputHead
+from umbel.core.errors import ConfigError, UsageError
+from umbel.training.task import Task
+from umbel.training.taskfile import known_options, read_task, task_of
+
+LEAST = {"name": "mood", "data": "rows.jsonl", "task": "classify"}
+
+
+def test_a_task_file_s_keys_are_the_flags_the_method_s_own_among_them(tmp_path):
+    path = tmp_path / "mood.toml"
+    path.write_text('name = "mood"\ndata = "x"\ntask = "classify"\nrank = 4\ntargets = ["q_proj"]\nbatch_size = 8\n')
+    task = read_task(path, {"lr": "1e-3", "labels": "no, yes", "dropout": "0.1"})
+    assert task.options == {"rank": 4, "targets": ("q_proj",), "dropout": 0.1}
+    assert (task.batch_size, task.lr, task.labels) == (8, 1e-3, ("no", "yes"))
+    assert task.output_head is OutputHead.CLASSIFY
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"), [("rnak", "rank"), ("epoch", "epochs"), ("learning_rat", None), ("batchsize", "batch_size")]
+)
+def test_an_unknown_key_is_an_error_with_the_nearest_known_one(key, nearest):
+    with pytest.raises(ConfigError) as caught:
+        task_of({**LEAST, key: 1}, where="mood.toml")
+    assert caught.value.code == "unknown_option"
+    assert "mood.toml" in caught.value.message
+    assert key in caught.value.message
+    assert (f"did you mean {nearest!r}" if nearest else "known are") in caught.value.hint
+
+
+def test_another_method_s_option_is_unknown():
+    with pytest.raises(ConfigError, match="'rank' for method 'prefix'"):
+        task_of({**LEAST, "method": "prefix", "rank": 8})
+
+
+@pytest.mark.parametrize("missing", ["name", "data", "task"])
+def test_a_task_without_name_data_or_head_is_told_what_it_lacks(missing):
+    with pytest.raises(ConfigError, match=f"--{missing}"):
+        task_of({key: value for key, value in LEAST.items() if key != missing})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 0},
+        {"batch_size": "many"},
+        {"lr": 0},
+        {"lr": "fast"},
+        {"warmup": 1.5},
+        {"validation_fraction": 0.9},
+        {"decay": "sudden"},
+        {"rank": 0},
+        {"task": "dance"},
+        {"method": "magic"},
+        {"name": "Not A Name"},
+        {"patience": 0},
+        {"truncation_side": "middle"},
+    ],
+)
+def test_wrong_values_are_told_before_anything_is_loaded(wrong):
+    with pytest.raises(UsageError):
+        task_of({**LEAST, **wrong})
+
+
+def test_a_task_survives_json():
+    task = task_of({**LEAST, "rank": 4, "targets": "q_proj,v_proj", "labels": "a,b", "eval_every": 3})
+    again = task_of({key: value for key, value in task.as_json().items() if value is not None})
+    assert again == task
+
+
+def test_paths_in_a_task_file_are_relative_to_the_file(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "rows.jsonl").write_text("{}")
+    path = tmp_path / "here" / "mood.toml"
+    path.write_text('name = "mood"\ndata = "rows.jsonl"\ntask = "classify"\n')
+    monkeypatch.chdir(tmp_path)
+    assert read_task(path).data == str(tmp_path / "here" / "rows.jsonl")
+
+
+def test_broken_toml_and_a_missing_file_are_told(tmp_path):
+    (tmp_path / "bad.toml").write_text("name = \n")
+    for name, code in (("bad.toml", "invalid_toml"), ("none.toml", "task_file_not_found")):
+        with pytest.raises(ConfigError) as caught:
+            read_task(tmp_path / name)
+        assert caught.value.code == code
+
+
+def test_no_method_hides_an_option_of_the_task():
+    from umbel.adapters import catalog
+    from umbel.training.taskfile import method_options
+
+    for method in catalog.methods():
+        assert not known_options().keys() & method_options(method).keys(), method
+
+
+def test_the_head_may_be_named_by_its_text():
+    assert Task(name="x", data="y", task="regress").output_head is OutputHead.REGRESS
