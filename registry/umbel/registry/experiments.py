@@ -7,7 +7,7 @@ assignment of a unit wins over every later one, and is written before the answer
 import hashlib
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -15,25 +15,30 @@ from sqlalchemy.orm import Session, selectinload
 
 from umbel.core.clock import new_id, now_ms
 from umbel.core.errors import Conflict, NotFound, UsageError
-from umbel.core.names import AdapterRef, check_name
+from umbel.core.names import CHAMPION, AdapterRef, check_name
 from umbel.registry import lookup
+from umbel.registry.aliases import move
 from umbel.registry.audit import note, who
 from umbel.registry.convert import version_ref
 from umbel.registry.cursor import Keyset
 from umbel.registry.database import Database
 from umbel.registry.models import (
+    AliasRow,
     ArmRow,
     ExperimentRow,
     ExposedRequestRow,
     ExposureRow,
-    OutcomeRow,
     VersionRow,
 )
-from umbel.registry.records import Arm, ArmCounts, Experiment, ExperimentStatus, Page
+from umbel.registry.outcomes import Outcome, keep, shown_to
+from umbel.registry.records import AliasEvent, Arm, ArmCounts, Experiment, ExperimentStatus, Page
 from umbel.registry.tally import tally
 
 HASH_VERSION = 1
 """How a unit becomes a bucket; an experiment keeps the one that it began with."""
+
+_ID = "exp-"
+"""Ids begin so, and therefore no name may."""
 
 _WITH = selectinload(ExperimentRow.arms).joinedload(ArmRow.version).joinedload(VersionRow.adapter)
 
@@ -57,7 +62,8 @@ class Experiments:
 
         The name may then stand as ``model``; it shares the name space of adapters and backbones.
         """
-        check_name(name, "experiment")
+        if check_name(name, "experiment").startswith(_ID):
+            raise UsageError(f"{name!r} looks like an experiment's id.", code="invalid_name", hint=f"drop {_ID!r}")
         shares = _weights(arms, weights or {})
         row = ExperimentRow(
             id=new_id("exp"),
@@ -82,6 +88,7 @@ class Experiments:
             return _experiment(row)
 
     def get(self, name: str) -> Experiment:
+        """By its name, or by the id that alias histories carry as evidence."""
         with self.database.read() as session:
             return _experiment(_row(session, name))
 
@@ -126,14 +133,20 @@ class Experiments:
         """Keeps one measurement of a unit (named by experiment and unit, or by a request); late ones count too.
 
         False if the key came before with the same content; Conflict (``idempotency_mismatch``) if with another.
+        Keys of different experiments are different keys. An experiment whose ``config`` lists ``metrics`` takes no
+        others (UsageError, ``unknown_metric``).
         """
-        if not math.isfinite(value):
-            raise UsageError(f"{metric} = {value} is no measurement.", code="invalid_metric", param="value")
-        return self.database.transact(
-            lambda session: _outcome(
-                session, _exposure(session, name, unit, request_id), metric, value, idempotency_key
-            )
+        one = Outcome(
+            metric=metric, value=value, idempotency_key=idempotency_key, name=name, unit=unit, request_id=request_id
         )
+        return self.outcomes([one])[0]
+
+    def outcomes(self, several: Sequence[Outcome]) -> tuple[bool, ...]:
+        """All of them in one transaction, or none."""
+        for one in several:
+            if not math.isfinite(one.value):
+                raise UsageError(f"{one.metric} = {one.value} is no measurement.", code="invalid_metric", param="value")
+        return self.database.transact(lambda session: tuple(_outcome(session, one) for one in several))
 
     def counts(self, name: str) -> tuple[ArmCounts, ...]:
         """For each arm, units exposed and sums of each metric over units: what ``umbel.experiments`` judges."""
@@ -141,9 +154,20 @@ class Experiments:
             row = _row(session, name)
             return tally(session, row.id, _experiment(row).arms)
 
+    def ramp(self, name: str, share: float, *, actor: str | None = None) -> Experiment:
+        """Opens the experiment to another part of the units, 0 to 1. Who is in stays in, whatever ``share`` becomes."""
+        with self.database.write() as session:
+            row = _row(session, name, lock=True)
+            _refuse_closed(row, ExperimentStatus.STOPPED)
+            before = row.config.get("share", 1.0)
+            row.config = {**row.config, "share": share}
+            note(session, who(actor), "experiment.ramp", row.name, before=before, after=share)
+            return _experiment(row)
+
     def stop(self, name: str, *, actor: str | None = None, reason: str | None = None) -> Experiment:
         """No unit is exposed any more; outcomes may still arrive."""
-        return self._close(name, ExperimentStatus.STOPPED, None, actor, reason)
+        with self.database.write() as session:
+            return _experiment(_close(session, name, ExperimentStatus.STOPPED, None, actor, reason))
 
     def decide(
         self,
@@ -156,24 +180,29 @@ class Experiments:
     ) -> Experiment:
         """Closes it for good with what was found; ``winner`` is an arm, or None if nothing changes. Moves no alias."""
         decision = {"winner": winner, "evidence": dict(evidence), "reason": reason}
-        return self._close(name, ExperimentStatus.DECIDED, decision, actor, reason)
+        with self.database.write() as session:
+            return _experiment(_close(session, name, ExperimentStatus.DECIDED, decision, actor, reason))
 
-    def _close(
+    def decide_and_promote(
         self,
         name: str,
-        status: ExperimentStatus,
-        decision: dict[str, Any] | None,
-        actor: str | None,
-        reason: str | None,
-    ) -> Experiment:
+        *,
+        winner: str,
+        evidence: Mapping[str, Any],
+        actor: str | None = None,
+        reason: str | None = None,
+        untested: bool = False,
+    ) -> tuple[Experiment, AliasEvent]:
+        """``decide`` and, in the same transaction, the winner's version as its adapter's champion; the experiment's id
+        is the evidence of the move.
+
+        Raises Conflict (``champion_untested``) where the champion is none of the arms: the experiment says nothing
+        about that version. ``untested`` moves it all the same.
+        """
+        decision = {"winner": winner, "evidence": dict(evidence), "reason": reason}
         with self.database.write() as session:
-            row = _row(session, name, lock=True)
-            _refuse_closed(row, status)
-            if decision and decision["winner"] is not None:
-                _check_arm(row, decision["winner"])
-            row.status, row.decision, row.stopped_at = status, decision, row.stopped_at or now_ms()
-            note(session, who(actor), f"experiment.{status}", name, decision=decision, reason=reason)
-            return _experiment(row)
+            row = _close(session, name, ExperimentStatus.DECIDED, decision, actor, reason)
+            return _experiment(row), _promote(session, row, winner, who(actor), reason, untested)
 
 
 def unit_hash(salt: str, unit: str) -> str:
@@ -217,39 +246,47 @@ def _expose(session: Session, name: str, unit: str, arm: str, request_id: str | 
     return exposure.arm
 
 
-def _exposure(session: Session, name: str | None, unit: str | None, request_id: str | None) -> tuple[str, str]:
-    """Experiment's id and unit's hash."""
-    if request_id is not None:
-        request = session.get(ExposedRequestRow, request_id)
-        if request is not None:
-            return request.experiment_id, request.unit_hash
-    elif name is not None and unit is not None:
-        row = _row(session, name)
-        if session.get(ExposureRow, (row.id, unit_hash(row.salt, unit))) is not None:
-            return row.id, unit_hash(row.salt, unit)
-    raise NotFound(
-        f"no experiment was shown to {request_id or unit!r}.",
-        code="exposure_not_found",
-        hint="send the request id of an answer that carried X-Umbel-Experiment, or its experiment and unit",
-    )
+def _outcome(session: Session, one: Outcome) -> bool:
+    row = _row(session, one.name) if one.name is not None else None
+    hashed = unit_hash(row.salt, one.unit) if row is not None and one.unit is not None else None
+    return keep(session, shown_to(session, one, row, hashed), one)
 
 
-def _outcome(session: Session, exposed: tuple[str, str], metric: str, value: float, key: str) -> bool:
-    experiment, hashed = exposed
-    known = session.get(OutcomeRow, key)
-    if known is None:
-        row = OutcomeRow(
-            idempotency_key=key, experiment_id=experiment, unit_hash=hashed, metric=metric, value=value, at=now_ms()
-        )
-        session.add(row)
-        return True
-    if (known.experiment_id, known.unit_hash, known.metric, known.value) != (experiment, hashed, metric, value):
+def _close(
+    session: Session,
+    name: str,
+    status: ExperimentStatus,
+    decision: dict[str, Any] | None,
+    actor: str | None,
+    reason: str | None,
+) -> ExperimentRow:
+    row = _row(session, name, lock=True)
+    _refuse_closed(row, status)
+    if decision and decision["winner"] is not None:
+        _check_arm(row, decision["winner"])
+    row.status, row.decision, row.stopped_at = status, decision, row.stopped_at or now_ms()
+    note(session, who(actor), f"experiment.{status}", row.name, decision=decision, reason=reason)
+    return row
+
+
+def _promote(
+    session: Session, row: ExperimentRow, winner: str, actor: str, reason: str | None, untested: bool
+) -> AliasEvent:
+    version = next(arm.version for arm in row.arms if arm.name == winner)
+    adapter = lookup.adapter_row(session, version.adapter.name, lock=True)
+    ref = AdapterRef(adapter.name, version.number)
+    lookup.refuse_deleted(ref, version.state)
+    lookup.refuse_unservable(ref, version.number, version.digest, version.state, version.reason)
+    champion = session.get(AliasRow, (adapter.id, CHAMPION))
+    tested = {arm.version.number for arm in row.arms if arm.version.adapter_id == adapter.id}
+    if champion is not None and champion.number not in tested and not untested:
         raise Conflict(
-            f"the idempotency key {key!r} was used for another outcome.",
-            code="idempotency_mismatch",
-            hint="send a new key with a new outcome",
+            f"{adapter.name} answers with {adapter.name}:{champion.number} now, which is no arm of {row.name!r}: the "
+            f"experiment says nothing about it.",
+            code="champion_untested",
+            hint=f"test {ref} against {adapter.name}:{champion.number}; or decide without promoting: --no-promote",
         )
-    return False
+    return move(session, adapter, CHAMPION, ref.number, kind="set", actor=actor, reason=reason, evidence=row.id)
 
 
 def _check_arm(row: ExperimentRow, arm: str) -> None:
@@ -268,7 +305,8 @@ def _refuse_closed(row: ExperimentRow, status: ExperimentStatus) -> None:
 
 
 def _row(session: Session, name: str, *, lock: bool = False) -> ExperimentRow:
-    statement = select(ExperimentRow).where(ExperimentRow.name == name).options(_WITH)
+    known_by = ExperimentRow.id if name.startswith(_ID) else ExperimentRow.name
+    statement = select(ExperimentRow).where(known_by == name).options(_WITH)
     row = session.scalar(statement.with_for_update() if lock else statement)
     if row is None:
         raise NotFound(

@@ -10,7 +10,8 @@ from umbel.registry.records import Arm, ArmCounts, MetricSums
 
 
 def tally(session: Session, experiment: str, arms: Sequence[Arm]) -> tuple[ArmCounts, ...]:
-    exposed, sums = _exposed(session, experiment), _sums(session, experiment)
+    sums = _sums(session, experiment)  # first: a unit that comes between the two may lack its outcome, never reverse
+    exposed = _exposed(session, experiment)
     return tuple(ArmCounts(arm=arm, exposed=exposed.get(arm.name, 0), metrics=sums.get(arm.name, {})) for arm in arms)
 
 
