@@ -123,7 +123,8 @@ async def _file(
             except UmbelError as error:
                 return row | failed(error)
 
-    rows = await asyncio.gather(*(answered(row) for row in read_rows(input)))
+    asked = list(read_rows(input))  # a line that cannot be read is told before any is asked
+    rows = await asyncio.gather(*(answered(row) for row in asked))
     _write(rows, output)
     bad = [row for row in rows if "error" in row]
     typer.echo(f"{human_count(len(rows) - len(bad))} rows answered, {human_count(len(bad))} failed", err=True)

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -49,6 +51,7 @@ def serve(
     Every adapter of the home that was made for this backbone answers by its name; it is loaded when it is first asked
     for. SIGTERM finishes what runs and exits with 0.
     """
+    from umbel.engine.selfcheck import check_rows
     from umbel.registry import Registry
     from umbel.server.assembly import running
     from umbel.server.runner import bind
@@ -66,12 +69,13 @@ def serve(
     found = choose_backbone(settings, backbone)
     with Registry.open(settings) as registry:
         check_binding(host, registry.keys)
-        listening = bind(host, port)
-        say_to_stderr(quiet)(f"loading {found.name} ...")
-        with running(load(settings, found, dtype), registry, capacity, config) as parts:
-            _set_up_logging(quiet)
-            _preload(parts, preload or [])
-            _serve(parts, listening, grace)
+        with bind(host, port) as listening:
+            say_to_stderr(quiet)(f"loading {found.name} ...")
+            loaded = load(settings, found, dtype)
+            report = check_rows(loaded)
+            with running(loaded, registry, capacity, config) as parts, _logging(quiet):
+                _preload(parts, preload or [])
+                _serve(parts, listening, grace, report.summary)
 
 
 def parse_bytes(text: str) -> int:
@@ -113,12 +117,19 @@ def load(settings: Settings, found: "InstalledBackbone", dtype: str) -> "Backbon
     return load_backbone(found.folder, dtype=dtype, packed=True, name=found.name)
 
 
-def _set_up_logging(quiet: bool) -> None:
+@contextmanager
+def _logging(quiet: bool) -> Iterator[None]:
     """One line for each request, and what goes wrong; nothing of how the libraries are doing."""
-    handler = logging.StreamHandler()
+    log, handler = logging.getLogger("umbel"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("umbel").setLevel(logging.WARNING if quiet else logging.INFO)
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 def _preload(parts: "Running", models: list[str]) -> None:
@@ -129,38 +140,37 @@ def _preload(parts: "Running", models: list[str]) -> None:
     asyncio.run(preload(parts.service, models))
 
 
-def _serve(parts: "Running", listening: "socket.socket", grace: float) -> None:
+def _serve(parts: "Running", listening: "socket.socket", grace: float, exactness: str) -> None:
     from umbel.server.app import create_app
     from umbel.server.runner import Runner, run, url_of
 
     url = url_of(listening)
+    greeting = "\n".join([*_facts(parts, url, exactness), f"umbel is ready at {url}"])
     app = create_app(parts.service)
-    run(Runner(app, parts.service, parts.thread, grace=grace, on_ready=lambda: _greet(parts, url)), listening)
+    run(Runner(app, parts.service, parts.thread, grace=grace, on_ready=lambda: _say(greeting)), listening)
 
 
-def _greet(parts: "Running", url: str) -> None:
-    """The one block that a person reads, and the line that scripts wait for."""
+def _say(greeting: str) -> None:
+    typer.echo(greeting)
+    sys.stdout.flush()  # a script waits for the last line
+
+
+def _facts(parts: "Running", url: str, exactness: str) -> Iterator[str]:
+    """The block that a person reads once."""
     from umbel.server.routes.models import servable
 
     service, card = parts.service, parts.service.backbone
-    found = servable(service.registry, card.fingerprint)
-    names = [card.name, *(adapter.name for adapter in found)]
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    facts = (
-        ("backbone", f"{card.name}, {card.dtype}, {card.fingerprint.removeprefix('sha256:')[:12]}"),
-        (
-            "memory",
-            f"{human_bytes(service.capacity.kv_bytes)} keys and values, "
-            f"{human_bytes(service.capacity.adapter_bytes)} adapters, {service.capacity.max_rows} rows at once",
-        ),
-        ("models", shown),
-        ("keys", "needed" if not service.gate.free else "not needed to ask; needed to change anything"),
-        ("try", _curl(url, card.name)),
-    )
-    for name, fact in facts:
-        typer.echo(f"  {name:<10}{fact}")
-    typer.echo(f"umbel is ready at {url}")
-    sys.stdout.flush()
+    names = [card.name, *(adapter.name for adapter in servable(service.registry, card.fingerprint))]
+    kv, adapters = human_bytes(service.capacity.kv_bytes), human_bytes(service.capacity.adapter_bytes)
+    facts = {
+        "backbone": f"{card.name}, {card.dtype}, {card.fingerprint.removeprefix('sha256:')[:12]}",
+        "memory": f"{kv} keys and values, {adapters} adapters, {service.capacity.max_rows} rows at once",
+        "models": ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else ""),
+        "exactness": exactness,
+        "keys": "not needed to ask; needed to change anything" if service.gate.free else "needed",
+        "try": _curl(url, card.name),
+    }
+    return (f"  {name:<11}{fact}" for name, fact in facts.items())
 
 
 def _curl(url: str, name: str) -> str:

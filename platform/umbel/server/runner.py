@@ -99,7 +99,6 @@ class Runner(uvicorn.Server):
 
 def run(runner: Runner, listening: socket.socket) -> None:
     """Blocks until the end. Raises Interrupted if somebody would not wait for it."""
-    with listening:
-        runner.run(sockets=[listening])
+    runner.run(sockets=[listening])
     if runner.forced:
         raise Interrupted("stopped before everything was answered.")

@@ -1,0 +1,78 @@
+import io
+import json
+
+import pytest
+
+
+def test_a_text_is_labelled_by_the_champion(run):
+    answer = run("run", "mood", "hello")
+    assert answer.code == 0
+    lines = answer.out.splitlines()
+    assert lines[0] in ("negative", "neutral", "positive")
+    assert len(lines) == 4
+    assert lines[1].split()[1] == lines[0]  # the likeliest first
+
+
+def test_json_names_the_version_that_answered(run):
+    found = json.loads(run("run", "mood@canary", "hello", "--json").out)
+    assert found["model"] == "mood:3"
+    assert sum(found["probs"]) == pytest.approx(1.0)
+
+
+def test_the_bare_backbone_generates(run):
+    found = json.loads(run("run", "tiny", "hello", "--max-tokens", "3", "--json").out)
+    assert found["model"] == "tiny"
+    assert found["finish_reason"] in ("stop", "length")
+
+
+def test_a_dash_reads_the_text_from_stdin(run, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"hello")))
+    assert run("run", "mood", "-").out == run("run", "mood", "hello").out
+
+
+def test_a_file_is_answered_row_by_row_in_order(run, tmp_path):
+    texts = [f"text {number}" for number in range(20)]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts)) + "\n")
+    answer = run("run", "mood", "--input", str(source), "--output", str(target))
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert answer.code == 0
+    assert [(row["id"], row["text"]) for row in rows] == list(enumerate(texts))
+    assert {row["model"] for row in rows} == {"mood:1"}
+    one = json.loads(run("run", "mood", texts[7], "--json").out)
+    assert rows[7]["probs"] == pytest.approx(one["probs"], abs=1e-4)
+
+
+def test_rows_that_fail_stay_in_the_output_with_their_reason_and_the_rest_is_answered(run, tmp_path):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"text": "fine"}\n{"text": ""}\n{"words": 1}\n')
+    answer = run("run", "mood", "--input", str(source), "--output", str(target))
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert answer.code == 1
+    assert "label" in rows[0]
+    assert [row["error"]["code"] for row in rows[1:]] == ["empty_input", "invalid_row"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("nope", "x"), 3, "nope"),
+        (("mood:99", "x"), 3, "mood:99"),
+        (("mood",), 2, "--input"),
+        (("mood", "x", "--input", "y"), 2, "--input"),
+        (("mood", "--input", "absent.jsonl"), 3, "absent.jsonl"),
+        (("mood", "x", "--url", "http://127.0.0.1:9"), 1, "umbel serve"),
+    ],
+)
+def test_what_cannot_be_asked_is_told_with_its_exit_code(run, words, code, told):
+    answer = run("run", *words)
+    assert answer.code == code
+    assert told in answer.err
+
+
+def test_a_line_that_is_no_json_is_named(run, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "fine"}\n{"text": \n')
+    answer = run("run", "mood", "--input", str(source))
+    assert answer.code == 2
+    assert "line 2" in answer.err
