@@ -32,6 +32,7 @@ check: setup  ## Lint, types, import direction, Dockerfiles
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/hadolint docker/serve.Dockerfile docker/train.Dockerfile
+	$(BIN)/python -m benchmarks.docs --check
 	@sh scripts/no_stray_init.sh
 
 soak: assets  ## The long tests

@@ -1,0 +1,152 @@
+"""`make docs`: the pages that are made from the code, so that they cannot say anything else.
+
+docs/methods.md    methods, output heads, and every method of PEFT
+docs/training.md   every key of a task file, which is every flag of `umbel train`
+"""
+
+import ast
+import inspect
+import sys
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any
+
+from peft import PeftType
+
+from umbel.adapters import catalog
+from umbel.core.shape import BackboneShape
+from umbel.training.task import Task
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+SMOL = BackboneShape(hidden=576, layers=30, heads=9, kv_heads=3, head_dim=64, intermediate=1536, vocab=49152)
+
+
+def main() -> None:
+    check = "--check" in sys.argv
+    stale = [name for name, text in pages().items() if not keep(DOCS / name, text, check=check)]
+    if stale:
+        sys.exit(f"stale: {', '.join(stale)}; run make docs")
+
+
+def pages() -> dict[str, str]:
+    return {"methods.md": methods_page(), "training.md": training_page()}
+
+
+def keep(path: Path, text: str, *, check: bool) -> bool:
+    if check:
+        return path.is_file() and path.read_text(encoding="utf-8") == text
+    path.write_text(text, encoding="utf-8")
+    return True
+
+
+def methods_page() -> str:
+    return "\n".join(
+        [
+            "# Methods and output heads",
+            "",
+            "Made by `make docs` from the catalog. Every method is served under every output head, and any of them share",
+            "one batch (`tests/adapters`, `tests/engine`). `umbel train` trains every method under the heads `generate`,",
+            "`classify` and `regress`; taggers and embedders are imported.",
+            "",
+            "| method | what it learns | parameters on SmolLM2-135M | a fresh one changes nothing | PEFT's name "
+            "| output head in PEFT's file |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *(method_row(name) for name in sorted(catalog.methods())),
+            "",
+            "## Output heads",
+            "",
+            "| head | what it reads | what it is |",
+            "| --- | --- | --- |",
+            *(head_row(head) for head in catalog.heads().values()),
+            "",
+            "A classifier or regressor may have a few connected layers (`--head-depth`, `--head-width`); PEFT's format cannot",
+            "carry those, so they are kept in `umbel_extra.safetensors`.",
+            "",
+            "## Every method of PEFT",
+            "",
+            "| PEFT type | here |",
+            "| --- | --- |",
+            *(peft_row(kind.value) for kind in sorted(PeftType, key=lambda kind: kind.value)),
+            "",
+        ]
+    )
+
+
+def method_row(name: str) -> str:
+    method = catalog.method(name)
+    config = catalog.configure(name, {})
+    count = sum(_numel(size) for size in method.weights.expected(config, SMOL).values())
+    saved = "yes" if method.peft_type and method.peft_saves_head else "no, beside it" if method.peft_type else ""
+    zero = "yes" if method.zero_start else "no"
+    return (
+        f"| `{name}` | {method.summary} | {count:,} | {zero} | {method.peft_type or 'none; our own format'} | {saved} |"
+    )
+
+
+def head_row(head: type[Any]) -> str:
+    first = (inspect.getdoc(inspect.getmodule(head)) or "").split("\n")[0]
+    own = {"generate": "nothing"}.get(head.kind, "the last token, or the mean")
+    reads = {"tag": "each token", "embed": "the mean, or the last token"}.get(head.kind, own)
+    return f"| `{head.kind}` | {reads} | {first} |"
+
+
+def peft_row(kind: str) -> str:
+    served = {method.peft_type: name for name, method in catalog.methods().items() if method.peft_type}
+    told = f"`{served[kind]}`: trained, served, read and written" if kind in served else "refused by name at import"
+    return f"| {kind} | {told} |"
+
+
+def training_page() -> str:
+    lines = [
+        "# Every key of a task file",
+        "",
+        "Made by `make docs` from the code. A task is a TOML file, or flags of `umbel train`: `max_length = 128` in a",
+        "file is `--max-length 128`. An unknown key is an error that names the nearest known one.",
+        "",
+        *table(Task, skip=("options",)),
+        "",
+        "## Options of each method",
+    ]
+    for name in sorted(catalog.methods()):
+        lines += ["", f"### `{name}`", "", *table(catalog.method(name).config)]
+    return "\n".join(lines) + "\n"
+
+
+def table(config: type[Any], skip: tuple[str, ...] = ()) -> list[str]:
+    found = [field for field in fields(config) if field.name not in skip]
+    if not found:
+        return ["No options."]
+    said = docstrings(config)
+    return ["| key | default | meaning |", "| --- | --- | --- |"] + [
+        f"| `{field.name}` | {default(field)} | {said.get(field.name, '')} |" for field in found
+    ]
+
+
+def default(field: "Field[Any]") -> str:
+    if field.default is not MISSING:
+        value = list(field.default) if isinstance(field.default, tuple) else field.default
+        return f"`{value}`" if value != "" else "empty"
+    return "`{}`" if field.default_factory is not MISSING else "required"
+
+
+def docstrings(config: type[Any]) -> dict[str, str]:
+    """The sentence under each field."""
+    tree = ast.parse(inspect.getsource(config)).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    said: dict[str, str] = {}
+    for entry, following in zip(tree.body, tree.body[1:], strict=False):
+        named = isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name)
+        if named and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            said[entry.target.id] = " ".join(str(following.value.value).split()).replace("|", "\\|")
+    return said
+
+
+def _numel(size: tuple[int, ...]) -> int:
+    count = 1
+    for n in size:
+        count *= n
+    return count
+
+
+if __name__ == "__main__":
+    main()
