@@ -104,3 +104,44 @@ def test_json_knows_our_types(capsys):
 def test_json_of_something_else_is_our_own_mistake():
     with pytest.raises(TypeError, match="object"):
         console.print_json(object())
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal of 60 columns."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+
+
+def test_where_a_table_is_too_wide_only_its_long_columns_are_folded(capsys, terminal):
+    console.print_table(("NAME", "ALIASES", "SIZE"), [("x" * 70, "canary:3", "21.9 kB")], empty="none")
+    lines = capsys.readouterr().out.splitlines()
+    assert any("canary:3" in line and "21.9 kB" in line for line in lines)
+    assert max(map(len, lines)) <= 60
+
+
+def test_facts_are_folded_at_spaces_beside_their_names(capsys, terminal):
+    console.print_facts((("labels", "word " * 20), ("name", "x")))
+    first, *rest, last = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert first.startswith("labels  word")
+    assert all(line.startswith("        word") for line in rest)
+    assert max(map(len, [first, *rest])) <= 60
+    assert last == "name    x"
+
+
+def test_markdown_is_rendered_in_a_terminal_without_its_front_matter(capsys, terminal):
+    console.print_markdown("---\nbase_model: tiny\n---\nSome **bold** words\n")
+    out = capsys.readouterr().out
+    assert "bold" in out
+    assert "**" not in out
+    assert "base_model" not in out
+
+
+def test_markdown_in_a_pipe_is_as_it_was_written(capsys):
+    console.print_markdown("---\na: b\n---\n**bold**\n")
+    assert capsys.readouterr().out == "---\na: b\n---\n**bold**\n"
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 keys"), (1, "1 key"), (2000, "2,000 keys")])
+def test_a_number_and_its_noun_agree(count, text):
+    assert console.human_number(count, "key") == text

@@ -78,6 +78,11 @@ def test_examples_stand_as_they_are_typed(capsys):
     assert "\n  umbel pull backbone hf:meta-llama/Llama-3.2-1B@main --name llama\n" in out
 
 
+def test_examples_come_before_options(capsys):
+    _, out, _ = umbel(capsys, "adapters", "list", "--help")
+    assert out.index("Examples:") < out.index("Options:")
+
+
 def test_a_command_whose_module_is_missing_is_neither_shown_nor_known(capsys, monkeypatch):
     monkeypatch.setattr(commands, "COMMANDS", (*COMMANDS, Entry("later", "no_such_module", "Later.", commands.HOUSE)))
     assert "later" not in umbel(capsys, "--help")[1]

@@ -18,7 +18,10 @@ def create(
     scope: Annotated[
         list[str],
         typer.Option(
-            "--scope", "-s", help="infer, read, train, publish, promote or admin (all); again or with commas."
+            "--scope",
+            "-s",
+            help="infer, read, train, publish, promote or admin (all); again or with commas.",
+            metavar="SCOPE",
         ),
     ],
     as_json: Json = False,
