@@ -44,9 +44,9 @@ def methods_page() -> str:
         [
             "# Methods and output heads",
             "",
-            "Made by `make docs` from the catalog. Every method is served under every output head, and any of them share",
-            "one batch (`tests/adapters`, `tests/engine`). `umbel train` trains every method under the heads `generate`,",
-            "`classify` and `regress`; taggers and embedders are imported.",
+            "Made by `make docs` from the catalog. Every method is served under every output head, and any of them",
+            "share one batch (`tests/adapters`, `tests/engine`). `umbel train` trains every method under the heads",
+            "`generate`, `classify` and `regress`; taggers and embedders are imported.",
             "",
             "| method | what it learns | parameters on SmolLM2-135M | a fresh one changes nothing | PEFT's name "
             "| output head in PEFT's file |",
@@ -59,8 +59,8 @@ def methods_page() -> str:
             "| --- | --- | --- |",
             *(head_row(head) for head in catalog.heads().values()),
             "",
-            "A classifier or regressor may have a few connected layers (`--head-depth`, `--head-width`); PEFT's format cannot",
-            "carry those, so they are kept in `umbel_extra.safetensors`.",
+            "A classifier or regressor may have a few connected layers (`--head-depth`, `--head-width`); PEFT's format",
+            "cannot carry those, so they are kept in `umbel_extra.safetensors`.",
             "",
             "## Every method of PEFT",
             "",
