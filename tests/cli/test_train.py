@@ -1,0 +1,165 @@
+"""``umbel train`` as a person meets it: plan, plain lines, a published version, Ctrl-C and going on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from umbel.cli.train.flags import split_words
+
+WORDS = [{"prompt": f"{a}{b} ->", "completion": f" {b}{a}"} for a in "abcdefgh" for b in "stuvwxyz"]
+MOODS = [{"text": f"{'good' if i % 2 else 'bad'} thing {i}", "label": "glad" if i % 2 else "sad"} for i in range(120)]
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    """Two task files and their data."""
+    for name, rows in (("flip", WORDS), ("joy", MOODS)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "flip.toml").write_text(
+        'name = "flip"\ndata = "flip.jsonl"\ntask = "generate"\nsteps = 30\nlr = 0.01\n'
+    )
+    (tmp_path / "joy.toml").write_text('name = "joy"\ndata = "joy.jsonl"\ntask = "classify"\nrank = 4\nsteps = 12\n')
+    return tmp_path
+
+
+def test_two_tasks_train_together_and_are_published_with_card_metrics_and_run(run, files, registry):
+    answer = run("train", str(files / "flip.toml"), str(files / "joy.toml"), "--dropout", "0.1")
+    assert answer.code == 0, answer.err
+    version_metric = {"flip": "exact_match", "joy": "accuracy"}
+    for name in version_metric:
+        version = registry.versions.get(f"{name}:1")
+        assert "champion" in version.aliases
+        assert version.run is not None
+        assert version.dataset is not None
+        assert version.config["method"]["dropout"] == 0.1
+        assert registry.runs.get(version.run).status == "succeeded"
+        assert any(f"published {name}:1" in event.message for event in registry.runs.events(version.run))
+        assert f"# {name}" in version.card
+        assert "base_model: tiny" in version.card
+        (evaluation,) = registry.evaluations.list(name=name)
+        assert evaluation.n_items == len(registry.evaluations.items(evaluation.id, metric=version_metric[name])) >= 5
+    joy = registry.versions.get("joy:1")
+    assert joy.metrics["accuracy"] > 0.9
+    assert "validation_loss" in joy.metrics
+    assert 'always "' in joy.card
+    assert "95 % CI" in joy.card
+    assert registry.versions.get("flip:1").config["method"]["rank"] == 8
+
+
+def test_what_it_prints_is_the_plan_plain_lines_and_commands_that_work(run, files):
+    answer = run("train", str(files / "joy.toml"))
+    plan, result = answer.err, answer.out
+    for part in ("joy: lora, classify head", "rows", "glad", "learning rate", "hidden 32", "needs about", "judged by"):
+        assert part in plan
+    assert "validation at step 12" in plan
+    assert "\x1b" not in plan
+    assert "\r" not in plan
+    assert "joy:1" in result
+    assert "umbel run joy" in result
+    assert "/v1/classify" in result
+    assert "accuracy" in result
+    assert 'always "' in result
+
+
+def test_json_has_everything_and_quiet_says_nothing_else(run, files):
+    answer = run("train", str(files / "joy.toml"), "--json", "--quiet")
+    (found,) = json.loads(answer.out)
+    assert answer.err == ""
+    assert found["version"]["name"] == "joy"
+    assert found["steps"] == 12
+    assert found["result"]["metric"] == "accuracy"
+    assert found["result"]["rows"] == 5
+
+
+def test_a_second_training_is_a_second_version_that_takes_no_traffic(run, files, registry):
+    run("train", str(files / "joy.toml"))
+    answer = run("train", str(files / "joy.toml"), "--seed", "7")
+    assert registry.versions.get("joy").number == 1
+    assert registry.versions.get("joy:2").seed == 7
+    assert "umbel promote joy:2" in answer.out
+    assert "umbel compare joy:2 joy" in answer.out
+
+
+def test_nothing_is_published_where_nobody_wants_it(run, files, registry):
+    from umbel.core.errors import NotFound
+
+    assert run("train", str(files / "joy.toml"), "--no-publish").code == 0
+    with pytest.raises(NotFound):
+        registry.versions.get("joy")
+
+
+def test_an_unknown_key_of_a_task_file_is_a_usage_error_with_the_nearest(run, files):
+    (files / "joy.toml").write_text('name = "joy"\ndata = "joy.jsonl"\ntask = "classify"\nrnak = 4\n')
+    answer = run("train", str(files / "joy.toml"))
+    assert answer.code == 2
+    assert "rnak" in answer.err
+    assert "did you mean 'rank'?" in answer.err
+
+
+def test_wrong_data_are_told_with_their_line(run, files):
+    with (files / "joy.jsonl").open("a") as file:
+        file.write('{"text": "no label"}\n')
+    answer = run("train", str(files / "joy.toml"))
+    assert answer.code == 2
+    assert "line 121" in answer.err
+    assert '"label"' in answer.err
+
+
+def test_one_bad_task_fails_alone_and_is_told_at_the_end(run, files, registry):
+    (files / "joy.jsonl").write_text("")
+    answer = run("train", str(files / "flip.toml"), str(files / "joy.toml"))
+    assert answer.code == 1
+    assert "1 of 2 tasks failed: joy" in answer.err
+    assert registry.versions.get("flip:1").number == 1
+
+
+def test_an_unknown_run_cannot_be_resumed(run):
+    answer = run("train", "--resume", "run-none")
+    assert answer.code == 3
+    assert "run-none" in answer.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_resume_goes_on_and_publishes(stocked, files, run, registry, number):
+    words = ["train", str(files / "flip.toml"), "--name", "long", "--steps", "100000", "--eval-every", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "umbel.cli", *words], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert any("validation at step 2" in line for line in child.stderr)  # it trains; what follows is read below
+    child.send_signal(number)
+    rest = child.communicate(timeout=60)[1]
+    assert child.returncode == 130, rest
+    (left,) = registry.runs.list(name="long").items
+    assert f"umbel train --resume {left.id}" in rest
+    state = stocked / "runs" / left.id
+    saved = max((state / "checkpoints").glob("*/state.json"))
+    _shorten(saved)
+    assert run("train", "--resume", left.id).code == 0
+    assert registry.versions.get("long:1").run == left.id
+    assert registry.runs.get(left.id).status == "succeeded"
+
+
+def _shorten(state: Path) -> None:
+    """So that the rest of the training is short."""
+    values = json.loads(state.read_text())
+    values["trainees"][0]["task"]["steps"] = values["trainees"][0]["step"] + 3
+    state.write_text(json.dumps(values))
+
+
+def test_flags_without_help_of_their_own_are_the_task_s_keys():
+    files, flags = split_words(
+        ["a.toml", "--rank", "8", "--head-depth=1", "--dora", "--targets", "q_proj,v_proj", "b.toml"]
+    )
+    assert files == [Path("a.toml"), Path("b.toml")]
+    assert flags == {"rank": "8", "head_depth": "1", "dora": "true", "targets": "q_proj,v_proj"}
+
+
+def test_help_knows_no_torch():
+    code = "import sys; from umbel.cli import main; main.main(['train', '--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
