@@ -106,21 +106,22 @@ def test_json_of_something_else_is_our_own_mistake():
         console.print_json(object())
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    """A terminal of 60 columns."""
+def become_a_terminal(monkeypatch):
+    """Of 60 columns. To be called in a test: pytest changes sys.stdout after fixtures were made."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "60")
 
 
-def test_where_a_table_is_too_wide_only_its_long_columns_are_folded(capsys, terminal):
+def test_where_a_table_is_too_wide_only_its_long_columns_are_folded(capsys, monkeypatch):
+    become_a_terminal(monkeypatch)
     console.print_table(("NAME", "ALIASES", "SIZE"), [("x" * 70, "canary:3", "21.9 kB")], empty="none")
     lines = capsys.readouterr().out.splitlines()
     assert any("canary:3" in line and "21.9 kB" in line for line in lines)
     assert max(map(len, lines)) <= 60
 
 
-def test_facts_are_folded_at_spaces_beside_their_names(capsys, terminal):
+def test_facts_are_folded_at_spaces_beside_their_names(capsys, monkeypatch):
+    become_a_terminal(monkeypatch)
     console.print_facts((("labels", "word " * 20), ("name", "x")))
     first, *rest, last = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert first.startswith("labels  word")
@@ -129,7 +130,8 @@ def test_facts_are_folded_at_spaces_beside_their_names(capsys, terminal):
     assert last == "name    x"
 
 
-def test_markdown_is_rendered_in_a_terminal_without_its_front_matter(capsys, terminal):
+def test_markdown_is_rendered_in_a_terminal_without_its_front_matter(capsys, monkeypatch):
+    become_a_terminal(monkeypatch)
     console.print_markdown("---\nbase_model: tiny\n---\nSome **bold** words\n")
     out = capsys.readouterr().out
     assert "bold" in out
