@@ -104,6 +104,20 @@ def test_a_run_that_waits_is_cancelled_at_once_and_one_that_works_is_asked(run, 
     assert run("runs", "list").rows[0][2] == "running, to be cancelled"
 
 
+def test_resuming_is_training_that_goes_on(run, registry, monkeypatch):
+    asked = []
+    monkeypatch.setattr("umbel.cli.train.command.train", lambda **given: asked.append(given))
+    stopped = registry.start(name="tone", params={}, seed=1)
+    assert run("runs", "resume", "tone", "--quiet").code == 0
+    assert asked == [{"resume": stopped, "quiet": True, "as_json": False}]
+
+
+def test_a_run_without_a_checkpoint_cannot_go_on(run, registry):
+    registry.start(name="tone", params={}, seed=1)
+    answer = run("runs", "resume", "tone")
+    assert (answer.code, answer.out) == (3, "")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
@@ -111,6 +125,8 @@ def test_a_run_that_waits_is_cancelled_at_once_and_one_that_works_is_asked(run, 
         (["logs", "nope"], 3, "umbel runs list"),
         (["cancel", "nope"], 3, "umbel runs list"),
         (["cancel", "mood"], 4, "succeeded already"),
+        (["resume", "mood"], 4, "succeeded already"),
+        (["resume", "nope"], 3, "umbel runs list"),
         (["list", "--status", "done"], 2, "succeeded, failed"),
         (["show", "mood", "--curve", "nope"], 2, "it measured loss, lr"),
     ],

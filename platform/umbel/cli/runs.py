@@ -14,6 +14,7 @@ import typer
 from umbel.cli.cells import number, setting
 from umbel.cli.console import (
     Json,
+    Quiet,
     examples,
     human_age,
     human_seconds,
@@ -28,13 +29,13 @@ from umbel.cli.opened import open_registry
 from umbel.cli.paging import Limit, PageCursor, more
 from umbel.cli.words import one_of
 from umbel.core.clock import now_ms
-from umbel.core.errors import NotFound, UsageError
+from umbel.core.errors import Conflict, NotFound, UsageError
 
 if TYPE_CHECKING:
     from umbel.registry.records import MetricPoint, Run, RunEvent
     from umbel.registry.registry import Registry
 
-app = typer.Typer(no_args_is_help=True, help="Follow and cancel training runs.")
+app = typer.Typer(no_args_is_help=True, help="Follow, resume and cancel training runs.")
 
 POLL_SECONDS = 0.5
 """How often `logs -f` looks."""
@@ -121,6 +122,20 @@ def cancel(run: Which, as_json: Json = False) -> None:
     if found.status == "cancelled":
         return typer.echo(f"{found.id} ({found.name}) is cancelled")
     return typer.echo(f"{found.id} ({found.name}) stops at its next step; watch it: umbel runs logs {found.id} -f")
+
+
+@app.command(epilog=examples("umbel runs resume mood", "umbel runs resume run-01k9..."))
+def resume(run: Which, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Go on with a run that was stopped. From its last checkpoint, as `umbel train --resume` does."""
+    from umbel.cli.train.command import train
+
+    with open_registry() as registry:
+        found = _find(registry, run)
+    if found.finished_at is not None:
+        raise Conflict(
+            f"{found.id} has {found.status} already.", code="run_finished", hint=f"umbel runs show {found.id}"
+        )
+    train(resume=found.id, quiet=quiet, as_json=as_json)
 
 
 def _find(registry: "Registry", run: str) -> "Run":

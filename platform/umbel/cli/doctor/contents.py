@@ -98,7 +98,7 @@ def runs(patient: Patient) -> Finding:
     if silent:
         oldest = silent[-1]
         said = human_age(oldest.heartbeat_at or oldest.created_at, now_ms())
-        fix = f"umbel runs cancel {oldest.id}"
+        fix = f"umbel runs resume {oldest.id} goes on with it, umbel runs cancel {oldest.id} ends it"
         return warning(f"{human_number(len(silent), 'run')} without a process, such as {oldest.id}, heard {said}", fix)
     return fine(f"{len(running)} running, none of them silent")
 
