@@ -28,7 +28,7 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 Cursor = Annotated[str | None, Query(max_length=2000)]
 
 
-def adapter_query(
+async def adapter_query(
     service: ServiceDep,
     search: Annotated[str | None, Query(max_length=200)] = None,
     method: str | None = None,
