@@ -176,7 +176,7 @@ def test_every_reply_has_a_request_id_and_keeps_a_plain_one_of_the_caller(client
 
 
 def test_a_fault_of_ours_tells_the_client_nothing_of_itself(serving, monkeypatch, caplog):
-    async def fault(*_):
+    async def fault(*_, **__):
         raise RuntimeError("secret /root/path")
 
     monkeypatch.setattr(serving.service.targets, "find", fault)

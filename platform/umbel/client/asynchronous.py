@@ -9,13 +9,15 @@ import httpx2
 
 from umbel.client import calls
 from umbel.client.calls import Call, Messages, Models, Prompts, Texts
-from umbel.client.wire import error_of, event_of, is_answer, lost, request_of, settings, wait_before_retry
+from umbel.client.experiments import AsyncExperiments, feedback
+from umbel.client.wire import answer_of, error_of, event_of, is_answer, lost, request_of, settings, wait_before_retry
 from umbel.core.errors import UmbelError
 from umbel.core.names import CHAMPION
 from umbel.core.wire.adapters import AdapterView, AliasEventView, DiffView, ListReply, VersionSummary, VersionView
 from umbel.core.wire.base import Model, ModelList
 from umbel.core.wire.chat import ChatChunk, ChatReply
 from umbel.core.wire.completions import CompletionReply
+from umbel.core.wire.experiments import FeedbackReply
 from umbel.core.wire.pooled import ClassifyReply, EmbeddingsReply, ScoreReply, TagReply
 from umbel.core.wire.server import Ready, Status, TokenizeReply
 
@@ -35,6 +37,7 @@ class AsyncClient:
     ) -> None:
         self._http = httpx2.AsyncClient(**settings(base_url, api_key, timeout), transport=transport)
         self.adapters = AsyncAdapters(self)
+        self.experiments = AsyncExperiments(self.send)
 
     async def __aenter__(self) -> Self:
         return self
@@ -66,7 +69,7 @@ class AsyncClient:
             raise lost(error, str(self._http.base_url)) from error
         if not is_answer(call, response):
             raise error_of(response)
-        return call.read(response.content)
+        return answer_of(call, response.content, response.headers)
 
     async def stream(self, call: Call[T]) -> AsyncIterator[T]:
         try:
@@ -87,29 +90,48 @@ class AsyncClient:
     async def model(self, name: str) -> Model:
         return await self.send(calls.model(name))
 
-    async def chat(self, model: str, messages: Messages, **options: Any) -> ChatReply:
-        return await self.send(calls.chat(model, messages, options))
+    async def chat(self, model: str, messages: Messages, unit: str | None = None, **options: Any) -> ChatReply:
+        return await self.send(calls.for_unit(calls.chat(model, messages, options), unit))
 
-    def chat_stream(self, model: str, messages: Messages, **options: Any) -> AsyncIterator[ChatChunk]:
-        return self.stream(calls.chat_stream(model, messages, options))
+    def chat_stream(
+        self, model: str, messages: Messages, unit: str | None = None, **options: Any
+    ) -> AsyncIterator[ChatChunk]:
+        return self.stream(calls.for_unit(calls.chat_stream(model, messages, options), unit))
 
-    async def complete(self, model: str, prompt: Prompts, **options: Any) -> CompletionReply:
-        return await self.send(calls.complete(model, prompt, options))
+    async def complete(self, model: str, prompt: Prompts, unit: str | None = None, **options: Any) -> CompletionReply:
+        return await self.send(calls.for_unit(calls.complete(model, prompt, options), unit))
 
-    def complete_stream(self, model: str, prompt: Prompts, **options: Any) -> AsyncIterator[CompletionReply]:
-        return self.stream(calls.complete_stream(model, prompt, options))
+    def complete_stream(
+        self, model: str, prompt: Prompts, unit: str | None = None, **options: Any
+    ) -> AsyncIterator[CompletionReply]:
+        return self.stream(calls.for_unit(calls.complete_stream(model, prompt, options), unit))
 
-    async def classify(self, model: Models, input: Texts) -> ClassifyReply:
-        return await self.send(calls.classify(model, input))
+    async def classify(self, model: Models, input: Texts, *, unit: str | None = None) -> ClassifyReply:
+        return await self.send(calls.for_unit(calls.classify(model, input), unit))
 
-    async def score(self, model: Models, input: Texts) -> ScoreReply:
-        return await self.send(calls.score(model, input))
+    async def score(self, model: Models, input: Texts, *, unit: str | None = None) -> ScoreReply:
+        return await self.send(calls.for_unit(calls.score(model, input), unit))
 
-    async def tag(self, model: Models, input: Texts | Sequence[Sequence[str]]) -> TagReply:
-        return await self.send(calls.tag(model, input))
+    async def tag(self, model: Models, input: Texts | Sequence[Sequence[str]], *, unit: str | None = None) -> TagReply:
+        return await self.send(calls.for_unit(calls.tag(model, input), unit))
 
-    async def embed(self, model: Models, input: Texts, *, dimensions: int | None = None) -> EmbeddingsReply:
-        return await self.send(calls.embed(model, input, dimensions))
+    async def embed(
+        self, model: Models, input: Texts, *, dimensions: int | None = None, unit: str | None = None
+    ) -> EmbeddingsReply:
+        return await self.send(calls.for_unit(calls.embed(model, input, dimensions), unit))
+
+    async def feedback(
+        self,
+        metric: str,
+        value: float,
+        *,
+        request_id: str | None = None,
+        experiment: str | None = None,
+        unit: str | None = None,
+        key: str | None = None,
+    ) -> FeedbackReply:
+        body = {"request_id": request_id, "experiment": experiment, "unit": unit}
+        return await self.send(feedback(metric, value, body, key))
 
     async def tokenize(self, text: str) -> TokenizeReply:
         return await self.send(calls.tokenize(text))

@@ -1,12 +1,13 @@
 """Every request there is as a plain value: what to send and how to read the answer. Both clients send these."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
+from umbel.core.errors import UsageError
 from umbel.core.wire.adapters import (
     AdapterView,
     AliasEventView,
@@ -40,6 +41,7 @@ class Call(Generic[T]):
     reads: Any
     body: Mapping[str, Any] | None = None
     query: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
     accepts: tuple[int, ...] = ()
     """Statuses that are an answer though they are no success."""
 
@@ -49,8 +51,18 @@ class Call(Generic[T]):
 
     @property
     def repeatable(self) -> bool:
-        """Whether sending it twice does no more than once: all but what moves an alias relative to itself."""
-        return not self.path.endswith("/rollback")
+        """Whether sending it twice does no more than once, and is answered alike."""
+        once = ("/rollback", "/decide", "/stop", "/v1/experiments")
+        return self.method == "GET" or not self.path.endswith(once)
+
+
+def for_unit(call: Call[T], unit: str | None) -> Call[T]:
+    """Asked on behalf of one unit, which an experiment treats alike each time."""
+    if unit is None:
+        return call
+    if not unit.strip() or any(character in unit for character in "\r\n\0"):
+        raise UsageError(f"{unit!r} is no unit.", code="invalid_unit", param="unit", hint="send a user's id")
+    return replace(call, headers={**call.headers, "X-Experiment-Unit": unit.strip()})
 
 
 def models() -> Call[ModelList]:
@@ -58,7 +70,7 @@ def models() -> Call[ModelList]:
 
 
 def model(name: str) -> Call[Model]:
-    return Call("GET", f"/v1/models/{_part(name)}", Model)
+    return Call("GET", f"/v1/models/{part(name)}", Model)
 
 
 def chat(model: str, messages: Messages, options: Mapping[str, Any]) -> Call[ChatReply]:
@@ -108,7 +120,7 @@ def ready() -> Call[Ready]:
 
 
 def list_adapters(filters: Mapping[str, Any], cursor: str | None) -> Call[ListReply[AdapterView]]:
-    return Call("GET", "/v1/adapters", ListReply[AdapterView], query=_given({**filters, "cursor": cursor}))
+    return Call("GET", "/v1/adapters", ListReply[AdapterView], query=given({**filters, "cursor": cursor}))
 
 
 def get_adapter(name: str) -> Call[AdapterView]:
@@ -116,12 +128,12 @@ def get_adapter(name: str) -> Call[AdapterView]:
 
 
 def list_versions(name: str, state: str | None, cursor: str | None) -> Call[ListReply[VersionSummary]]:
-    query = _given({"state": state, "cursor": cursor})
+    query = given({"state": state, "cursor": cursor})
     return Call("GET", f"{_adapter(name)}/versions", ListReply[VersionSummary], query=query)
 
 
 def get_version(name: str, which: str | int) -> Call[VersionView]:
-    return Call("GET", f"{_adapter(name)}/versions/{_part(str(which))}", VersionView)
+    return Call("GET", f"{_adapter(name)}/versions/{part(str(which))}", VersionView)
 
 
 def diff(name: str, before: str | int, after: str | int) -> Call[DiffView]:
@@ -133,29 +145,29 @@ def aliases(name: str) -> Call[dict[str, int]]:
 
 
 def history(name: str, alias: str | None) -> Call[HistoryReply]:
-    return Call("GET", f"{_adapter(name)}/history", HistoryReply, query=_given({"alias": alias}))
+    return Call("GET", f"{_adapter(name)}/history", HistoryReply, query=given({"alias": alias}))
 
 
 def set_alias(name: str, alias: str, version: int, expect: int | None, reason: str | None) -> Call[AliasEventView]:
-    body = _given({"version": version, "expect": expect, "reason": reason})
-    return Call("PUT", f"{_adapter(name)}/aliases/{_part(alias)}", AliasEventView, body)
+    body = given({"version": version, "expect": expect, "reason": reason})
+    return Call("PUT", f"{_adapter(name)}/aliases/{part(alias)}", AliasEventView, body)
 
 
 def promote(name: str, version: int, expect: int | None, reason: str | None) -> Call[AliasEventView]:
-    body = _given({"version": version, "expect": expect, "reason": reason})
+    body = given({"version": version, "expect": expect, "reason": reason})
     return Call("POST", f"{_adapter(name)}/promote", AliasEventView, body)
 
 
 def rollback(name: str, alias: str, reason: str | None) -> Call[AliasEventView]:
-    return Call("POST", f"{_adapter(name)}/rollback", AliasEventView, _given({"alias": alias, "reason": reason}))
+    return Call("POST", f"{_adapter(name)}/rollback", AliasEventView, given({"alias": alias, "reason": reason}))
 
 
 def yank(name: str, which: str | int, reason: str) -> Call[VersionView]:
-    return Call("POST", f"{_adapter(name)}/versions/{_part(str(which))}/yank", VersionView, {"reason": reason})
+    return Call("POST", f"{_adapter(name)}/versions/{part(str(which))}/yank", VersionView, {"reason": reason})
 
 
 def unyank(name: str, which: str | int) -> Call[VersionView]:
-    return Call("POST", f"{_adapter(name)}/versions/{_part(str(which))}/unyank", VersionView)
+    return Call("POST", f"{_adapter(name)}/versions/{part(str(which))}/unyank", VersionView)
 
 
 def _chat_body(model: str, messages: Messages, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,13 +175,13 @@ def _chat_body(model: str, messages: Messages, options: Mapping[str, Any]) -> di
     return {"model": model, "messages": turns, **options}
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
 def _adapter(name: str) -> str:
-    return f"/v1/adapters/{_part(name)}"
+    return f"/v1/adapters/{part(name)}"
 
 
-def _part(text: str) -> str:
+def part(text: str) -> str:
     return quote(text, safe="@:")

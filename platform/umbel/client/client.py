@@ -10,11 +10,13 @@ import httpx2
 from umbel.client import calls
 from umbel.client.adapters import Adapters
 from umbel.client.calls import Call, Messages, Models, Prompts, Texts
-from umbel.client.wire import error_of, event_of, is_answer, lost, request_of, settings, wait_before_retry
+from umbel.client.experiments import Experiments, feedback
+from umbel.client.wire import answer_of, error_of, event_of, is_answer, lost, request_of, settings, wait_before_retry
 from umbel.core.errors import UmbelError
 from umbel.core.wire.base import Model, ModelList
 from umbel.core.wire.chat import ChatChunk, ChatReply
 from umbel.core.wire.completions import CompletionReply
+from umbel.core.wire.experiments import FeedbackReply
 from umbel.core.wire.pooled import ClassifyReply, EmbeddingsReply, ScoreReply, TagReply
 from umbel.core.wire.server import Ready, Status, TokenizeReply
 
@@ -37,6 +39,7 @@ class Client:
     ) -> None:
         self._http = httpx2.Client(**settings(base_url, api_key, timeout), transport=transport)
         self.adapters = Adapters(self.send)
+        self.experiments = Experiments(self.send)
 
     def __enter__(self) -> Self:
         return self
@@ -69,7 +72,7 @@ class Client:
             raise lost(error, str(self._http.base_url)) from error
         if not is_answer(call, response):
             raise error_of(response)
-        return call.read(response.content)
+        return answer_of(call, response.content, response.headers)
 
     def stream(self, call: Call[T]) -> Iterator[T]:
         """Events as they come. Leaving the loop closes the connection, and the server stops generating."""
@@ -91,31 +94,54 @@ class Client:
     def model(self, name: str) -> Model:
         return self.send(calls.model(name))
 
-    def chat(self, model: str, messages: Messages, **options: Any) -> ChatReply:
+    def chat(self, model: str, messages: Messages, unit: str | None = None, **options: Any) -> ChatReply:
         """``options`` are OpenAI's fields: ``max_tokens``, ``temperature``, ``seed``, ``logprobs`` ..."""
-        return self.send(calls.chat(model, messages, options))
+        return self.send(calls.for_unit(calls.chat(model, messages, options), unit))
 
-    def chat_stream(self, model: str, messages: Messages, **options: Any) -> Iterator[ChatChunk]:
-        return self.stream(calls.chat_stream(model, messages, options))
+    def chat_stream(
+        self, model: str, messages: Messages, unit: str | None = None, **options: Any
+    ) -> Iterator[ChatChunk]:
+        return self.stream(calls.for_unit(calls.chat_stream(model, messages, options), unit))
 
-    def complete(self, model: str, prompt: Prompts, **options: Any) -> CompletionReply:
-        return self.send(calls.complete(model, prompt, options))
+    def complete(self, model: str, prompt: Prompts, unit: str | None = None, **options: Any) -> CompletionReply:
+        return self.send(calls.for_unit(calls.complete(model, prompt, options), unit))
 
-    def complete_stream(self, model: str, prompt: Prompts, **options: Any) -> Iterator[CompletionReply]:
-        return self.stream(calls.complete_stream(model, prompt, options))
+    def complete_stream(
+        self, model: str, prompt: Prompts, unit: str | None = None, **options: Any
+    ) -> Iterator[CompletionReply]:
+        return self.stream(calls.for_unit(calls.complete_stream(model, prompt, options), unit))
 
-    def classify(self, model: Models, input: Texts) -> ClassifyReply:
+    def classify(self, model: Models, input: Texts, *, unit: str | None = None) -> ClassifyReply:
         """``data`` for one model; for a list of them ``results``, keyed by model."""
-        return self.send(calls.classify(model, input))
+        return self.send(calls.for_unit(calls.classify(model, input), unit))
 
-    def score(self, model: Models, input: Texts) -> ScoreReply:
-        return self.send(calls.score(model, input))
+    def score(self, model: Models, input: Texts, *, unit: str | None = None) -> ScoreReply:
+        return self.send(calls.for_unit(calls.score(model, input), unit))
 
-    def tag(self, model: Models, input: Texts | Sequence[Sequence[str]]) -> TagReply:
-        return self.send(calls.tag(model, input))
+    def tag(self, model: Models, input: Texts | Sequence[Sequence[str]], *, unit: str | None = None) -> TagReply:
+        return self.send(calls.for_unit(calls.tag(model, input), unit))
 
-    def embed(self, model: Models, input: Texts, *, dimensions: int | None = None) -> EmbeddingsReply:
-        return self.send(calls.embed(model, input, dimensions))
+    def embed(
+        self, model: Models, input: Texts, *, dimensions: int | None = None, unit: str | None = None
+    ) -> EmbeddingsReply:
+        return self.send(calls.for_unit(calls.embed(model, input, dimensions), unit))
+
+    def feedback(
+        self,
+        metric: str,
+        value: float,
+        *,
+        request_id: str | None = None,
+        experiment: str | None = None,
+        unit: str | None = None,
+        key: str | None = None,
+    ) -> FeedbackReply:
+        """Tell how an answer was: of a request (``answer.request_id``), or of a unit of an experiment.
+
+        ``key`` tells a repeated outcome from a second one; without it each call of this method counts.
+        """
+        body = {"request_id": request_id, "experiment": experiment, "unit": unit}
+        return self.send(feedback(metric, value, body, key))
 
     def tokenize(self, text: str) -> TokenizeReply:
         return self.send(calls.tokenize(text))

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 
@@ -21,6 +21,9 @@ from umbel.core.errors import (
     Unavailable,
     UsageError,
 )
+from umbel.core.wire.base import Reply
+
+T = TypeVar("T")
 
 URL = "http://127.0.0.1:8000"
 TRIES = 3
@@ -53,11 +56,20 @@ def settings(base_url: str | None, api_key: str | None, timeout: float) -> dict[
 def request_of(call: Call[Any]) -> dict[str, Any]:
     """For ``request(**...)`` of httpx2."""
     query = {key: value for key, value in call.query.items() if value != []}
-    return {"method": call.method, "url": call.path, "json": call.body, "params": query}
+    headers = {name.encode(): value.encode() for name, value in call.headers.items()}  # a unit may be any text
+    return {"method": call.method, "url": call.path, "json": call.body, "params": query, "headers": headers}
 
 
 def is_answer(call: Call[Any], response: httpx2.Response) -> bool:
     return response.is_success or response.status_code in call.accepts
+
+
+def answer_of(call: Call[T], content: bytes | str, headers: Mapping[str, str]) -> T:
+    """The body as the call reads it; it remembers the request that it answers."""
+    found = call.read(content)
+    if isinstance(found, Reply):
+        found.came_in(headers.get("x-request-id"))
+    return found
 
 
 def error_of(response: httpx2.Response) -> UmbelError:
@@ -111,4 +123,4 @@ def event_of(call: Call[Any], line: str, headers: Mapping[str, str]) -> Any:
     data = line.removeprefix("data: ")
     if data.startswith('{"error"'):
         raise build_error(500, json.loads(data)["error"], headers)
-    return call.read(data)
+    return answer_of(call, data, headers)

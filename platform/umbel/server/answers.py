@@ -13,8 +13,10 @@ def reply(body: BaseModel, headers: Mapping[str, str] | None = None, status: int
 
 
 def target_headers(targets: Sequence[Target]) -> dict[str, str]:
-    """Of several models, both headers list them in the request's order."""
+    """Of several models, both headers list them in the request's order; at most one of them is an experiment."""
+    enrolled = [target.enrolment.headers for target in targets if target.enrolment]
     return {
         "X-Umbel-Adapter": ", ".join(target.shown for target in targets),
         "X-Umbel-Digest": ", ".join(target.digest for target in targets),
+        **(enrolled[0] if enrolled else {}),
     }

@@ -25,6 +25,8 @@ from umbel.server.routes import (
     classify,
     completions,
     embeddings,
+    experiments,
+    feedback,
     health,
     models,
     score,
@@ -47,6 +49,9 @@ ROUTERS = (
     aliases.writes,
     adapters.router,
     adapters.writes,
+    experiments.router,
+    experiments.writes,
+    feedback.router,
     tokenize.router,
     health.public,
     health.router,
@@ -76,6 +81,7 @@ def create_app(service: Service) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
+    await app.state.service.guardrails.flush()
     app.state.service.texts.close()
 
 

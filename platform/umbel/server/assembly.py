@@ -11,6 +11,7 @@ from umbel.engine import Engine, GenerateRequest, PoolRequest
 from umbel.engine.loop import EngineThread
 from umbel.registry import Registry
 from umbel.registry.records import Scope
+from umbel.server.guardrails import Guardrails
 from umbel.server.hosts import is_loopback
 from umbel.server.metrics import Metrics
 from umbel.server.security import FREE_ON_LOOPBACK, Gate
@@ -55,6 +56,7 @@ def make_service(
         texts=Texts(backbone.tokenizer, card.context),
         gate=Gate(registry.keys, free=_free(config)),
         metrics=metrics,
+        guardrails=Guardrails(registry),
         config=config,
     )
     metrics.watch(lambda: _gauges(service), lambda: _totals(service))
@@ -62,16 +64,16 @@ def make_service(
 
 
 async def preload(service: Service, models: Sequence[str]) -> None:
-    """Loads adapters by asking each of them one token. Raises what a request for it would meet."""
+    """Loads adapters (an experiment: all its arms) by asking each one token. Raises what a request would meet."""
     one = (service.texts.tokenizer.eos or 0,)
     for model in models:
-        target = await service.targets.find(model)
-        if target.adapter is None:
-            continue
-        if target.contract.output_head is OutputHead.GENERATE:
-            await service.submit(GenerateRequest(tokens=one, adapter=target.adapter, max_tokens=0)).answer()
-        else:
-            await service.submit(PoolRequest(tokens=one, adapter=target.adapter)).answer()
+        for target in await service.targets.all_of(model):
+            if target.adapter is None:
+                continue
+            if target.contract.output_head is OutputHead.GENERATE:
+                await service.submit(GenerateRequest(tokens=one, adapter=target.adapter, max_tokens=0)).answer()
+            else:
+                await service.submit(PoolRequest(tokens=one, adapter=target.adapter)).answer()
 
 
 def describe(backbone: Backbone, *, context: int) -> BackboneCard:

@@ -12,6 +12,7 @@ from umbel.core.wire.base import Usage
 from umbel.core.wire.pooled import PooledReply, PooledRequest
 from umbel.engine import Timing
 from umbel.server.answers import reply, target_headers
+from umbel.server.enrolling import Caller
 from umbel.server.pooling import Pooled, all_or_none
 from umbel.server.rows import server_timing, unless_gone
 from umbel.server.service import Service
@@ -40,7 +41,8 @@ async def keyed(
     ask: Ask[Item],
 ) -> Response:
     """Resolves every model before any is asked, so that one wrong name costs nothing."""
-    targets = [await service.targets.find(model, head) for model in body.models]
+    caller = Caller.of(request, body.safety_identifier)
+    targets = [await service.targets.find(model, head, caller=caller) for model in body.models]
     tasks = [asyncio.ensure_future(ask(target)) for target in targets]
     parts = await unless_gone(request, all_or_none(tasks))
     timings: list[Timing] = [timing for part in parts for timing in part.pooled.timings]

@@ -83,7 +83,8 @@ class Needs:
 
     async def __call__(self, request: Request) -> str:
         gate: Gate = request.app.state.service.gate
-        return await gate.admit(request, self.scope)
+        request.state.actor = await gate.admit(request, self.scope)
+        return str(request.state.actor)
 
 
 def needs(scope: Scope) -> Any:

@@ -10,6 +10,7 @@ from umbel.core.errors import Unavailable
 from umbel.engine import Finished, Handle, Stats
 from umbel.engine import Request as EngineRequest
 from umbel.registry import Registry
+from umbel.server.guardrails import Guardrails
 from umbel.server.metrics import Metrics
 from umbel.server.security import Gate
 from umbel.server.target import BackboneCard, Target, Targets
@@ -63,6 +64,7 @@ class Service:
     texts: Texts
     gate: Gate
     metrics: Metrics
+    guardrails: Guardrails
     config: ServerConfig
     started: float = field(default_factory=time.monotonic)
     draining: bool = False
@@ -80,6 +82,8 @@ class Service:
 
     def observe(self, target: Target, finished: Finished) -> None:
         """Counts one row that ended."""
+        if target.enrolment is not None:
+            target.enrolment.saw(finished)
         name = self.metrics.name(target.name)
         version = "other" if name != target.name else str(target.number or "")
         self.metrics.success.labels(name, version, finished.reason).inc()
@@ -99,7 +103,7 @@ def shutting_down() -> Unavailable:
     )
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 

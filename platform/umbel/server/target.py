@@ -4,17 +4,18 @@ Never one in place of the other: whatever cannot be resolved is an error that na
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from anyio import to_thread
 
 from umbel.core.contract import Contract, OutputHead
-from umbel.core.errors import Conflict, UmbelError, Unavailable, UsageError
+from umbel.core.errors import Conflict, NotFound, UmbelError, Unavailable, UsageError
 from umbel.core.protocols import VersionRef
 from umbel.core.wire.server import Resident
 from umbel.registry import Registry
-from umbel.registry.records import Version
+from umbel.registry.records import Experiment, Version
+from umbel.server.enrolling import Caller, Enroller, Enrolment
 
 T = TypeVar("T")
 
@@ -57,10 +58,13 @@ class Target:
     contract: Contract
     name: str
     number: int | None
+    enrolment: Enrolment | None = None
+    """Where an experiment's name led here."""
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"X-Umbel-Adapter": self.shown, "X-Umbel-Digest": self.digest}
+        enrolled = self.enrolment.headers if self.enrolment else {}
+        return {"X-Umbel-Adapter": self.shown, "X-Umbel-Digest": self.digest, **enrolled}
 
     @property
     def fingerprint(self) -> str:
@@ -74,28 +78,32 @@ class Targets:
     def __init__(self, registry: Registry, backbone: BackboneCard) -> None:
         self.registry = registry
         self.backbone = backbone
+        self.enroller = Enroller(registry)
         self._known: OrderedDict[str, Target] = OrderedDict()
         """By ``name:3@digest``."""
         self._names: OrderedDict[str, str] = OrderedDict()
         self._last: OrderedDict[str, VersionRef] = OrderedDict()
         """What a word meant last, for when the database is down."""
 
-    async def find(self, model: str, *heads: OutputHead) -> Target:
-        """Raises NotFound or Unavailable naming ``model``, UsageError (``wrong_route``) for another output head."""
+    async def find(self, model: str, *heads: OutputHead, caller: Caller | None = None) -> Target:
+        """Raises NotFound or Unavailable naming ``model``, UsageError (``wrong_route``) for another output head.
+
+        ``caller``: whose arm it is where ``model`` is an experiment; without one an experiment is not found.
+        """
         try:
-            target = self._bare() if model == self.backbone.name else await self._version(model)
+            target = self._bare() if model == self.backbone.name else await self._named(model, heads, caller)
         except UmbelError as error:
             error.param = error.param or "model"
             raise
-        if heads and target.contract.output_head not in heads:
-            head = target.contract.output_head
-            raise UsageError(
-                f"{target.shown} is a {head} {'adapter' if target.adapter else 'backbone'}; it cannot answer here.",
-                code="wrong_route",
-                param="model",
-                hint=f"ask {_ROUTES[head]}",
-            )
+        _refuse_wrong_route(target, heads)
         return target
+
+    async def all_of(self, model: str) -> list[Target]:
+        """What may answer for ``model``: every arm of an experiment, else the one target."""
+        experiment = None if model == self.backbone.name else await self.enroller.find(model)
+        if experiment is None:
+            return [await self.find(model)]
+        return [await self._version(str(arm.version)) for arm in experiment.arms]
 
     def resident(self, digest: str) -> Resident:
         """The name that a digest was asked for by."""
@@ -105,8 +113,26 @@ class Targets:
         card = self.backbone
         return Target(card.name, card.fingerprint, None, card.contract, card.name, None)
 
+    async def _named(self, model: str, heads: tuple[OutputHead, ...], caller: Caller | None) -> Target:
+        try:
+            return await self._version(model)
+        except NotFound as error:
+            asked = caller is not None and error.code == "adapter_not_found"
+            experiment = await self.enroller.find(model) if asked else None
+            if experiment is None or caller is None:
+                raise
+        return await self._arm(experiment, heads, caller)
+
+    async def _arm(self, experiment: Experiment, heads: tuple[OutputHead, ...], caller: Caller) -> Target:
+        """The unit is exposed before its arm is looked at: an arm that cannot answer stays in its own denominator."""
+        _refuse_wrong_route(await self._of(experiment.arms[0].version), heads)
+        version, enrolment = await self.enroller.enrol(experiment, caller)
+        return replace(await self._version(str(version)), enrolment=enrolment)
+
     async def _version(self, model: str) -> Target:
-        ref = await self._resolve(model)
+        return await self._of(await self._resolve(model))
+
+    async def _of(self, ref: VersionRef) -> Target:
         key = f"{ref}@{ref.digest}"
         if key not in self._known:
             found = await to_thread.run_sync(self.registry.versions.get, f"{ref.name}@{ref.digest}")
@@ -133,6 +159,17 @@ class Targets:
                 hint="serve it on its own backbone: umbel serve --backbone NAME",
             )
         return Target(str(ref), ref.digest, ref.digest, version.contract, ref.name, ref.number)
+
+
+def _refuse_wrong_route(target: Target, heads: tuple[OutputHead, ...]) -> None:
+    if heads and target.contract.output_head not in heads:
+        head = target.contract.output_head
+        raise UsageError(
+            f"{target.shown} is a {head} {'adapter' if target.adapter else 'backbone'}; it cannot answer here.",
+            code="wrong_route",
+            param="model",
+            hint=f"ask {_ROUTES[head]}",
+        )
 
 
 def _remember(kept: OrderedDict[str, T], key: str, value: T) -> None:

@@ -42,6 +42,8 @@ class Trace:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         seen = _Seen(_request_id(Headers(scope=scope)))
+        state = scope.setdefault("state", {})
+        state["request_id"] = seen.id
         counted = scope["path"] not in PROBES
         self.service.in_flight += counted
         try:
@@ -53,6 +55,7 @@ class Trace:
         finally:
             self.service.in_flight -= counted
             self._count(scope, seen)
+            self.service.guardrails.note(state.get("caller"), seen.status)
         return None
 
     def _count(self, scope: Scope, seen: _Seen) -> None:

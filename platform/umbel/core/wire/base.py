@@ -1,11 +1,21 @@
 """What all wire models share: strict requests, lenient replies, and fields that are known but not served."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, StringConstraints, ValidationInfo, field_validator
 
 from umbel.core.errors import UsageError
+
+_REQUEST_ID = "_request_id"
+"""Kept as ``functools.cached_property`` keeps its value, which neither equality nor JSON sees."""
+
+MAX_UNIT = 256
+"""Longest unit of an experiment, in characters."""
+
+Unit = Annotated[StrictStr, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_UNIT)]
+"""Whom an experiment treats alike: a user, a session, a document."""
+SafetyIdentifier = Annotated[StrictStr, StringConstraints(strip_whitespace=True, max_length=MAX_UNIT)] | None
 
 
 class Request(BaseModel):
@@ -35,6 +45,15 @@ class Reply(BaseModel):
     """An answer; fields that a newer server adds are ignored."""
 
     model_config = ConfigDict(extra="ignore", from_attributes=True)
+
+    @property
+    def request_id(self) -> str | None:
+        """In a client: of the answer that this came in, as ``client.feedback`` takes it. No part of the value."""
+        found: str | None = self.__dict__.get(_REQUEST_ID)
+        return found
+
+    def came_in(self, request_id: str | None) -> None:
+        self.__dict__[_REQUEST_ID] = request_id
 
 
 def refused(why: str, *neutral: Any) -> Any:
@@ -78,7 +97,8 @@ class ErrorReply(Reply):
 
 
 class Model(Reply):
-    """One entry of ``/v1/models``: the backbone, or an adapter by the version that its bare name means now."""
+    """One entry of ``/v1/models``: the backbone, an adapter by the version that its bare name means now, or a running
+    experiment."""
 
     id: str
     object: Literal["model"] = "model"
@@ -91,6 +111,8 @@ class Model(Reply):
     digest: str | None = None
     output_head: str | None = None
     method: str | None = None
+    arms: dict[str, str] | None = None
+    """Of a running experiment: the version of each arm, the control first."""
     shutdown_date: str | None = None
 
 

@@ -74,7 +74,6 @@ class ChatRequest(SamplingRequest):
 
     metadata: Any = without_effect(_BOOKKEEPING)
     store: Any = without_effect(_BOOKKEEPING)
-    safety_identifier: Any = without_effect(_BOOKKEEPING)
     service_tier: Any = without_effect("there is one tier")
     prompt_cache_key: Any = without_effect("there is no prompt cache")
     prompt_cache_options: Any = without_effect("there is no prompt cache")

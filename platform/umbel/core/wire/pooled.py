@@ -5,7 +5,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import Field, SerializerFunctionWrapHandler, StrictInt, StrictStr, model_serializer, model_validator
 
 from umbel.core.errors import UsageError
-from umbel.core.wire.base import Reply, Request, Usage, without_effect
+from umbel.core.wire.base import Reply, Request, SafetyIdentifier, Usage, without_effect
 
 MAX_TEXTS = 2048
 MAX_MODELS = 32
@@ -20,6 +20,8 @@ Texts = StrictStr | Annotated[list[StrictStr], Field(min_length=1, max_length=MA
 class PooledRequest(Request):
     model: Models
     """One model, or a list: the answer is then keyed by model."""
+    safety_identifier: SafetyIdentifier = None
+    """Who asks, without saying who: the unit of experiments where the header X-Experiment-Unit is not sent."""
     user: Any = without_effect("who asks is known by the key")
 
     @model_validator(mode="after")

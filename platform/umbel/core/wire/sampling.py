@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, StrictInt, StrictStr, field_validator
 
 from umbel.core.errors import UsageError
-from umbel.core.wire.base import Reply, Request, refused, without_effect
+from umbel.core.wire.base import Reply, Request, SafetyIdentifier, refused, without_effect
 
 MAX_STOPS = 16
 
@@ -36,6 +36,8 @@ class SamplingRequest(Request):
     seed: StrictInt | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    safety_identifier: SafetyIdentifier = None
+    """Who asks, without saying who: the unit of experiments where the header X-Experiment-Unit is not sent."""
     user: Any = without_effect("who asks is known by the key")
 
     n: Any = refused("one choice is made for each prompt", 1)

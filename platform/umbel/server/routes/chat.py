@@ -21,6 +21,7 @@ from umbel.core.wire.chat import (
 from umbel.engine import Answer, Event, Finished, Token
 from umbel.registry.records import Scope
 from umbel.server.answers import reply
+from umbel.server.enrolling import Caller
 from umbel.server.generating import Chunker, Head, engine_requests, stream, used, wire_reason
 from umbel.server.rows import Rows, server_timing, unless_gone
 from umbel.server.security import needs
@@ -34,7 +35,9 @@ router = APIRouter(prefix="/v1", dependencies=[needs(Scope.INFER)], tags=["gener
 @router.post("/chat/completions", response_model=ChatReply)
 async def chat(body: ChatRequest, request: Request, service: ServiceDep) -> Response:
     """Answer the last message, with the version that ``model`` names right now."""
-    target = await service.targets.find(body.model, OutputHead.GENERATE)
+    target = await service.targets.find(
+        body.model, OutputHead.GENERATE, caller=Caller.of(request, body.safety_identifier)
+    )
     prompt = await service.texts.chat(target.contract, body.messages)
     wanted = (body.top_logprobs or 0) if body.logprobs else None
     rows = Rows(service, target)

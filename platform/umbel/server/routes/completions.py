@@ -11,6 +11,7 @@ from umbel.core.wire.completions import CompletionChoice, CompletionLogprobs, Co
 from umbel.engine import Answer, Event, Finished, Prompt, Scored, Token
 from umbel.registry.records import Scope
 from umbel.server.answers import reply
+from umbel.server.enrolling import Caller
 from umbel.server.generating import Chunker, Head, engine_requests, stream, total, used, wire_reason
 from umbel.server.rows import Rows, server_timing, unless_gone
 from umbel.server.security import needs
@@ -24,7 +25,9 @@ router = APIRouter(prefix="/v1", dependencies=[needs(Scope.INFER)], tags=["gener
 @router.post("/completions", response_model=CompletionReply)
 async def completions(body: CompletionRequest, request: Request, service: ServiceDep) -> Response:
     """Continue one prompt or a list of them, with the version that ``model`` names right now."""
-    target = await service.targets.find(body.model, OutputHead.GENERATE)
+    target = await service.targets.find(
+        body.model, OutputHead.GENERATE, caller=Caller.of(request, body.safety_identifier)
+    )
     prompts = await service.texts.completions(target.contract, body.prompts)
     rows = Rows(service, target)
     wanted = engine_requests(

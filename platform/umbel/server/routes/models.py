@@ -4,9 +4,10 @@ from anyio import to_thread
 from fastapi import APIRouter
 
 from umbel.core.wire.base import Model, ModelList
+from umbel.experiments.live import answering
 from umbel.registry import Registry
 from umbel.registry.query import AdapterQuery
-from umbel.registry.records import SERVABLE, Adapter, Scope
+from umbel.registry.records import SERVABLE, Adapter, Experiment, ExperimentStatus, Scope, Version
 from umbel.server.security import needs
 from umbel.server.service import ServiceDep
 from umbel.server.target import BackboneCard
@@ -18,14 +19,20 @@ _PAGE = 500
 
 @router.get("/models")
 async def models(service: ServiceDep) -> ModelList:
-    """The backbone, and every adapter whose bare name can answer here."""
-    found = await to_thread.run_sync(servable, service.registry, service.backbone.fingerprint)
-    return ModelList(data=[_backbone(service.backbone), *(_adapter(one, service.backbone) for one in found)])
+    """The backbone, every adapter whose bare name can answer here, and the experiments that run."""
+    card = service.backbone
+    found = await to_thread.run_sync(servable, service.registry, card.fingerprint)
+    shared = await to_thread.run_sync(running, service.registry, card.fingerprint)
+    entries = [*(_adapter(one, card) for one in found), *(_experiment(*one, card) for one in shared)]
+    return ModelList(data=[_backbone(card), *entries])
 
 
 @router.get("/models/{model:path}")
 async def model(model: str, service: ServiceDep) -> Model:
     """One of them, by any reference that ``model`` may be."""
+    if experiment := await service.targets.enroller.find(model):
+        control = await to_thread.run_sync(_control, service.registry, experiment)
+        return _experiment(experiment, control, service.backbone)
     target = await service.targets.find(model)
     if target.adapter is None:
         return _backbone(service.backbone)
@@ -51,6 +58,35 @@ def servable(registry: Registry, backbone: str) -> list[Adapter]:
         cursor = page.next
         if cursor is None:
             return found
+
+
+def running(registry: Registry, backbone: str) -> list[tuple[Experiment, Version]]:
+    """Experiments that assign units on this backbone, each with its control."""
+    found: list[tuple[Experiment, Version]] = []
+    cursor: str | None = None
+    while True:
+        page = registry.experiments.list(status=ExperimentStatus.RUNNING, limit=_PAGE, cursor=cursor)
+        found += [(one, _control(registry, one)) for one in page.items]
+        cursor = page.next
+        if cursor is None:
+            return [(one, control) for one, control in found if control.backbone == backbone]
+
+
+def _control(registry: Registry, experiment: Experiment) -> Version:
+    ref = experiment.arms[0].version
+    return registry.versions.get(f"{ref.name}@{ref.digest}")
+
+
+def _experiment(found: Experiment, control: Version, card: BackboneCard) -> Model:
+    is_running = found.status == ExperimentStatus.RUNNING
+    return Model(
+        id=found.name,
+        created=found.created_at // 1000,
+        parent=card.name,
+        root=None if is_running else str(answering(found)),
+        output_head=control.output_head,
+        arms={arm.name: str(arm.version) for arm in found.arms} if is_running else None,
+    )
 
 
 def _backbone(card: BackboneCard) -> Model:
