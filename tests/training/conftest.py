@@ -28,6 +28,13 @@ TOPICS = [
     }
     for i in range(30)
 ]
+NAMES = [
+    {
+        "tokens": ["see", "Ann", "run"][i % 3 :] + ["now"] * (i % 2),
+        "tags": ["O", "N", "O"][i % 3 :] + ["O"] * (i % 2),
+    }
+    for i in range(30)
+]
 HEIGHTS = [{"text": "up " * (i % 5) + "end", "value": (i % 5) / 2} for i in range(30)]
 
 Write = Callable[[str, Sequence[Mapping[str, Any]]], str]
@@ -68,11 +75,14 @@ def settings(tmp_path) -> Settings:
 
 @pytest.fixture
 def tasks(write) -> dict[str, Task]:
-    """Four tasks of different methods, heads, batch sizes and lengths, all with dropout where their method has it."""
+    """Five tasks of different methods, heads, batch sizes and lengths, all with dropout where their method has it."""
     return {
         "speech": make(write, SPEECH, name="speech", task="generate", rank=4, dropout=0.2, batch_size=6, micro_batch=2),
         "mood": make(write, MOODS, name="mood", task="classify", rank=2, dropout=0.1, head_depth=1, head_dropout=0.2),
         "topic": make(write, TOPICS, name="topic", task="classify", method="ia3", batch_size=5, pooling="mean"),
+        "names": make(
+            write, NAMES, name="names", task="tag", method="prompt", length=2, batch_size=7, head_dropout=0.1
+        ),
         "height": make(write, HEIGHTS, name="height", task="regress", method="llama_adapter", length=4, seed=3),
     }
 

@@ -5,7 +5,7 @@ import pytest
 from umbel.core.contract import Contract
 from umbel.core.errors import DataError
 from umbel.training.data.encode import chat_examples, encode_rows
-from umbel.training.data.rows import ChatRow, LabelledRow, PromptRow, ValuedRow
+from umbel.training.data.rows import ChatRow, LabelledRow, PromptRow, TaggedRow, ValuedRow
 
 GENERATE = Contract(output_head="generate", template="Q: {text}")
 LABELS = Contract(output_head="classify", labels=("no", "yes"), template="<{text}>", max_length=6)
@@ -123,3 +123,12 @@ def test_rows_too_long_to_learn_from_are_left_out_and_counted(backbone):
     found = encode_rows(rows, short, backbone)
     assert [example.index for example in found.examples] == [0]
     assert found.left_out == 2
+
+
+def test_a_tag_is_learnt_at_its_word_s_first_token(backbone):
+    contract = Contract(output_head="tag", labels=("O", "N"), template="> {text}", max_length=9)
+    (example,) = encode_rows([TaggedRow(1, ("see", "Ann", "run"), ("O", "N", "O"))], contract, backbone).examples
+    assert backbone.tokenizer.decode(example.ids.tolist()) == "> see Ann"  # "run" is cut off and has no target
+    assert [backbone.tokenizer.token(int(example.ids[place])).strip() for place in example.words] == ["s", "A"]
+    assert example.target == (0.0, 1.0)
+    assert example.count == 2

@@ -22,10 +22,10 @@ class StopAfter:
 
 
 @pytest.fixture
-def four(tasks):
+def mates(tasks):
     from dataclasses import replace
 
-    return [replace(task, steps=steps) for task, steps in zip(tasks.values(), (7, 4, 9, 6), strict=True)]
+    return [replace(task, steps=steps) for task, steps in zip(tasks.values(), (7, 4, 9, 5, 6), strict=True)]
 
 
 def same_bytes(one, other) -> bool:
@@ -34,10 +34,10 @@ def same_bytes(one, other) -> bool:
 
 
 @pytest.mark.parametrize("windows", [1, 4, 8])
-def test_resume_gives_the_same_bytes(four, train, wide, settings, tmp_path, windows):
-    never = train(*four)
+def test_resume_gives_the_same_bytes(mates, train, wide, settings, tmp_path, windows):
+    never = train(*mates)
     with pytest.raises(Interrupted, match=r"umbel train --resume run"):
-        train(*four, folder=tmp_path / "run", stop=StopAfter(windows))
+        train(*mates, folder=tmp_path / "run", stop=StopAfter(windows))
     for one, other in zip(never, resume(wide, tmp_path / "run", settings=settings), strict=True):
         assert same_bytes(one, other)
         assert one.losses == other.losses
@@ -45,23 +45,23 @@ def test_resume_gives_the_same_bytes(four, train, wide, settings, tmp_path, wind
         assert one.tokens == other.tokens
 
 
-def test_stopping_twice_changes_nothing_either(four, train, wide, settings, tmp_path):
-    never = train(*four)
+def test_stopping_twice_changes_nothing_either(mates, train, wide, settings, tmp_path):
+    never = train(*mates)
     with pytest.raises(Interrupted):
-        train(*four, folder=tmp_path / "run", stop=StopAfter(2))
+        train(*mates, folder=tmp_path / "run", stop=StopAfter(2))
     with pytest.raises(Interrupted):
         resume(wide, tmp_path / "run", settings=settings, stop=StopAfter(3))
     for one, other in zip(never, resume(wide, tmp_path / "run", settings=settings), strict=True):
         assert same_bytes(one, other)
 
 
-def test_a_finished_run_can_be_resumed_to_publish_it(four, train, wide, settings, tmp_path):
-    done = train(*four, folder=tmp_path / "run")
+def test_a_finished_run_can_be_resumed_to_publish_it(mates, train, wide, settings, tmp_path):
+    done = train(*mates, folder=tmp_path / "run")
     for one, other in zip(done, resume(wide, tmp_path / "run", settings=settings), strict=True):
         assert same_bytes(one, other)
 
 
-def test_a_checkpoint_holds_no_pickle_and_old_ones_go(four, train, tmp_path):
+def test_a_checkpoint_holds_no_pickle_and_old_ones_go(mates, train, tmp_path):
     stop = StopAfter(3)
 
     class Saver(Observer):
@@ -81,15 +81,15 @@ def test_a_checkpoint_holds_no_pickle_and_old_ones_go(four, train, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Loop, "__init__", remember)
         with pytest.raises(Interrupted):
-            train(*four, folder=tmp_path / "run", stop=stop, observer=Saver())
+            train(*mates, folder=tmp_path / "run", stop=stop, observer=Saver())
     folders = sorted((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
     assert len(folders) == 2
     assert {path.suffix for folder in folders for path in folder.iterdir()} == {".json", ".safetensors"}
 
 
-def test_a_half_written_checkpoint_is_never_seen(four, train, wide, settings, tmp_path, monkeypatch):
+def test_a_half_written_checkpoint_is_never_seen(mates, train, wide, settings, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
-        train(*four, folder=tmp_path / "run", stop=StopAfter(2))
+        train(*mates, folder=tmp_path / "run", stop=StopAfter(2))
     whole = sorted((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
     monkeypatch.setattr(json, "dumps", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -97,21 +97,21 @@ def test_a_half_written_checkpoint_is_never_seen(four, train, wide, settings, tm
     assert sorted((tmp_path / "run" / "checkpoints").glob("[0-9]*")) == whole
 
 
-def test_other_data_are_not_mixed_in(four, train, wide, settings, tmp_path, write):
+def test_other_data_are_not_mixed_in(mates, train, wide, settings, tmp_path, write):
     with pytest.raises(Interrupted):
-        train(*four, folder=tmp_path / "run", stop=StopAfter(2))
+        train(*mates, folder=tmp_path / "run", stop=StopAfter(2))
     write("speech", [{"prompt": "other ->", "completion": " rows"}] * 9)
     with pytest.raises(Conflict) as caught:
         resume(wide, tmp_path / "run", settings=settings)
     assert caught.value.code == "data_changed"
 
 
-def test_another_backbone_is_not_mixed_in(four, train, settings, tmp_path):
+def test_another_backbone_is_not_mixed_in(mates, train, settings, tmp_path):
     from umbel.backbone.loading import load_backbone
     from umbel.backbone.tiny import tiny_backbone
 
     with pytest.raises(Interrupted):
-        train(*four, folder=tmp_path / "run", stop=StopAfter(2))
+        train(*mates, folder=tmp_path / "run", stop=StopAfter(2))
     other = load_backbone(tiny_backbone(tmp_path / "other", seed=5), dtype="fp64")
     with pytest.raises(Conflict) as caught:
         resume(other, tmp_path / "run", settings=settings)
@@ -136,12 +136,12 @@ def test_a_failed_mate_stays_failed_after_resume(tasks, train, wide, settings, t
     assert found[0].adapter is not None
 
 
-def test_resuming_works_from_another_folder(four, train, wide, settings, tmp_path, monkeypatch):
+def test_resuming_works_from_another_folder(mates, train, wide, settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     from dataclasses import replace
     from pathlib import Path
 
-    here = [replace(task, data=Path(task.data).name) for task in four]
+    here = [replace(task, data=Path(task.data).name) for task in mates]
     with pytest.raises(Interrupted):
         train(*here, folder=tmp_path / "run", stop=StopAfter(2))
     (tmp_path / "elsewhere").mkdir()

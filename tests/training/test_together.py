@@ -15,10 +15,10 @@ def alone(tasks, train):
     return {name: train(task)[0] for name, task in tasks.items()}
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", [2, 3, 5])
 def test_any_subset_in_any_order_learns_what_each_learns_alone(tasks, alone, train, furthest, size):
     orders = list(itertools.permutations(tasks, size))
-    for order in orders[:: max(1, len(orders) // 6)]:
+    for order in orders[:: max(1, len(orders) // 5)]:
         for found in train(*(tasks[name] for name in order)):
             assert furthest(found, alone[found.task.name]) < EXACT, order
             assert found.losses == pytest.approx(alone[found.task.name].losses, abs=EXACT)
@@ -27,7 +27,7 @@ def test_any_subset_in_any_order_learns_what_each_learns_alone(tasks, alone, tra
             )
 
 
-def test_the_four_tasks_move_far_more_than_the_tolerance(tasks, alone, train, furthest):
+def test_the_tasks_move_far_more_than_the_tolerance(tasks, alone, train, furthest):
     for name, task in tasks.items():
         barely = train(replace(task, lr=1e-12))[0]
         assert furthest(barely, alone[name]) > 1e-3, name

@@ -16,7 +16,7 @@ from umbel.core.errors import DataError
 from umbel.core.protocols import AdapterSource
 from umbel.core.wheels import Say, silent
 from umbel.engine import Answer, Engine, GenerateRequest, Handle, PoolRequest, Request
-from umbel.evaluation.questions import Questions
+from umbel.evaluation.questions import Questions, several
 from umbel.training.data.rows import ChatRow, PromptRow, Row, TaggedRow
 
 _KV_BYTES = 1 << 30
@@ -27,7 +27,7 @@ _SUBMITTED = 256
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """``outputs[i]`` is what row i was answered, as text; probabilities [rows, labels] for a classifier."""
+    """``outputs[i]`` is what row i was answered, as text; probabilities [rows, labels] where one label is chosen."""
 
     outputs: list[str]
     probabilities: NDArray[np.float64] | None = None
@@ -112,5 +112,12 @@ def _pooled(contract: Contract, found: Sequence[Answer]) -> Answers:
     logits = np.stack([answer.logits.double().numpy() for answer in found if answer.logits is not None])
     if contract.output_head is OutputHead.REGRESS:
         return Answers([repr(float(value)) for value in logits[:, 0]])
-    shares = probabilities(torch.from_numpy(logits), multi_label=False).numpy()
+    shares = probabilities(torch.from_numpy(logits), multi_label=contract.multi_label).numpy()
+    if contract.multi_label:
+        return Answers(
+            [
+                several(label for label, p in zip(contract.labels, row, strict=True) if p >= contract.threshold)
+                for row in shares
+            ]
+        )
     return Answers([contract.labels[best] for best in shares.argmax(1)], shares, contract.labels)

@@ -89,7 +89,7 @@ def constant_answer(questions: Questions, contract: Contract, train: Sequence[Ro
 
 def _always(constant: str, questions: Questions, contract: Contract) -> Answers:
     rows = len(questions.rows)
-    if contract.output_head is OutputHead.CLASSIFY:
+    if contract.output_head is OutputHead.CLASSIFY and not contract.multi_label:
         sure = np.array([[float(label == constant) for label in contract.labels]] * rows)
         return Answers([constant] * rows, sure, contract.labels)
     if contract.output_head is OutputHead.TAG:

@@ -1,6 +1,6 @@
 """Rows of a dataset as questions and right answers, whatever their form."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +42,6 @@ def load_questions(data: str, head: OutputHead, settings: Settings, *, limit: in
     """
     path, info = _file_of(data, settings)
     rows = read_rows(path, head, limit=limit)
-    if isinstance(rows[0], LabelledRow) and rows[0].multi:
-        raise DataError("multi-label rows cannot be scored yet.", code="unsupported_form", hint="use one label a row")
     metric = info.metric if info is not None and info.output_head is head else _DEFAULT_METRIC.get(head)
     if metric is None:
         raise DataError(f"no metric scores a {head} head yet.", code="no_metric")
@@ -68,6 +66,11 @@ def _file_of(data: str, settings: Settings) -> tuple[Path, DatasetInfo | None]:
     return dataset.split("test"), dataset.info
 
 
+def several(labels: Iterable[str]) -> str:
+    """A set of labels as one text: right only if all of them are."""
+    return ", ".join(sorted(labels))
+
+
 def answers(row: Row) -> Sequence[str]:
     """All right answers of a row, as text."""
     if isinstance(row, PromptRow):
@@ -75,7 +78,7 @@ def answers(row: Row) -> Sequence[str]:
     if isinstance(row, ChatRow):
         return (row.messages[-1]["content"],)
     if isinstance(row, LabelledRow):
-        return row.labels
+        return (several(row.labels),) if row.multi else row.labels
     if isinstance(row, ValuedRow):
         return (repr(row.value),)
     if isinstance(row, TaggedRow):

@@ -51,6 +51,8 @@ def score(questions: Questions, given: Answers, *, metric: str | None = None) ->
     """Raises UsageError for a metric that does not suit the output head."""
     primary = metric or questions.metric
     wanted = dict.fromkeys((primary, *_ALSO.get(questions.head, ())))
+    if given.probabilities is None:  # several labels a row: nothing sums to 1
+        wanted = {name: None for name in wanted if name not in PROBABILITY_METRICS or name == primary}
     scores = {name: _scored(name, questions, given) for name in wanted}
     return Report(primary, scores, given.outputs)
 
@@ -61,8 +63,7 @@ def _scored(metric: str, questions: Questions, given: Answers) -> Scored:
         return _tag_accuracy(metric, [one[0] for one in right], given.outputs)
     if isinstance(questions.rows[0], LabelledRow) and metric in LABEL_METRICS:
         return LABEL_METRICS[metric]([one[0] for one in right], given.outputs)
-    if isinstance(questions.rows[0], LabelledRow) and metric in PROBABILITY_METRICS:
-        assert given.probabilities is not None
+    if isinstance(questions.rows[0], LabelledRow) and metric in PROBABILITY_METRICS and given.probabilities is not None:
         return PROBABILITY_METRICS[metric]([one[0] for one in right], given.probabilities, given.labels)
     if isinstance(questions.rows[0], ValuedRow) and metric in NUMBER_METRICS:
         return NUMBER_METRICS[metric]([float(one[0]) for one in right], [float(o) for o in given.outputs])

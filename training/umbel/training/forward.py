@@ -148,14 +148,30 @@ def _spoken_scores(laid: Layout, output: Output) -> dict[int, Score]:
 def _row_score(
     adapter: Adapter, seats: Sequence[Seat], hidden: Tensor, laid: Layout, rows: slice, keys: Tensor | None
 ) -> Score:
-    config = adapter.head.config
-    pooled = pool(hidden[rows], laid.lengths[rows], laid.skip[rows], adapter.head.pooling)
-    if keys is None or config.dropout == 0.0:
-        logits = adapter.head.logits(pooled)
-    else:  # a generator per row, so that a mask depends on the row's own key alone
-        generators = [torch.Generator(hidden.device).manual_seed(key) for key in keys[rows].tolist()]
-        logits = torch.cat([adapter.head.logits(pooled[i : i + 1], g) for i, g in enumerate(generators)])
-    targets = torch.tensor([seat.example.target for seat in seats], device=logits.device, dtype=logits.dtype)
+    if adapter.contract.output_head is OutputHead.TAG:
+        states = _word_states(seats, hidden[rows])
+        answers: list[tuple[float, ...]] = [(tag,) for seat in seats for tag in seat.example.target]
+    else:
+        states = pool(hidden[rows], laid.lengths[rows], laid.skip[rows], adapter.head.config.pooling)
+        answers = [seat.example.target for seat in seats]
+    logits = _head_logits(adapter, states, [seat.example.count for seat in seats], None if keys is None else keys[rows])
+    targets = torch.tensor(answers, device=logits.device, dtype=logits.dtype)
     losses = row_losses(adapter.contract, logits, targets)
     right = None if torch.is_grad_enabled() else right_rows(adapter.contract, logits, targets)
-    return Score(losses.sum(), right, len(seats))
+    return Score(losses.sum(), right, len(answers))
+
+
+def _word_states(seats: Sequence[Seat], hidden_BTH: Tensor) -> Tensor:
+    """[words, H]: the hidden state at each word's own token."""
+    rows = [row for row, seat in enumerate(seats) for _ in seat.example.words]
+    places = [seat.virtual + place for seat in seats for place in seat.example.words]
+    return hidden_BTH[torch.tensor(rows, device=hidden_BTH.device), torch.tensor(places, device=hidden_BTH.device)]
+
+
+def _head_logits(adapter: Adapter, states: Tensor, counts: Sequence[int], keys: Tensor | None) -> Tensor:
+    """``counts`` is how many of the states are each row's; with dropout each row draws from a generator of its own."""
+    if keys is None or adapter.head.config.dropout == 0.0:
+        return adapter.head.logits(states)
+    generators = [torch.Generator(states.device).manual_seed(key) for key in keys.tolist()]
+    parts = zip(states.split(list(counts)), generators, strict=True)
+    return torch.cat([adapter.head.logits(part, generator) for part, generator in parts])

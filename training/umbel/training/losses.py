@@ -22,11 +22,11 @@ def token_losses(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
 
 
 def row_losses(contract: Contract, logits_BK: Tensor, targets: Tensor) -> Tensor:
-    """[B]: cross entropy of the label; multi-label, the mean over labels of each one's own; or the squared error."""
+    """[B]: cross entropy of the label or tag; multi-label the mean of each label's own; or the squared error."""
     logits_BK = wide(logits_BK)
     if contract.output_head is OutputHead.REGRESS:
         return (logits_BK[:, 0] - targets[:, 0]).square()
-    if contract.output_head is not OutputHead.CLASSIFY:
+    if contract.output_head not in (OutputHead.CLASSIFY, OutputHead.TAG):
         raise ConfigError(f"training a {contract.output_head} head is not there yet.", code="unsupported_output_head")
     if contract.multi_label:
         return F.binary_cross_entropy_with_logits(logits_BK, targets, reduction="none").mean(1)

@@ -15,7 +15,8 @@ from umbel.training.task import Task
 _USUAL = {
     OutputHead.GENERATE: "exact_match",
     OutputHead.CLASSIFY: "accuracy",
-    OutputHead.REGRESS: "mae",
+    OutputHead.REGRESS: "rmse",
+    OutputHead.TAG: "accuracy",
 }
 
 

@@ -3,6 +3,7 @@
 prompt rows    prompt and completion are tokenised apart, as a server tokenises the prompt alone; an end-of-text token
                is appended; loss on the completion and that token only
 messages rows  the backbone's own chat template; loss on every assistant turn up to its end-of-turn token
+tag rows       the words with spaces between, in the contract's template; one target at each word's first token
 other rows     the whole text in the contract's template, one target per row
 """
 
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.texts import Encoded, encode_texts
+from umbel.backbone.words import encode_words, join_words
 from umbel.core.contract import Contract
 from umbel.core.errors import ConfigError, DataError
-from umbel.training.data.rows import ChatRow, LabelledRow, PromptRow, Row, ValuedRow
+from umbel.training.data.rows import ChatRow, LabelledRow, PromptRow, Row, TaggedRow, ValuedRow
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,12 +31,16 @@ class Example:
     spoken: NDArray[np.bool_] | None
     """Generation: which ids are the answer's, predicted from the place before. The first id never is."""
     target: tuple[float, ...] = ()
-    """Classify: the label's place, or 0 and 1 for each label. Regress: the value."""
+    """Classify: the label's place, or 0 and 1 for each label. Regress: the value. Tag: each word's tag."""
+    words: tuple[int, ...] = ()
+    """Tag: where each word's own token stands."""
 
     @property
     def count(self) -> int:
-        """What the loss is a mean over: supervised tokens, or one row."""
-        return 1 if self.spoken is None else int(self.spoken.sum())
+        """What the loss is a mean over: supervised tokens, tagged words, or one row."""
+        if self.spoken is not None:
+            return int(self.spoken.sum())
+        return len(self.words) or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +54,13 @@ class EncodedRows:
 
 def encode_rows(rows: Sequence[Row], contract: Contract, backbone: Backbone) -> EncodedRows:
     """Raises DataError for a label that the contract does not name and a text without tokens."""
-    if isinstance(rows[0], ChatRow) if rows else False:
+    first = rows[0] if rows else None
+    if isinstance(first, ChatRow):
         return _encode_chats([row for row in rows if isinstance(row, ChatRow)], contract, backbone)
-    if isinstance(rows[0], PromptRow) if rows else False:
+    if isinstance(first, PromptRow):
         return _encode_prompts([row for row in rows if isinstance(row, PromptRow)], contract, backbone)
+    if isinstance(first, TaggedRow):
+        return _encode_tags([row for row in rows if isinstance(row, TaggedRow)], contract, backbone)
     return _encode_texts(rows, contract, backbone)
 
 
@@ -150,6 +159,36 @@ def _turn(row: ChatRow, turn: int, backbone: Backbone) -> tuple[list[int], list[
     return tokens[: stop + 1], tokens[stop + 1 :]
 
 
+def _encode_tags(rows: Sequence[TaggedRow], contract: Contract, backbone: Backbone) -> EncodedRows:
+    """One target at each word's first token; words that were cut off have none."""
+    examples: list[Example] = []
+    truncated = left_out = 0
+    for index, row in enumerate(rows):
+        text, words = join_words(row.tokens)
+        found = encode_words(backbone.tokenizer, contract, text, words)
+        places = {tag: place for place, tag in enumerate(contract.labels)}
+        kept = [
+            (at, _place(tag, places, row)) for at, tag in zip(found.places, row.tags, strict=True) if at is not None
+        ]
+        truncated += found.cut > 0
+        left_out += not kept
+        if kept:
+            ids = np.array(found.ids, dtype=np.int32)
+            examples.append(Example(index, ids, None, tuple(tag for _, tag in kept), tuple(at for at, _ in kept)))
+    return EncodedRows(examples, truncated, left_out)
+
+
+def _place(label: str, places: dict[str, int], row: Row) -> float:
+    if label not in places:
+        known = list(places)
+        raise DataError(
+            f"line {row.line}: label {label!r} is none of {', '.join(known)}.",
+            code="unknown_label",
+            hint=f"mend the row, or train with --labels {','.join([*known, label])}",
+        )
+    return float(places[label])
+
+
 def _encode_texts(rows: Sequence[Row], contract: Contract, backbone: Backbone) -> EncodedRows:
     encoded = encode_texts(backbone.tokenizer, contract, [_text(row) for row in rows])
     target = _target(contract)
@@ -181,14 +220,9 @@ def _target(contract: Contract) -> Callable[[Row], tuple[float, ...]]:
         if isinstance(row, ValuedRow):
             return (row.value,)
         assert isinstance(row, LabelledRow)
-        if unknown := next((label for label in row.labels if label not in places), None):
-            raise DataError(
-                f"line {row.line}: label {unknown!r} is none of {', '.join(contract.labels)}.",
-                code="unknown_label",
-                hint=f"mend the row, or train with --labels {','.join([*contract.labels, unknown])}",
-            )
+        chosen = [_place(label, places, row) for label in row.labels]
         if contract.multi_label:
-            return tuple(float(label in row.labels) for label in contract.labels)
-        return (float(places[row.labels[0]]),)
+            return tuple(float(place in chosen) for place in range(len(places)))
+        return (chosen[0],)
 
     return target
