@@ -1,186 +1,123 @@
-"""``umbel data check``: what a training would meet in its data, found before it starts."""
+"""What there is to know about data before training on them: form, balance, copies, contradictions, leaks."""
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from statistics import median
 
-import numpy as np
-
-from umbel.backbone.backbone import Backbone
-from umbel.core.contract import Contract
+from umbel.core.errors import NotFound
 from umbel.core.settings import Settings
-from umbel.training.data.encode import EncodedRows, encode_rows
-from umbel.training.data.rows import LabelledRow, Row, text_of
-from umbel.training.data.source import Splits, balance, load_splits
-from umbel.training.data.splits import text_key
-from umbel.training.prepared import contract_of
-from umbel.training.task import Task
+from umbel.training.data.installed import find, installed
+from umbel.training.data.rows import (
+    FORMS,
+    ChatRow,
+    LabelledRow,
+    PairRow,
+    PromptRow,
+    Row,
+    TaggedRow,
+    ValuedRow,
+    read_rows,
+    text_of,
+)
+from umbel.training.data.splits import SPLITS, text_key
 
-Level = Literal["error", "warning"]
-
-_RARE = 10
-"""Training rows that a label needs before anything can be learnt of it."""
-_SKEW = 20
-"""How many times commoner one label may be than another without a word."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something to know or to mend. An error means that training would be refused or learn nothing."""
-
-    level: Level
-    what: str
-    fix: str
-
-
-def _error(what: str, fix: str) -> Finding:
-    return Finding("error", what, fix)
-
-
-def _warning(what: str, fix: str) -> Finding:
-    return Finding("warning", what, fix)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SplitReport:
-    rows: int
-    tokens: int
-    median: int
-    p95: int
-    longest: int
-    truncated: int
-    """Rows whose text is cut to ``max_length``."""
-    left_out: int
-    """Rows that are too long to learn an answer from."""
-    duplicates: int
-    """Rows whose text (but for case, punctuation, links and names) stands before in the same split."""
-    balance: dict[str, int]
+_FORM_OF = {
+    LabelledRow: "classify",
+    ValuedRow: "regress",
+    TaggedRow: "tag",
+    PairRow: "embed",
+    PromptRow: "prompt",
+    ChatRow: "messages",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataReport:
-    name: str
-    digest: str
-    labels: tuple[str, ...]
-    splits: dict[str, SplitReport]
-    leaks: dict[str, int]
-    """Rows of validation and test whose text is in train, too."""
+    form: str
+    """A key of ``FORMS``."""
+    rows: dict[str, int]
+    """By split; a single file is ``train``."""
+    labels: dict[str, int]
+    """Rows with each label or words with each tag, most frequent first."""
+    median_length: int
+    """Characters of the inputs."""
+    longest: int
+    copies: int
+    """Rows of train whose text (case, punctuation and links aside) came before with the same answer."""
     contradictions: int
-    """Texts of train that stand there with different answers."""
-    findings: list[Finding]
-
-    @property
-    def trainable(self) -> bool:
-        return not any(finding.level == "error" for finding in self.findings)
+    """Rows of train whose text came before with another answer."""
+    leaks: int
+    """Rows of the test whose text is in train."""
 
 
-def check_data(task: Task, backbone: Backbone, settings: Settings) -> DataReport:
-    """Reads and encodes all splits of a task. Raises DataError for rows that cannot even be read, naming the line."""
-    splits = load_splits(task, settings)
-    contract = contract_of(task, splits, backbone)
-    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    encoded = {name: encode_rows(rows, contract, backbone) for name, rows in parts.items()}
-    reports = {name: _report(rows, encoded[name], contract) for name, rows in parts.items()}
-    seen = {text_key(text_of(row)) for row in splits.train}
-    leaks = {name: sum(text_key(text_of(row)) in seen for row in parts[name]) for name in ("validation", "test")}
-    contradictions = _contradictions(splits.train)
+def check_data(what: str, settings: Settings, *, test: str | None = None) -> DataReport:
+    """Reads every row. Raises NotFound or DataError naming file, line and the form expected."""
+    paths = _paths(what, settings) | ({"test": Path(test)} if test else {})
+    parts = {split: read_rows(path) for split, path in paths.items()}
+    train = parts["train"]
+    lengths = [len(text_of(row)) for rows in parts.values() for row in rows]
+    copies, contradictions = _repeats(train)
+    form = _FORM_OF[type(train[0])]
+    assert form in FORMS
     return DataReport(
-        name=splits.name,
-        digest=splits.digest,
-        labels=contract.labels,
-        splits=reports,
-        leaks=leaks,
+        form=form,
+        rows={split: len(rows) for split, rows in parts.items()},
+        labels=_labels(train),
+        median_length=round(median(lengths)),
+        longest=max(lengths),
+        copies=copies,
         contradictions=contradictions,
-        findings=[
-            *_of_splits(splits, reports, contract),
-            *_of_labels(reports["train"].balance),
-            *_of_tokens(encoded["train"], backbone, contract),
-            *_of_copies(leaks, contradictions),
-        ],
+        leaks=leaks(train, parts.get("test", ())),
     )
 
 
-def _report(rows: Sequence[Row], encoded: EncodedRows, contract: Contract) -> SplitReport:
-    lengths = np.array([len(example.ids) for example in encoded.examples] or [0])
-    return SplitReport(
-        rows=len(rows),
-        tokens=int(lengths.sum()),
-        median=int(np.median(lengths)),
-        p95=int(np.quantile(lengths, 0.95)),
-        longest=int(lengths.max()),
-        truncated=encoded.truncated,
-        left_out=encoded.left_out,
-        duplicates=len(rows) - len({text_key(text_of(row)) for row in rows}),
-        balance=balance(rows, contract.labels),
-    )
+def leaks(train: Sequence[Row], test: Sequence[Row]) -> int:
+    """Rows of the test whose text is in train, near copies too."""
+    seen = {text_key(text_of(row)) for row in train}
+    return sum(text_key(text_of(row)) in seen for row in test)
 
 
-def _contradictions(rows: Sequence[Row]) -> int:
-    labels: dict[str, set[tuple[str, ...]]] = {}
+def _paths(what: str, settings: Settings) -> dict[str, Path]:
+    given = Path(what)
+    if given.is_file():
+        return {"train": given}
+    if not given.is_dir() and what not in {dataset.name for dataset in installed(settings)}:
+        raise NotFound(
+            f"{what!r} is neither a file, a folder nor a dataset in {settings.datasets}.",
+            code="data_not_found",
+            hint="umbel datasets list",
+        )
+    folder = given if given.is_dir() else find(settings, what).folder
+    there = {split: folder / f"{split}.jsonl" for split in SPLITS}
+    return {split: path for split, path in there.items() if split == "train" or path.is_file()}
+
+
+def _labels(rows: Sequence[Row]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
     for row in rows:
-        if isinstance(row, LabelledRow):
-            labels.setdefault(text_key(row.text), set()).add(row.labels)
-    return sum(len(found) > 1 for found in labels.values())
+        counts.update(getattr(row, "labels", ()))
+        counts.update(getattr(row, "tags", ()))
+    return dict(counts.most_common())
 
 
-def _of_splits(splits: Splits, reports: dict[str, SplitReport], contract: Contract) -> list[Finding]:
-    found = []
-    train = reports["train"]
-    if train.rows == train.left_out:
-        found.append(_error("no training row fits.", f"raise --max-length above {contract.max_length}"))
-    elif train.left_out:
-        found.append(_warning(f"{train.left_out} training rows are too long and left out.", "raise --max-length"))
-    if train.truncated > train.rows // 20:
-        share = 100 * train.truncated / train.rows
-        found.append(_warning(f"{share:.0f} % of the training rows are cut.", "raise --max-length"))
-    for name in ("validation", "test"):
-        if not reports[name].rows:
-            found.append(_warning(f"there are no {name} rows.", f"give a file with --{name}"))
-    if splits.test and len(splits.test) < 100:
-        found.append(_warning(f"{len(splits.test)} test rows show only large differences.", "give more"))
-    return found
+def _repeats(rows: Sequence[Row]) -> tuple[int, int]:
+    seen: defaultdict[str, set[str]] = defaultdict(set)
+    copies = contradictions = 0
+    for row in rows:
+        answers, answer = seen[text_key(text_of(row))], _answer(row)
+        copies += answer in answers
+        contradictions += bool(answers) and answer not in answers
+        answers.add(answer)
+    return copies, contradictions
 
 
-def _of_labels(counts: dict[str, int]) -> list[Finding]:
-    found = []
-    if len(counts) == 1:
-        found.append(_error(f"every training row has the label {next(iter(counts))!r}.", "add the other labels"))
-    if missing := [label for label, count in counts.items() if count == 0]:
-        found.append(_error(f"no training row has the label {missing[0]!r}.", "add rows, or drop it from --labels"))
-    if rare := [label for label, count in counts.items() if 0 < count < _RARE]:
-        found.append(_warning(f"{rare[0]!r} has {counts[rare[0]]} training rows.", f"give at least {_RARE}"))
-    present = [count for count in counts.values() if count]
-    if present and max(present) > _SKEW * min(present):
-        found.append(
-            _warning(
-                f"the commonest label has {max(present) // min(present)} times the rarest's rows.", "look at macro_f1"
-            )
-        )
-    return found
-
-
-def _of_tokens(encoded: EncodedRows, backbone: Backbone, contract: Contract) -> list[Finding]:
-    bos, found = backbone.tokenizer.bos, []
-    doubled = sum(list(example.ids[:2]) == [bos, bos] for example in encoded.examples) if bos is not None else 0
-    if doubled:
-        found.append(
-            _error(
-                f"{doubled} rows begin with two {backbone.tokenizer.token(bos or 0)}.",
-                "write no special tokens into texts",
-            )
-        )
-    empty = sum(example.count == 0 for example in encoded.examples)
-    if empty:
-        found.append(_error(f"{empty} rows have nothing to learn from.", "give each an answer"))
-    return found
-
-
-def _of_copies(leaks: dict[str, int], contradictions: int) -> list[Finding]:
-    found = [
-        _warning(f"{count} {name} rows stand in train, too.", "remove them: scores would be too good")
-        for name, count in leaks.items()
-        if count
-    ]
-    if contradictions:
-        found.append(_warning(f"{contradictions} training texts have two answers.", "decide for one"))
-    return found
+def _answer(row: Row) -> str:
+    if isinstance(row, PromptRow):
+        return row.completion
+    if isinstance(row, ChatRow):
+        return row.messages[-1]["content"]
+    if isinstance(row, PairRow):
+        return row.positive
+    return str(row.value if isinstance(row, ValuedRow) else row.tags if isinstance(row, TaggedRow) else row.labels)

@@ -9,6 +9,7 @@ from umbel.core.contract import OutputHead
 from umbel.core.digests import digest_file, digest_json
 from umbel.core.errors import DataError, NotFound
 from umbel.core.settings import Settings
+from umbel.training.data.check import leaks
 from umbel.training.data.installed import INFO_FILE, DatasetInfo, find, installed
 from umbel.training.data.rows import Row, read_rows, text_of
 from umbel.training.data.splits import text_key, unit
@@ -56,7 +57,7 @@ def load_splits(task: Task, settings: Settings) -> Splits:
         labels=info.labels if info else (),
         metric=info.metric if info and info.output_head is task.output_head else None,
         licence=info.licence if info else None,
-        leaks=_leaks(parts["train"][: task.limit], parts["test"]),
+        leaks=leaks(parts["train"][: task.limit], parts["test"]),
     )
 
 
@@ -114,11 +115,6 @@ def _fill_from_train(task: Task, parts: dict[str, list[Row]]) -> None:
             code="too_few_rows",
             hint="give more rows, or files of their own with --validation and --test",
         )
-
-
-def _leaks(train: Sequence[Row], test: Sequence[Row]) -> int:
-    seen = {text_key(text_of(row)) for row in train}
-    return sum(text_key(text_of(row)) in seen for row in test)
 
 
 def balance(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, int]:

@@ -1,0 +1,93 @@
+"""From a trained adapter to a version: the files, the card, and what is refused."""
+
+from dataclasses import replace
+
+import pytest
+
+from umbel.core.errors import AdapterRefused
+from umbel.registry import Registry
+from umbel.training import fit
+from umbel.training.card import Finding, card_of, try_commands
+from umbel.training.publish import publish
+
+
+@pytest.fixture
+def registry(settings):
+    with Registry.open(settings) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("name", ["speech", "mood", "topic", "names", "height"])
+def test_what_is_published_is_what_was_trained(tasks, backbone, settings, registry, name):
+    from umbel.adapters.peft_io import load_adapter
+
+    (trained,) = fit(backbone, [tasks[name]], settings=settings, run_log=registry)
+    version = publish(registry, trained, backbone)
+    again = load_adapter(registry.fetch(version.digest), backbone.shape)
+    assert {key: tensor.equal(trained.adapter.tensors[key]) for key, tensor in again.tensors.items()} == dict.fromkeys(
+        trained.adapter.tensors, True
+    )
+    assert again.contract == trained.adapter.contract
+    assert (version.run, version.seed, version.dataset) == (
+        trained.run,
+        tasks[name].seed,
+        trained.prepared.splits.digest,
+    )
+    assert version.metrics["validation_loss"] == trained.best.loss
+
+
+def test_the_same_training_twice_is_one_version(tasks, backbone, settings, registry):
+    versions = [publish(registry, fit(backbone, [tasks["mood"]], settings=settings)[0], backbone) for _ in range(2)]
+    assert versions[0].ref == versions[1].ref
+
+
+def test_a_training_that_changed_nothing_is_refused(tasks, backbone, settings, registry):
+    idle = replace(tasks["speech"], lr=1e-30, steps=1)
+    (trained,) = fit(backbone, [idle], settings=settings)
+    for name, tensor in trained.adapter.tensors.items():
+        if "lora_B" in name:
+            tensor.zero_()
+    with pytest.raises(AdapterRefused):
+        publish(registry, trained, backbone)
+    assert publish(registry, trained, backbone, allow_noop=True).number == 1
+
+
+def test_the_card_says_what_it_is_what_it_was_trained_on_and_how_good_it_is(tasks, backbone, settings):
+    (trained,) = fit(backbone, [replace(tasks["mood"], description="How it feels.")], settings=settings)
+    finding = Finding(
+        metric="accuracy", value=0.8125, low=0.7, high=0.9, rows=64, baselines={'always "glad"': 0.5},
+        sentences=["against it: better"], others={"macro_f1": 0.8},
+    )  # fmt: skip
+    card = card_of(trained, backbone="tiny", licence="MIT", finding=finding)
+    front = card.split("---")[1]
+    for line in ("base_model: tiny", "library_name: peft", "license: mit", "tags: [umbel, lora, classify]"):
+        assert line in front
+    for part in (
+        "# mood",
+        "How it feels.",
+        "0.8125 (95 % CI 0.7 to 0.9)",
+        '| always "glad" | 0.5 |',
+        "glad 1",
+        "| seed | 0 |",
+    ):
+        assert part in card
+    assert trained.prepared.splits.digest in card
+    assert card == card_of(trained, backbone="tiny", licence="MIT", finding=finding)
+
+
+def test_a_card_without_held_out_rows_says_so(tasks, backbone, settings):
+    (trained,) = fit(backbone, [tasks["height"]], settings=settings)
+    assert "No rows were held out" in card_of(trained, backbone="tiny", licence=None, finding=None)
+
+
+def test_commands_to_try_it_quote_what_they_must():
+    from umbel.core.contract import OutputHead
+
+    found = try_commands("mood", OutputHead.CLASSIFY, 'it\'s "fine"')
+    shell = found["sh"].splitlines()
+    import json
+    import shlex
+
+    assert shlex.split(shell[0]) == ["umbel", "run", "mood", 'it\'s "fine"']
+    assert json.loads(shlex.split(shell[-1])[-1]) == {"model": "mood", "input": 'it\'s "fine"'}
+    compile(found["python"], "card", "exec")
