@@ -11,7 +11,7 @@ import pytest
 from umbel.core.wire.chat import Delta
 from umbel.server.sse import EventStream, data, with_pings
 
-LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 400, "ignore_eos": True}
+LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 500, "ignore_eos": True}
 
 
 def finished(live):
@@ -118,7 +118,7 @@ def test_a_stop_lets_running_requests_finish(serve, wait_until):
         ready = httpx2.get(f"{live.url}/ready")
         asking.join(60)
         live.thread.join(20)
-    assert answers[0].json()["usage"]["completion_tokens"] == 400
+    assert answers[0].json()["usage"]["completion_tokens"] == 500
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
     assert refused.headers["retry-after"]
     assert (ready.status_code, ready.json()["ready"]) == (503, False)
