@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from umbel.core.errors import Conflict, NotFound, Unavailable, UsageError
+from umbel.registry.outcomes import Outcome
 from umbel.registry.records import ExperimentStatus
 
 
@@ -117,6 +118,86 @@ def test_a_running_experiment_keeps_its_versions(registry):
         registry.versions.remove("sentiment:2")
     registry.experiments.stop("trial")
     registry.versions.remove("sentiment:2")
+
+
+@pytest.mark.usefixtures("trial")
+def test_a_decision_can_promote_with_the_experiment_as_evidence_all_or_nothing(registry, trial):
+    registry.versions.yank("sentiment:2", reason="leaks")
+    with pytest.raises(Unavailable):
+        registry.experiments.decide_and_promote("trial", winner="new", evidence={})
+    assert registry.experiments.get("trial").status == ExperimentStatus.RUNNING
+    registry.versions.unyank("sentiment:2")
+    told, moved = registry.experiments.decide_and_promote("trial", winner="new", evidence={}, actor="ada", reason="won")
+    assert (told.status, moved.origin, moved.target) == (ExperimentStatus.DECIDED, 1, 2)
+    last = registry.aliases.history("sentiment")[-1]
+    assert (last.target, last.actor, last.reason, last.evidence) == (2, "ada", "won", trial.id)
+    assert registry.experiments.get(last.evidence) == told
+
+
+@pytest.mark.usefixtures("trial")
+def test_a_champion_that_was_no_arm_is_not_replaced_by_an_experiment_that_says_nothing_about_it(registry, publish):
+    publish(weights=b"3")
+    registry.aliases.promote("sentiment:3")
+    with pytest.raises(Conflict) as caught:
+        registry.experiments.decide_and_promote("trial", winner="new", evidence={})
+    assert caught.value.code == "champion_untested"
+    assert registry.experiments.get("trial").status == ExperimentStatus.RUNNING
+    registry.experiments.decide_and_promote("trial", winner="new", evidence={}, untested=True)
+    assert registry.resolve("sentiment").number == 2
+
+
+@pytest.mark.usefixtures("trial")
+def test_a_ramp_changes_the_share_of_a_running_experiment_only(registry):
+    assert registry.experiments.ramp("trial", 0.25).config["share"] == 0.25
+    assert registry.experiments.get("trial").config["share"] == 0.25
+    registry.experiments.stop("trial")
+    with pytest.raises(Conflict):
+        registry.experiments.ramp("trial", 0.5)
+
+
+@pytest.mark.usefixtures("trial")
+def test_keys_of_two_experiments_do_not_meet(registry):
+    registry.experiments.create("other", arms={"a": "sentiment:1", "b": "sentiment:2"}, metric="m")
+    for name, arm in (("trial", "old"), ("other", "a")):
+        registry.experiments.expose(name, "ada", arm)
+        assert registry.experiments.outcome(name=name, unit="ada", metric="m", value=1.0, idempotency_key="1")
+
+
+@pytest.mark.usefixtures("trial")
+def test_a_request_of_another_experiment_is_no_exposure_to_this_one(registry):
+    registry.experiments.create("other", arms={"a": "sentiment:1", "b": "sentiment:2"}, metric="m")
+    registry.experiments.expose("trial", "ada", "old", request_id="req-1")
+    with pytest.raises(NotFound) as caught:
+        registry.experiments.outcome(name="other", request_id="req-1", metric="m", value=1.0, idempotency_key="k")
+    assert caught.value.code == "exposure_not_found"
+
+
+@pytest.mark.usefixtures("trial")
+def test_outcomes_come_in_batches_that_are_kept_whole_or_not_at_all(registry):
+    registry.experiments.expose("trial", "ada", "old")
+    one = Outcome(metric="m", value=1.0, idempotency_key="k", name="trial", unit="ada")
+    stranger = Outcome(metric="m", value=1.0, idempotency_key="l", name="trial", unit="eve")
+    with pytest.raises(NotFound):
+        registry.experiments.outcomes([one, stranger])
+    assert registry.experiments.counts("trial")[0].metrics == {}
+    assert registry.experiments.outcomes([one, one]) == (True, False)
+
+
+def test_an_experiment_that_lists_its_metrics_takes_no_others(registry, publish):
+    publish(weights=b"1")
+    publish(weights=b"2")
+    arms = {"a": "sentiment:1", "b": "sentiment:2"}
+    registry.experiments.create("strict", arms=arms, metric="thumbs", config={"metrics": {"thumbs": True}})
+    registry.experiments.expose("strict", "ada", "a")
+    with pytest.raises(UsageError, match="it measures thumbs") as caught:
+        registry.experiments.outcome(name="strict", unit="ada", metric="stars", value=1.0, idempotency_key="k")
+    assert caught.value.code == "unknown_metric"
+
+
+@pytest.mark.usefixtures("trial")
+def test_no_name_looks_like_an_id(registry):
+    with pytest.raises(UsageError, match="looks like"):
+        registry.experiments.create("exp-1", arms={"a": "sentiment:1", "b": "sentiment:2"}, metric="m")
 
 
 @pytest.mark.usefixtures("trial")
