@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from umbel.adapters.dropout import drop, token_keys
 from umbel.adapters.method import Batch, Fused, Method, Run, Weights
@@ -181,7 +182,11 @@ def adapted_norm(name: str, a_RD: Tensor, b_RE: Tensor, frozen: Frozen) -> Tenso
 
 
 class LoraBatch(Batch):
-    """Two products per slot and site: x A, then each linear's own B into its columns of y."""
+    """Two products per slot and site: x A, then each linear's own B into its columns of y.
+
+    In training the Bs of a site are one block-diagonal matrix instead: a gradient of columns written one after another
+    would copy all of y for each of them.
+    """
 
     def linear(self, layer: int, site: str, x: Tensor, y: Tensor, frozen: Frozen) -> Tensor:
         a_SDR = self.stack.get((layer, f"{site}.A"))
@@ -189,6 +194,8 @@ class LoraBatch(Batch):
             return y
         x_SMD = self._dropped(self.rows.take(x), layer, site, x.shape[1])
         h_SMR = product(x_SMD, self.rows.of(a_SDR))
+        if torch.is_grad_enabled() and not self._rescales(layer, site):
+            return self.rows.add(y, product(h_SMR, self._diagonal(layer, site)))
         rank = column = 0
         for name in SITES[site]:
             b_SRE = self.stack.get((layer, f"{name}.B"))
@@ -205,6 +212,21 @@ class LoraBatch(Batch):
                 rank = part.stop
             column += width
         return y
+
+    def _diagonal(self, layer: int, site: str) -> Tensor:
+        """[S, sum R, E of the whole site]; linears that are not adapted have zero columns."""
+        widths = [self.shape.linear(name)[1] for name in SITES[site]]
+        blocks = []
+        for place, name in enumerate(SITES[site]):
+            b_SRE = self.stack.get((layer, f"{name}.B"))
+            if b_SRE is not None:
+                blocks.append(pad(self.rows.of(b_SRE), (sum(widths[:place]), sum(widths[place + 1 :]))))
+        return torch.cat(blocks, 1) if len(blocks) > 1 else blocks[0]
+
+    def _rescales(self, layer: int, site: str) -> bool:
+        """Whether any linear of the site has DoRA's magnitudes."""
+        kinds = ("magnitude", "scale")
+        return any((layer, f"{name}.{kind}") in self.stack for name in SITES[site] for kind in kinds)
 
     def _scale(self, layer: int, name: str, a_SDR: Tensor, b_SRE: Tensor, frozen: Frozen) -> Tensor | None:
         """DoRA's m / ||W + s B A||, [S, 1, E]; None for plain LoRA."""
