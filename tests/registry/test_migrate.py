@@ -4,6 +4,7 @@ import sys
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -64,6 +65,23 @@ def test_many_that_open_a_fresh_home_at_once_all_succeed(fresh_settings):
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(open_one, range(8)))
+
+
+@pytest.mark.timeout(60)  # without the lock they wait for each other
+def test_of_many_that_migrate_at_once_one_does_and_the_others_wait(fresh_settings):
+    fresh_settings.home.mkdir()
+    together = Barrier(6)
+
+    def upgrade(_):
+        database = Database(fresh_settings.database_url)
+        try:
+            together.wait()
+            return migrate.upgrade(database).ok
+        finally:
+            database.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(upgrade, range(6)))
 
 
 def test_a_database_of_another_revision_is_refused_with_the_command(database, fresh_settings):
