@@ -17,8 +17,11 @@ from umbel.backbone.backbone import Backbone
 from umbel.backbone.decoder import Output, whole_step
 from umbel.backbone.loading import load_backbone
 from umbel.backbone.tiny import tiny_backbone
+from umbel.core.clock import new_id
 from umbel.core.contract import Contract, Decoding, OutputHead
 from umbel.core.settings import Settings
+from umbel.core.wire.experiments import ArmSpec, ExperimentSpec, MetricSpec
+from umbel.experiments.live import Live as Experiments
 from umbel.registry import Registry
 from umbel.registry.records import Version
 from umbel.server.app import create_app
@@ -179,3 +182,32 @@ def idle(live: Live) -> Live:
     """The live server with nothing left of earlier tests."""
     _wait_until(lambda: not live.parts.service.in_flight and not live.parts.thread.stats().running)
     return live
+
+
+@pytest.fixture(scope="module")
+def book(home: Home) -> Iterator[Experiments]:
+    """Experiments, with ab:1 and ab:2 to compare. What a module leaves running is stopped behind it."""
+    like = home.registry.versions.get("rhymer:1").contract
+    for seed in (61, 62):
+        home.publish("ab", like, seed=seed)
+    experiments = Experiments(home.registry)
+    yield experiments
+    for one in list(experiments.list("running")):
+        experiments.stop(one.name)
+
+
+@pytest.fixture
+def begin(book: Experiments) -> Callable[..., str]:
+    """begin(name=, arms=, **fields): starts an experiment on ab:1 and ab:2, or on ``arms``, and returns its name."""
+
+    def make(name: str | None = None, arms: dict[str, str] | None = None, **fields: Any) -> str:
+        named = arms or {"control": "ab:1", "candidate": "ab:2"}
+        spec = ExperimentSpec(
+            name=name or f"try-{new_id('x')}",
+            arms=[ArmSpec(name=arm, model=model) for arm, model in named.items()],
+            metrics=[MetricSpec(name="thumbs")],
+            **fields,
+        )
+        return book.create(spec).name
+
+    return make
