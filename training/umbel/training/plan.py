@@ -21,6 +21,10 @@ _CALL = 1.2e-3
 """Seconds that one layer costs in forward and backward, however few tokens there are; measured likewise."""
 _STEP = 0.02
 """Seconds of a step that no backbone causes: optimizers, batches, the run log."""
+_PROGRAM = 600e6
+"""Bytes of Python, torch and the tokenizer, before any weight."""
+_SLACK = 2.0
+"""What the allocator holds beyond what is in use, after many passes of different shapes; measured likewise."""
 _COPIES = 5
 """Tensors per parameter: master, gradient, two moments, the best so far."""
 
@@ -133,13 +137,16 @@ def _padding(trainee: Trainee, packing: Packing) -> float:
 
 
 def _memory(trainees: Sequence[Trainee], backbone: Backbone, packing: Packing) -> int:
-    shape, size = backbone.shape, backbone.dtype.itemsize
+    size = backbone.dtype.itemsize
     weights = sum(parameter.numel() for parameter in backbone.decoder.parameters()) * size
     optimizer = sum(trainee.adapter.num_parameters for trainee in trainees) * _COPIES * 4
-    widths = sum(sum(shape.linear(name)) for name in LINEARS) + 4 * shape.hidden
-    places = min(packing.tokens, sum(_places(trainee) for trainee in trainees))
-    logits = max((_supervised_share(trainee) for trainee in trainees), default=0.0) * places * shape.vocab * (size + 8)
-    return int(weights + optimizer + places * widths * shape.layers * size + logits)
+    trains = min(packing.tokens, sum(_places(trainee) for trainee in trainees))
+    share = max((_supervised_share(trainee) for trainee in trainees), default=0.0)
+    widths = sum(sum(backbone.shape.linear(name)) for name in LINEARS) + 4 * backbone.shape.hidden
+    logits = share * backbone.shape.vocab * (size + 8)
+    step = trains * (widths * backbone.shape.layers * size + logits)
+    look = packing.tokens * logits
+    return int(_PROGRAM + weights + optimizer + _SLACK * max(step, look))
 
 
 def _places(trainee: Trainee) -> int:

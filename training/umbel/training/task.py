@@ -35,9 +35,11 @@ class Task:
     max_length: int = 512
     """Most tokens of one input: longer texts are cut, rows with longer prompts left out."""
     truncation_side: Literal["left", "right"] = "right"
+    """Which end of a longer text is cut."""
     max_tokens: int | None = None
     """Most tokens of a generated answer; a quarter more than the longest one in the training rows."""
     description: str = ""
+    """One line for lists and the card."""
 
     epochs: float = 3.0
     """Passes over the training rows; ``steps`` says it otherwise."""
@@ -58,6 +60,7 @@ class Task:
     clip: float = 1.0
     """Largest norm of this adapter's gradient; 0 clips nothing."""
     seed: int = 0
+    """Decides the first weights, the order of the rows and dropout; the same seed gives the same bytes."""
     limit: int | None = None
     """Train on the first N rows only."""
 
@@ -83,8 +86,11 @@ class Task:
     head_depth: int = 0
     """Hidden layers of the output head."""
     head_width: int = 256
+    """Features of each of them."""
     head_activation: Literal["gelu", "relu", "silu", "tanh"] = "gelu"
+    """After each of them."""
     head_dropout: float = 0.0
+    """Before each layer of the head, in training only."""
     pooling: Literal["last", "mean"] = "last"
     """What a classifier reads: the last token's hidden state, or the mean over the text."""
 

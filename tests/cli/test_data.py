@@ -1,0 +1,40 @@
+"""``umbel data check``: what is wrong is told before anybody trains on it."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def rows(tmp_path):
+    def write(*rows, name="rows.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write
+
+
+def test_a_good_file_is_described(run, rows):
+    answer = run("data", "check", rows({"text": "a b", "label": "x"}, {"text": "A b!", "label": "y"}))
+    assert answer.code == 0
+    facts = dict(line.split(maxsplit=1) for line in answer.out.splitlines() if not line.startswith("label"))
+    assert facts["form"] == "classify"
+    assert facts["contradictions"] == "1"
+
+
+def test_json_counts_leaks(run, rows):
+    train, test = rows({"text": "a", "label": "x"}), rows({"text": "a", "label": "x"}, name="test.jsonl")
+    found = json.loads(run("data", "check", train, "--test", test, "--json").out)
+    assert found["leaks"] == 1
+    assert found["rows"] == {"train": 1, "test": 1}
+
+
+def test_a_wrong_row_exits_2_with_its_line(run, rows):
+    answer = run("data", "check", rows({"text": "a", "label": "x"}, {"text": "b"}))
+    assert answer.code == 2
+    assert "line 2" in answer.err
+
+
+def test_a_missing_file_exits_3(run):
+    assert run("data", "check", "nothing.jsonl").code == 3
