@@ -165,3 +165,15 @@ def test_without_validation_rows_the_last_weights_are_kept(tasks, train):
     assert found.history == ()
     assert found.best is None
     assert found.adapter is not None
+
+
+def test_a_backbone_that_was_packed_for_serving_is_refused(tasks, tiny, settings):
+    from umbel.backbone.linears import can_pack
+    from umbel.backbone.loading import load_backbone
+
+    packed = load_backbone(tiny, packed=True)
+    if not can_pack(packed.dtype, packed.device):
+        pytest.skip("this processor packs no weights")
+    with pytest.raises(ConfigError) as caught:
+        fit(packed, [tasks["mood"]], settings=settings)
+    assert caught.value.code == "packed_backbone"

@@ -10,6 +10,7 @@ import torch
 
 from umbel.adapters.adapter import Adapter
 from umbel.backbone.backbone import Backbone
+from umbel.backbone.linears import PackedLinear
 from umbel.core.errors import ConfigError, Interrupted, UmbelError
 from umbel.core.protocols import RunLog
 from umbel.core.settings import Settings
@@ -70,6 +71,7 @@ def fit(
     """
     settings = settings or Settings.load()
     _check_names(tasks)
+    _check_dense(backbone)
     started = [_start(task, backbone, settings) for task in tasks]
     log = _Log(run_log, tasks)
     for trainee, run, task in zip(started, log.runs, tasks, strict=True):
@@ -96,6 +98,7 @@ def resume(
 ) -> list[TrainedAdapter]:
     """Goes on from a folder's newest checkpoint; the result has the same bytes as a run that was never stopped."""
     settings = settings or Settings.load()
+    _check_dense(backbone)
     saved = checkpoint.newest(folder)
     tasks = checkpoint.read_tasks(saved)
     trainees = [trainee_of(prepare(task, backbone, settings), backbone) for task in tasks]
@@ -111,6 +114,15 @@ def _check_names(tasks: Sequence[Task]) -> None:
         raise ConfigError("there is no task to train.", code="no_tasks", hint="umbel train --name ... --data ...")
     if double := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"two tasks are called {double!r}.", param="name", hint="give each its own --name")
+
+
+def _check_dense(backbone: Backbone) -> None:
+    if any(isinstance(module, PackedLinear) for module in backbone.decoder.modules()):
+        raise ConfigError(
+            f"backbone {backbone.name} was loaded for serving: its packed weights have no gradient.",
+            code="packed_backbone",
+            hint="load_backbone(folder, packed=False)",
+        )
 
 
 def _start(task: Task, backbone: Backbone, settings: Settings) -> Trainee | UmbelError:

@@ -1,6 +1,7 @@
 """The command itself: tasks in, versions out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from umbel.cli.console import Json, Quiet, examples, print_json, say_to_stderr
 from umbel.cli.opened import open_registry
 from umbel.cli.train.flags import read_tasks, split_words
-from umbel.core.errors import NotFound, UmbelError
+from umbel.core.errors import Interrupted, NotFound, UmbelError
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def train(
     resume: Annotated[str | None, typer.Option(help="Go on with a run that was stopped.", metavar="RUN")] = None,
     backbone: Annotated[str | None, typer.Option(help="Needed only where there are several.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the frozen backbone: auto, bf16 or fp32.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Keep no activations: less memory, a third slower.")
     ] = False,
@@ -75,9 +77,10 @@ def train(
     tasks = None if resume else read_tasks(files, flags)
     say = say_to_stderr(quiet)
     with open_registry() as registry:
-        loaded = _load(settings, backbone or _backbone_of(settings, resume), dtype)
+        loaded = _load(settings, backbone or _backbone_of(settings, resume), dtype, device)
         trained = _train(registry, settings, loaded, tasks, resume, quiet=quiet, recompute=recompute)
-        outcomes = finish(registry, loaded, trained, publish=publish, allow_noop=allow_noop, say=say)
+        with _told_how_to_go_on(trained):
+            outcomes = finish(registry, loaded, trained, publish=publish, allow_noop=allow_noop, say=say)
     if as_json:
         print_json([outcome.as_json() for outcome in outcomes])
     else:
@@ -86,7 +89,19 @@ def train(
     _fail_if_any(outcomes)
 
 
-def _load(settings: Settings, name: str | None, dtype: str) -> "Backbone":
+@contextmanager
+def _told_how_to_go_on(trained: "Sequence[TrainedAdapter]") -> Iterator[None]:
+    """Ctrl-C after the last step: the weights are saved, and resuming judges and publishes them."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        run = next(each.run for each in trained if each.run)
+        raise Interrupted(
+            "interrupted while judging; what was trained is saved.", hint=f"go on with: umbel train --resume {run}"
+        ) from None
+
+
+def _load(settings: Settings, name: str | None, dtype: str, device: str) -> "Backbone":
     """Dense weights: packed ones have no gradient."""
     from umbel.backbone.loading import load_backbone
     from umbel.cli.known import ensure_backbone
@@ -94,7 +109,7 @@ def _load(settings: Settings, name: str | None, dtype: str) -> "Backbone":
 
     found = choose_backbone(settings, name)
     ensure_backbone(settings, found)
-    return load_backbone(found.folder, dtype=dtype, name=found.name)
+    return load_backbone(found.folder, dtype=dtype, device=device, name=found.name)
 
 
 def _train(
