@@ -129,11 +129,12 @@ def tell(outcome: Outcome, backbone: str) -> None:
         ends = "" if finding.low is None else f" (95 % CI {finding.low:.3f} to {finding.high:.3f})"
         facts.append((finding.metric, f"{finding.value:.3f}{ends} on {finding.rows} held-out rows"))
         facts += [("", f"{value:.3f} {name}") for name, value in finding.baselines.items()]
-        facts += [("", sentence) for sentence in finding.sentences]
     if version is not None:
         facts.append(("size", human_bytes(version.bytes)))
         facts.append(("answers as", ", ".join([*version.aliases, str(version.number)])))
     print_facts(facts)
+    for sentence in finding.sentences if finding is not None else ():
+        typer.echo(sentence)
     if version is not None:
         _tell_how(outcome, version, backbone)
 

@@ -31,7 +31,7 @@ def stopping() -> Iterator[Stopping]:
     def heard(number: int, frame: FrameType | None) -> None:
         asked.reason = "interrupted"
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        typer.echo("saving and stopping after this step; Ctrl-C again stops at once", err=True)
+        typer.echo("\nsaving and stopping after this step; Ctrl-C again stops at once", err=True)
 
     for number in before:
         signal.signal(number, heard)
