@@ -19,6 +19,14 @@ def test_json_names_the_version_that_answered(run):
     assert sum(found["probs"]) == pytest.approx(1.0)
 
 
+def test_a_label_that_is_not_likely_enough_is_kept_back(run):
+    lines = run("run", "mood", "hello", "--abstain-below", "1").out.splitlines()
+    assert "abstains" in lines[0]
+    assert len(lines) == 4
+    found = json.loads(run("run", "mood", "hello", "--abstain-below", "1", "--json").out)
+    assert (found["label"], found["abstained"]) == (None, True)
+
+
 def test_the_bare_backbone_generates(run):
     found = json.loads(run("run", "tiny", "hello", "--max-tokens", "3", "--json").out)
     assert found["model"] == "tiny"
@@ -59,6 +67,7 @@ def test_rows_that_fail_stay_in_the_output_with_their_reason_and_the_rest_is_ans
         (("nope", "x"), 3, "nope"),
         (("mood:99", "x"), 3, "mood:99"),
         (("mood",), 2, "--input"),
+        (("tiny", "x", "--abstain-below", "0.5"), 2, "--abstain-below"),
         (("mood", "x", "--input", "y"), 2, "--input"),
         (("mood", "--input", "absent.jsonl"), 3, "absent.jsonl"),
         (("mood", "x", "--url", "http://127.0.0.1:9"), 1, "umbel serve"),

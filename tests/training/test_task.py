@@ -1,9 +1,14 @@
 """Tasks from files and flags: what is known, what is wrong, and what is nearest to it."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from umbel.core.contract import OutputHead
 from umbel.core.errors import ConfigError, UsageError
+from umbel.training.data.rows import LabelledRow
+from umbel.training.data.source import Splits
+from umbel.training.prepared import contract_of
 from umbel.training.task import Task
 from umbel.training.taskfile import known_options, read_task, task_of
 
@@ -50,6 +55,8 @@ def test_a_task_without_name_data_or_head_is_told_what_it_lacks(missing):
         {"lr": 0},
         {"lr": "fast"},
         {"warmup": 1.5},
+        {"abstain_below": 1.5},
+        {"task": "regress", "abstain_below": 0.5},
         {"validation_fraction": 0.9},
         {"decay": "sudden"},
         {"rank": 0},
@@ -63,6 +70,14 @@ def test_a_task_without_name_data_or_head_is_told_what_it_lacks(missing):
 def test_wrong_values_are_told_before_anything_is_loaded(wrong):
     with pytest.raises(UsageError):
         task_of({**LEAST, **wrong})
+
+
+def test_the_bound_below_which_a_classifier_abstains_is_part_of_its_contract():
+    rows = [LabelledRow(1, "x", ("no",), False), LabelledRow(2, "y", ("yes",), False)]
+    splits = Splits(train=rows, validation=[], test=[], digest="sha256:0", name="rows")
+    backbone = SimpleNamespace(config=SimpleNamespace(max_positions=512))
+    assert contract_of(task_of({**LEAST, "abstain_below": "0.8"}), splits, backbone).abstain_below == 0.8
+    assert contract_of(task_of(LEAST), splits, backbone).abstain_below == 0.0
 
 
 def test_a_task_survives_json():

@@ -42,11 +42,9 @@ async def ask(
     if head is OutputHead.GENERATE:
         reply = await client.chat(model, row["messages"] if "messages" in row else text_of(row), **options)
         return {"output": reply.text, "finish_reason": reply.choices[0].finish_reason, "model": reply.model}
-    pooled = {
-        OutputHead.CLASSIFY: client.classify,
-        OutputHead.REGRESS: client.score,
-        OutputHead.EMBED: client.embed,
-    }
+    pooled = {OutputHead.REGRESS: client.score, OutputHead.EMBED: client.embed}
+    if head is OutputHead.CLASSIFY:
+        return _first(await client.classify(model, text_of(row), abstain_below=options.get("abstain_below")))
     if head is OutputHead.TAG:
         tagged = await client.tag(model, [row["tokens"]] if "tokens" in row else text_of(row))
         return _first(tagged)

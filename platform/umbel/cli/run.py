@@ -41,6 +41,9 @@ def run(
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.", min=1)] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.", min=0)] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same answer.")] = None,
+    abstain_below: Annotated[
+        float | None, typer.Option(help="Classifiers: give no label that is less probable.", min=0, max=1)
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="Needed only where the home has several.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), bf16, fp16 or fp32.")] = "auto",
     url: Annotated[str | None, typer.Option(help="Ask this server instead of loading the backbone here.")] = None,
@@ -49,7 +52,7 @@ def run(
     """Ask one adapter. Without --url the backbone is loaded in this process for as long as it takes."""
     if (text is None) == (input is None):
         raise UsageError("give either a text or --input.", hint=f'umbel run {model} "some text"')
-    given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "abstain_below": abstain_below}
     options = {key: value for key, value in given.items() if value is not None}
     if text == "-":
         text = typer.get_text_stream("stdin").read()
@@ -70,6 +73,8 @@ async def _run(
     async with _client(*where) as client:
         found = await client.model(model)
         head = OutputHead(found.output_head or OutputHead.GENERATE)
+        if "abstain_below" in options and head is not OutputHead.CLASSIFY:
+            raise UsageError(f"{model} is no classifier: it has no label to keep back.", hint="omit --abstain-below")
         if input is None:
             await _one(client, model, head, text or "", options, as_json)
         else:
@@ -94,8 +99,9 @@ def told(head: OutputHead, answer: Mapping[str, Any]) -> str:
     if head is OutputHead.CLASSIFY:
         label = answer["label"]
         first = ", ".join(label) if isinstance(label, list) else label
+        kept_back = "(abstains: no label is likely enough)" if answer["abstained"] else "(no label)"
         likely = sorted(zip(answer["probs"], answer["labels"], strict=True), reverse=True)
-        return "\n".join([first or "(no label is likely enough)", *(f"  {p:6.1%}  {name}" for p, name in likely)])
+        return "\n".join([first or kept_back, *(f"  {p:6.1%}  {name}" for p, name in likely)])
     if head is OutputHead.REGRESS:
         return f"{answer['score']:.4g}"
     if head is OutputHead.TAG:

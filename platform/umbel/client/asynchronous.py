@@ -106,8 +106,10 @@ class AsyncClient:
     ) -> AsyncIterator[CompletionReply]:
         return self.stream(calls.for_unit(calls.complete_stream(model, prompt, options), unit))
 
-    async def classify(self, model: Models, input: Texts, *, unit: str | None = None) -> ClassifyReply:
-        return await self.send(calls.for_unit(calls.classify(model, input), unit))
+    async def classify(
+        self, model: Models, input: Texts, *, abstain_below: float | None = None, unit: str | None = None
+    ) -> ClassifyReply:
+        return await self.send(calls.for_unit(calls.classify(model, input, abstain_below), unit))
 
     async def score(self, model: Models, input: Texts, *, unit: str | None = None) -> ScoreReply:
         return await self.send(calls.for_unit(calls.score(model, input), unit))

@@ -90,8 +90,9 @@ def complete_stream(model: str, prompt: Prompts, options: Mapping[str, Any]) -> 
     return Call("POST", "/v1/completions", CompletionReply, body)
 
 
-def classify(model: Models, input: Texts) -> Call[ClassifyReply]:
-    return Call("POST", "/v1/classify", ClassifyReply, {"model": model, "input": input})
+def classify(model: Models, input: Texts, abstain_below: float | None) -> Call[ClassifyReply]:
+    body = given({"model": model, "input": input, "abstain_below": abstain_below})
+    return Call("POST", "/v1/classify", ClassifyReply, body)
 
 
 def score(model: Models, input: Texts) -> Call[ScoreReply]:

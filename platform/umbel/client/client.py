@@ -111,9 +111,14 @@ class Client:
     ) -> Iterator[CompletionReply]:
         return self.stream(calls.for_unit(calls.complete_stream(model, prompt, options), unit))
 
-    def classify(self, model: Models, input: Texts, *, unit: str | None = None) -> ClassifyReply:
-        """``data`` for one model; for a list of them ``results``, keyed by model."""
-        return self.send(calls.for_unit(calls.classify(model, input), unit))
+    def classify(
+        self, model: Models, input: Texts, *, abstain_below: float | None = None, unit: str | None = None
+    ) -> ClassifyReply:
+        """``data`` for one model; for a list of them ``results``, keyed by model.
+
+        ``abstain_below``: give no label that is less probable; the adapter's own bound where left out.
+        """
+        return self.send(calls.for_unit(calls.classify(model, input, abstain_below), unit))
 
     def score(self, model: Models, input: Texts, *, unit: str | None = None) -> ScoreReply:
         return self.send(calls.for_unit(calls.score(model, input), unit))

@@ -66,6 +66,7 @@ def contract_of(task: Task, splits: Splits, backbone: Backbone) -> Contract:
         truncation_side=task.truncation_side,
         labels=(task.labels or splits.labels or labels_of(splits.train)) if named else (),
         multi_label=multi,
+        abstain_below=task.abstain_below,
         description=task.description,
     )
 

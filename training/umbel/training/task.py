@@ -36,6 +36,8 @@ class Task:
     """Most tokens of one input: longer texts are cut, rows with longer prompts left out."""
     truncation_side: Literal["left", "right"] = "right"
     """Which end of a longer text is cut."""
+    abstain_below: float = 0.0
+    """Classify: where the likeliest label is less probable than this, the adapter gives none."""
     max_tokens: int | None = None
     """Most tokens of a generated answer; a quarter more than the longest one in the training rows."""
     description: str = ""
@@ -105,8 +107,15 @@ class Task:
         for name in ("weight_decay", "clip", "seed"):
             self._at_least(name, 0)
         self._inside("warmup", self.warmup, 0, 1)
+        self._inside("abstain_below", self.abstain_below, 0, 1)
         self._inside("validation_fraction", self.validation_fraction, 0, 0.5)
         self._inside("test_fraction", self.test_fraction, 0, 0.5)
+        if self.abstain_below and self.output_head is not OutputHead.CLASSIFY:
+            raise ConfigError(
+                f"abstain_below is for classifiers, this task is {self.task}.",
+                param="abstain_below",
+                hint="leave it out",
+            )
         if self.epochs <= 0 or (self.lr is not None and self.lr <= 0):
             raise ConfigError("epochs and lr must be above 0.", param="lr" if self.epochs > 0 else "epochs")
 

@@ -35,7 +35,7 @@ class PooledRequest(Request):
         return [self.model] if isinstance(self.model, str) else self.model
 
 
-class ClassifyRequest(PooledRequest):
+class TextsRequest(PooledRequest):
     input: Texts
 
     @property
@@ -43,7 +43,12 @@ class ClassifyRequest(PooledRequest):
         return [self.input] if isinstance(self.input, str) else self.input
 
 
-class ScoreRequest(ClassifyRequest):
+class ClassifyRequest(TextsRequest):
+    abstain_below: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
+    """Give no label where the likeliest one is less probable than this; the adapter's own bound where left out."""
+
+
+class ScoreRequest(TextsRequest):
     pass
 
 
@@ -95,7 +100,9 @@ class PooledReply(Reply, Generic[Item]):
 class Classified(Reply):
     index: int
     label: str | list[str] | None
-    """A list for a multi-label adapter; None where the adapter abstains (no label is likely enough)."""
+    """A list for a multi-label adapter; None where the answer abstains."""
+    abstained: bool = False
+    """No label is likely enough; ``probs`` are there all the same."""
     probs: list[float]
     labels: list[str]
     """The order of ``probs``."""

@@ -24,7 +24,7 @@ async def classify(body: ClassifyRequest, request: Request, service: ServiceDep)
         encoded = await service.texts.pooled(target.contract, body.texts)
         pooled = await pool(service, target, [text.ids for text in encoded])
         items = [
-            classified(place, logits, target.contract, truncated=text.cut > 0)
+            classified(place, logits, target.contract, truncated=text.cut > 0, abstain_below=body.abstain_below)
             for place, (logits, text) in enumerate(zip(pooled.logits, encoded, strict=True))
         ]
         return Part(items, pooled)
@@ -32,12 +32,17 @@ async def classify(body: ClassifyRequest, request: Request, service: ServiceDep)
     return await keyed(request, service, body, OutputHead.CLASSIFY, ClassifyReply, ask)
 
 
-def classified(index: int, logits: Tensor, contract: Contract, *, truncated: bool) -> Classified:
+def classified(
+    index: int, logits: Tensor, contract: Contract, *, truncated: bool, abstain_below: float | None = None
+) -> Classified:
+    """``abstain_below`` None is the contract's own bound; a probability that equals the bound is likely enough."""
     probs = [float(prob) for prob in probabilities(logits, multi_label=contract.multi_label)]
+    abstained = max(probs) < (contract.abstain_below if abstain_below is None else abstain_below)
     labels = list(contract.labels)
     return Classified(
         index=index,
-        label=_label(probs, contract),
+        label=None if abstained else _label(probs, contract),
+        abstained=abstained,
         probs=probs,
         labels=labels,
         num_classes=len(labels),
@@ -45,8 +50,7 @@ def classified(index: int, logits: Tensor, contract: Contract, *, truncated: boo
     )
 
 
-def _label(probs: list[float], contract: Contract) -> str | list[str] | None:
+def _label(probs: list[float], contract: Contract) -> str | list[str]:
     if contract.multi_label:
         return [label for label, prob in zip(contract.labels, probs, strict=True) if prob >= contract.threshold]
-    best = max(range(len(probs)), key=probs.__getitem__)
-    return None if probs[best] < contract.abstain_below else contract.labels[best]
+    return contract.labels[max(range(len(probs)), key=probs.__getitem__)]
