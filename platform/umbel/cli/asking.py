@@ -42,13 +42,14 @@ async def ask(
     if head is OutputHead.GENERATE:
         reply = await client.chat(model, row["messages"] if "messages" in row else text_of(row), **options)
         return {"output": reply.text, "finish_reason": reply.choices[0].finish_reason, "model": reply.model}
-    pooled = {OutputHead.REGRESS: client.score, OutputHead.EMBED: client.embed}
     if head is OutputHead.CLASSIFY:
         return _first(await client.classify(model, text_of(row), abstain_below=options.get("abstain_below")))
     if head is OutputHead.TAG:
         tagged = await client.tag(model, [row["tokens"]] if "tokens" in row else text_of(row))
         return _first(tagged)
-    return _first(await pooled[head](model, text_of(row)))
+    if head is OutputHead.REGRESS:
+        return _first(await client.score(model, text_of(row)))
+    return _first(await client.embed(model, text_of(row)))
 
 
 def _first(reply: Any) -> dict[str, Any]:

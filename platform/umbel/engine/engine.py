@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -161,6 +162,29 @@ class Engine:
         self.wakeup.set()
         return handle
 
+    def warm(self, digest: str) -> Future[bool]:
+        """Loads an adapter and gives it a slot, evicting idle ones if need be, before anybody asks it anything.
+
+        Safe from any thread. The result comes once it is resident: False where it was already. The error is the one
+        that a request would meet. Cancelling the future ends the wish; a load that has begun goes on.
+        """
+        return self._ask(digest, warm=True)
+
+    def unload(self, digest: str) -> Future[bool]:
+        """Frees an adapter's slot; the result is False where it had none. Safe from any thread.
+
+        Conflict (``adapter_in_use``) where requests run with it or wait for it.
+        """
+        return self._ask(digest, warm=False)
+
+    def _ask(self, digest: str, *, warm: bool) -> Future[bool]:
+        with self._lock:
+            if self._closed is not None:
+                raise self._closed
+            asked = self.scheduler.warming.ask(digest, warm=warm)
+        self.wakeup.set()
+        return asked
+
     def step(self) -> bool:
         """Runs one step; False when there is nothing left to do. Errors of one row never reach another."""
         self.wakeup.clear()
@@ -172,13 +196,14 @@ class Engine:
             if plan.tokens:
                 self._run(plan)
         self._wake()
-        if not plan.tokens and self._alive:
+        if not plan.tokens and (self._alive or self.scheduler.warming.busy):
             self.wakeup.wait(_IDLE_WAIT)
-        return bool(self._alive or self._inbox)
+        return bool(self._alive or self._inbox or self.scheduler.warming.busy)
 
     def fail_all(self, error: UmbelError) -> None:
         """Ends every request with an error; the engine itself stays usable."""
         self._take_inbox()
+        self.scheduler.warming.fail_all(error)
         for row in list(self._alive.values()):
             self._end(row, "error", error, tainted=True)
         self._wake()

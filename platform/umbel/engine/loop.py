@@ -1,5 +1,6 @@
 """The thread that owns an engine, and the face of it that any thread or asyncio task may use."""
 
+import asyncio
 import logging
 import threading
 import time
@@ -43,6 +44,13 @@ class EngineThread:
     async def answer(self, request: Request) -> Answer:
         """Submits and waits; raises the request's error. Cancelling the task cancels the request."""
         return await self.submit(request).answer()
+
+    async def warm(self, digest: str) -> bool:
+        """As ``Engine.warm``, awaited; cancelling the task ends the wish."""
+        return await asyncio.wrap_future(self.engine.warm(digest))
+
+    async def unload(self, digest: str) -> bool:
+        return await asyncio.wrap_future(self.engine.unload(digest))
 
     def stats(self) -> Stats:
         return self.engine.stats()

@@ -19,6 +19,7 @@ from umbel.engine.row import Row
 from umbel.engine.running import Plan, Running
 from umbel.engine.slots import Bank, too_large
 from umbel.engine.waiting import TOKEN_COST, Waiting
+from umbel.engine.warming import Warming
 
 Finish = Callable[[Row, FinishReason, UmbelError | None], None]
 
@@ -49,12 +50,14 @@ class Scheduler:
         self.kv_tokens = kv_tokens
         """Places of the cache that running rows may be promised in all."""
         self.waiting, self.running = Waiting(), Running(forward.cache)
+        self.warming = Warming(bank, loader, self.waiting, lookahead=limits.lookahead)
         self._clock, self._finish = clock, finish
         own = backbone.tokenizer.eos
         self._ends = frozenset(backbone.config.eos) | (frozenset() if own is None else {own})
 
     def plan(self) -> Plan:
         """Admits what can be and says what the next step computes."""
+        self.warming.advance()
         self._take_loaded()
         while len(self.running) < self.limits.max_rows:
             row = self._next()
@@ -78,15 +81,19 @@ class Scheduler:
         self.waiting.charge(row.adapter, TOKEN_COST)
 
     def _take_loaded(self) -> None:
-        """Loaded adapters take free slots at once; where nobody wants one and no slot is free, it is dropped."""
+        """Loaded adapters take free slots at once; where nobody wants one and no slot is free, it is dropped.
+
+        One that is warmed by hand takes the slot of an idle one, if need be.
+        """
         now = self._clock()
         for digest in self.loader.collect():
             for row in self.waiting.of(digest):
                 row.marks.load_ended = now
         for digest, resident in list(self.loader.ready.items()):
-            if self.bank.has_room(resident.nbytes, evicting=False):
+            wanted = self.warming.wants(digest)
+            if self.bank.has_room(resident.nbytes, evicting=wanted):
                 self.bank.insert(self.loader.ready.pop(digest))
-            elif not self.waiting.of(digest):
+            elif not (wanted or self.waiting.of(digest)):
                 del self.loader.ready[digest]
 
     def _look_ahead(self) -> None:

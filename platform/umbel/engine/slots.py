@@ -148,7 +148,7 @@ class Bank:
             stack.add(resident)
         self.residents[resident.digest] = resident
         self.used += resident.nbytes
-        self._touch(resident)
+        self.touch(resident)
 
     def evict(self, resident: Resident) -> None:
         """Frees an idle adapter's slot."""
@@ -166,18 +166,19 @@ class Bank:
         if not resident.worn and resident.stack is not None:
             resident.stack.bring_forward(resident)
         resident.worn += 1
-        self._touch(resident)
+        self.touch(resident)
 
     def unpin(self, resident: Resident) -> None:
         resident.worn -= 1
-        self._touch(resident)
+        self.touch(resident)
+
+    def touch(self, resident: Resident) -> None:
+        """The most recently used one is evicted last."""
+        self._tick += 1
+        resident.last_used = self._tick
 
     def _idle(self) -> Iterator[Resident]:
         return (resident for resident in self.residents.values() if not resident.worn)
-
-    def _touch(self, resident: Resident) -> None:
-        self._tick += 1
-        resident.last_used = self._tick
 
 
 def too_large(resident: Resident, budget: int) -> Unavailable:
