@@ -1,7 +1,7 @@
 """``fit``: from tasks to trained adapters, all of them in shared passes over one frozen backbone."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +57,7 @@ def fit(
     tasks: Sequence[Task],
     *,
     run_log: RunLog | None = None,
+    parents: Mapping[str, Adapter] | None = None,
     folder: Path | None = None,
     observer: Observer | None = None,
     stop: Stop | None = None,
@@ -66,13 +67,14 @@ def fit(
 ) -> list[TrainedAdapter]:
     """Trains every task's adapter and returns them in the order of the tasks.
 
+    ``parents`` are adapters to continue from, by the task's name; ``Task.parent`` only says which they are.
     A task that fails leaves alone and the others go on; if all fail, the first one's error is raised. ``folder``
     keeps checkpoints for ``resume``. Raises Interrupted where ``stop`` gives a reason or the run log was cancelled.
     """
     settings = settings or Settings.load()
     _check_names(tasks)
     _check_dense(backbone)
-    started = [_start(task, backbone, settings) for task in tasks]
+    started = [_start(task, backbone, settings, (parents or {}).get(task.name)) for task in tasks]
     log = _Log(run_log, tasks)
     for trainee, run, task in zip(started, log.runs, tasks, strict=True):
         if isinstance(trainee, Trainee):
@@ -125,9 +127,9 @@ def _check_dense(backbone: Backbone) -> None:
         )
 
 
-def _start(task: Task, backbone: Backbone, settings: Settings) -> Trainee | UmbelError:
+def _start(task: Task, backbone: Backbone, settings: Settings, parent: Adapter | None) -> Trainee | UmbelError:
     try:
-        return trainee_of(prepare(task, backbone, settings), backbone)
+        return trainee_of(prepare(task, backbone, settings), backbone, parent)
     except UmbelError as error:
         return error
 

@@ -26,6 +26,9 @@ class Task:
     options: Mapping[str, Any] = field(default_factory=dict)
     """The method's own settings, such as rank and alpha."""
 
+    parent: str | None = None
+    """``from`` in files, ``--from`` as a flag: the version whose weights training starts with, such as name:3."""
+
     labels: tuple[str, ...] = ()
     """Order of the labels; read from the data where not given."""
     template: str = "{text}"

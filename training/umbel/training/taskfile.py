@@ -3,7 +3,7 @@
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import UnionType
@@ -18,7 +18,11 @@ from umbel.training.task import Task
 _PATHS = ("data", "validation", "test")
 
 
-def read_task(path: Path, flags: Mapping[str, Any] | None = None) -> Task:
+Inherit = Callable[[str], Mapping[str, Any]]
+"""A version (``name:3``, ``name@alias``) to the options that a task continuing from it starts with."""
+
+
+def read_task(path: Path, flags: Mapping[str, Any] | None = None, *, inherit: Inherit | None = None) -> Task:
     """A task file, with flags on top. Paths in the file are relative to the file's own folder."""
     try:
         options = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -29,14 +33,19 @@ def read_task(path: Path, flags: Mapping[str, Any] | None = None) -> Task:
     for key in _PATHS:
         if isinstance(options.get(key), str) and (path.parent / options[key]).exists():
             options[key] = str(path.parent / options[key])
-    return task_of({**options, **(flags or {})}, where=str(path))
+    return task_of({**options, **(flags or {})}, where=str(path), inherit=inherit)
 
 
-def task_of(options: Mapping[str, Any], *, where: str = "the command line") -> Task:
+def task_of(options: Mapping[str, Any], *, where: str = "the command line", inherit: Inherit | None = None) -> Task:
     """A task from flat options: the task's own, and the method's beside them.
+
+    ``from`` names a version to continue from: what it was made with stands in for what is not given.
 
     Raises ConfigError: ``unknown_option`` with the nearest known name, ``missing_option``, ``invalid_option``.
     """
+    if "from" in options and inherit is not None:
+        given = {key: value for key, value in options.items() if key != "from"}
+        options = {**inherit(str(options["from"])), **given}
     method = str(options.get("method", DEFAULT_METHOD))
     own, theirs = known_options(), method_options(method)
     if unknown := next((key for key in options if key not in own and key not in theirs), None):

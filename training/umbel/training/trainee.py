@@ -134,8 +134,11 @@ class Trainee:
         self.adapter.weights.bake()
 
 
-def trainee_of(prepared: Prepared, backbone: Backbone) -> Trainee:
-    """Fresh, at step 0. Masters are fp32 (float64 on a float64 backbone), on the backbone's device."""
+def trainee_of(prepared: Prepared, backbone: Backbone, parent: Adapter | None = None) -> Trainee:
+    """At step 0, fresh or with a parent's weights. Masters are fp32 (float64 on a float64 backbone), on its device.
+
+    Raises ConfigError (``parent_mismatch``) for a parent of another shape, labels or template.
+    """
     task = prepared.task
     adapter = fresh_adapter(
         task.method,
@@ -153,6 +156,8 @@ def trainee_of(prepared: Prepared, backbone: Backbone) -> Trainee:
         ),
     )
     _own_masters(adapter, backbone)
+    if parent is not None:
+        _start_from(adapter, parent)
     virtual = adapter.weights.num_virtual
     lengths = [virtual + len(example.ids) for example in prepared.train.examples]
     batches = Batches(lengths, batch_size=task.batch_size, seed=task.seed)
@@ -189,6 +194,29 @@ def _own_masters(adapter: Adapter, backbone: Backbone) -> None:
         )
     for tensor in trained.values():
         tensor.requires_grad_()
+
+
+@torch.no_grad()
+def _start_from(adapter: Adapter, parent: Adapter) -> None:
+    """Copies the parent's tensors; its optimizer is gone, so the schedule starts anew."""
+    for what in ("output_head", "labels", "template", "input_form", "multi_label"):
+        own, theirs = getattr(adapter.contract, what), getattr(parent.contract, what)
+        if own != theirs:
+            raise _other_parent(f"{what} {own!r}, {parent.name} has {theirs!r}")
+    sizes = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}
+    if adapter.method.name != parent.method.name or sizes != {n: tuple(t.shape) for n, t in parent.tensors.items()}:
+        raise _other_parent(f"a {adapter.method.name} of other sizes than {parent.name}, a {parent.method.name}")
+    for name, tensor in adapter.tensors.items():
+        tensor.copy_(parent.tensors[name])
+
+
+def _other_parent(what: str) -> ConfigError:
+    return ConfigError(
+        f"the task has {what}.",
+        code="parent_mismatch",
+        param="from",
+        hint="leave these options to the parent, or train without --from",
+    )
 
 
 def runner(backbone: Backbone) -> Run:

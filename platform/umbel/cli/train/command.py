@@ -9,7 +9,7 @@ import typer
 
 from umbel.cli.console import Json, Quiet, examples, print_json, say_to_stderr
 from umbel.cli.opened import open_registry
-from umbel.cli.train.flags import read_tasks, split_words
+from umbel.cli.train.flags import load_parents, read_tasks, split_words
 from umbel.core.errors import Interrupted, NotFound, UmbelError
 from umbel.core.settings import Settings
 
@@ -28,6 +28,7 @@ app = typer.Typer(help="Train an adapter and publish it.")
         "umbel train --name mood --data tweets-sentiment --task classify",
         "umbel train examples/tasks/pronounce.toml --rank 16 --epochs 2",
         "umbel train mood.toml topic.toml       (both in the same passes over one backbone)",
+        "umbel train --from mood:3 --data new-rows.jsonl",
         "umbel train --resume run-01k9...",
         note="Every key of a task file is a flag, and so are the method's own options (--rank, --alpha, --targets, "
         "--dropout ...). docs/training.md lists them all.",
@@ -48,6 +49,9 @@ def train(
     limit: Annotated[int | None, typer.Option(help="Train on the first N rows only.")] = None,
     patience: Annotated[int | None, typer.Option(help="Stop after N validations without a better one.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides order, first weights and dropout; 0.")] = None,
+    parent: Annotated[
+        str | None, typer.Option("--from", help="Continue from this version's weights.", metavar="NAME:N")
+    ] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with a run that was stopped.", metavar="RUN")] = None,
     backbone: Annotated[str | None, typer.Option(help="Needed only where there are several.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the frozen backbone: auto, bf16 or fp32.")] = "auto",
@@ -70,7 +74,7 @@ def train(
     files, further = split_words(words or [])
     own = {
         "name": name, "data": data, "task": task, "method": method, "epochs": epochs, "steps": steps,
-        "batch_size": batch_size, "lr": lr, "limit": limit, "patience": patience, "seed": seed,
+        "batch_size": batch_size, "lr": lr, "limit": limit, "patience": patience, "seed": seed, "from": parent,
     }  # fmt: skip
     flags = {**further, **{key: value for key, value in own.items() if value is not None}}
     settings = Settings.load()
@@ -137,9 +141,10 @@ def _train(
                 assert run is not None
                 folder = _folder_of(settings, run)
                 return resume_fit(backbone, folder, run_log=registry, stop=stop, **more)
+            parents = load_parents(registry, tasks, backbone)
             runs = [registry.start(name=each.name, params=each.as_json(), seed=each.seed) for each in tasks]
-            folder = _new_folder(settings, runs, backbone.name)
-            return fit(backbone, tasks, run_log=OpenedRuns(registry, runs), folder=folder, stop=stop, **more)
+            more |= {"parents": parents, "folder": _new_folder(settings, runs, backbone.name)}
+            return fit(backbone, tasks, run_log=OpenedRuns(registry, runs), stop=stop, **more)
     finally:
         if isinstance(watch, Watch):
             watch.close()

@@ -4,9 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umbel.cli.opened import open_registry
 from umbel.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from umbel.adapters.adapter import Adapter
+    from umbel.backbone.backbone import Backbone
+    from umbel.registry.registry import Registry
     from umbel.training.task import Task
 
 
@@ -38,7 +42,44 @@ def read_tasks(files: Sequence[Path], flags: Mapping[str, Any]) -> "list[Task]":
     from umbel.training.taskfile import read_task, task_of
 
     if not files:
-        return [task_of(flags)]
+        return [task_of(flags, inherit=inherit)]
     if len(files) > 1 and "name" in flags:
         raise UsageError("--name names one adapter, but there are several task files.", param="name")
-    return [read_task(file, flags) for file in files]
+    return [read_task(file, flags, inherit=inherit) for file in files]
+
+
+def inherit(version: str) -> dict[str, Any]:
+    """What a version was made with, as options of a task that continues from it under the same name."""
+    with open_registry() as registry:
+        ref = registry.resolve(version)
+        manifest = registry.fetch(ref.digest).manifest
+    contract, head = manifest.contract, manifest.config["head"]
+    options = {
+        "parent": str(ref),
+        "name": ref.name,
+        "task": contract.output_head.value,
+        "method": manifest.method,
+        "labels": contract.labels,
+        "template": contract.template,
+        "add_special_tokens": contract.add_special_tokens,
+        "max_length": contract.max_length,
+        "truncation_side": contract.truncation_side,
+        "head_depth": head["depth"],
+        "head_width": head["width"],
+        "head_activation": head["activation"],
+    }
+    return {**options, **{key: value for key, value in manifest.config["method"].items() if value is not None}}
+
+
+def load_parents(registry: "Registry", tasks: "Sequence[Task]", backbone: "Backbone") -> "dict[str, Adapter]":
+    """The adapters that tasks continue from, by the task's name. Raises AdapterRefused for another backbone's."""
+    from umbel.adapters.peft_io import load_adapter
+    from umbel.cli.eval import check_backbone
+
+    found = {}
+    for task in tasks:
+        if task.parent is not None:
+            stored = registry.fetch(registry.resolve(task.parent).digest)
+            check_backbone(stored.manifest.backbone, backbone, task.parent)
+            found[task.name] = load_adapter(stored, backbone.shape)
+    return found
