@@ -125,50 +125,50 @@ def list_adapters(filters: Mapping[str, Any], cursor: str | None) -> Call[ListRe
 
 
 def get_adapter(name: str) -> Call[AdapterView]:
-    return Call("GET", _adapter(name), AdapterView)
+    return Call("GET", adapter_path(name), AdapterView)
 
 
 def list_versions(name: str, state: str | None, cursor: str | None) -> Call[ListReply[VersionSummary]]:
     query = given({"state": state, "cursor": cursor})
-    return Call("GET", f"{_adapter(name)}/versions", ListReply[VersionSummary], query=query)
+    return Call("GET", f"{adapter_path(name)}/versions", ListReply[VersionSummary], query=query)
 
 
 def get_version(name: str, which: str | int) -> Call[VersionView]:
-    return Call("GET", f"{_adapter(name)}/versions/{part(str(which))}", VersionView)
+    return Call("GET", f"{adapter_path(name)}/versions/{part(str(which))}", VersionView)
 
 
 def diff(name: str, before: str | int, after: str | int) -> Call[DiffView]:
-    return Call("GET", f"{_adapter(name)}/diff", DiffView, query={"before": before, "after": after})
+    return Call("GET", f"{adapter_path(name)}/diff", DiffView, query={"before": before, "after": after})
 
 
 def aliases(name: str) -> Call[dict[str, int]]:
-    return Call("GET", f"{_adapter(name)}/aliases", dict[str, int])
+    return Call("GET", f"{adapter_path(name)}/aliases", dict[str, int])
 
 
 def history(name: str, alias: str | None) -> Call[HistoryReply]:
-    return Call("GET", f"{_adapter(name)}/history", HistoryReply, query=given({"alias": alias}))
+    return Call("GET", f"{adapter_path(name)}/history", HistoryReply, query=given({"alias": alias}))
 
 
 def set_alias(name: str, alias: str, version: int, expect: int | None, reason: str | None) -> Call[AliasEventView]:
     body = given({"version": version, "expect": expect, "reason": reason})
-    return Call("PUT", f"{_adapter(name)}/aliases/{part(alias)}", AliasEventView, body)
+    return Call("PUT", f"{adapter_path(name)}/aliases/{part(alias)}", AliasEventView, body)
 
 
 def promote(name: str, version: int, expect: int | None, reason: str | None) -> Call[AliasEventView]:
     body = given({"version": version, "expect": expect, "reason": reason})
-    return Call("POST", f"{_adapter(name)}/promote", AliasEventView, body)
+    return Call("POST", f"{adapter_path(name)}/promote", AliasEventView, body)
 
 
 def rollback(name: str, alias: str, reason: str | None) -> Call[AliasEventView]:
-    return Call("POST", f"{_adapter(name)}/rollback", AliasEventView, given({"alias": alias, "reason": reason}))
+    return Call("POST", f"{adapter_path(name)}/rollback", AliasEventView, given({"alias": alias, "reason": reason}))
 
 
 def yank(name: str, which: str | int, reason: str) -> Call[VersionView]:
-    return Call("POST", f"{_adapter(name)}/versions/{part(str(which))}/yank", VersionView, {"reason": reason})
+    return Call("POST", f"{adapter_path(name)}/versions/{part(str(which))}/yank", VersionView, {"reason": reason})
 
 
 def unyank(name: str, which: str | int) -> Call[VersionView]:
-    return Call("POST", f"{_adapter(name)}/versions/{part(str(which))}/unyank", VersionView)
+    return Call("POST", f"{adapter_path(name)}/versions/{part(str(which))}/unyank", VersionView)
 
 
 def _chat_body(model: str, messages: Messages, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _adapter(name: str) -> str:
+def adapter_path(name: str) -> str:
     return f"/v1/adapters/{part(name)}"
 
 

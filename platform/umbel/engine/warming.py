@@ -89,7 +89,7 @@ class Warming:
         resident = self.bank.residents.get(digest)
         rows = (resident.worn if resident else 0) + len(self.waiting.of(digest))
         if rows or digest in self.loader.loading or self.wants(digest):
-            return _fail(errand, _in_use(digest, rows))
+            return _fail(errand, _in_use(resident.adapter.name if resident else digest, rows))
         loaded = self.loader.ready.pop(digest, None)
         if resident is not None:
             self.bank.evict(resident)
@@ -106,10 +106,10 @@ def _fail(errand: _Errand, error: UmbelError) -> None:
         errand.done.set_exception(error)
 
 
-def _in_use(digest: str, rows: int) -> Conflict:
-    who = f"{rows} requests wear it or wait for it" if rows else "it is being loaded"
+def _in_use(name: str, rows: int) -> Conflict:
+    why = f"it is worn or awaited by {rows} of the rows" if rows else "it is being loaded"
     return Conflict(
-        f"the adapter {digest} cannot be unloaded: {who}.",
+        f"the adapter {name} cannot be unloaded: {why}.",
         code="adapter_in_use",
         hint="ask again when they are answered; promote another version first, so that no new ones come",
         retry_after=1.0,

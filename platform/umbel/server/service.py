@@ -24,6 +24,14 @@ class EngineFace(Protocol):
         """Raises UsageError, or Overloaded where the queue is full. Thread-safe."""
         ...
 
+    async def warm(self, digest: str) -> bool:
+        """Loads it; False where it was resident already."""
+        ...
+
+    async def unload(self, digest: str) -> bool:
+        """Drops it; False where it was not resident. Raises Conflict while rows wear it."""
+        ...
+
     def stats(self) -> Stats: ...
 
 
