@@ -70,7 +70,7 @@ COMMANDS = (
     Entry("gc", "gc", "Free what no version needs any more.", HOUSE),
     Entry("db", "db", "Upgrade, check and back up the registry's database.", HOUSE),
     Entry("keys", "keys", "Create and revoke API keys.", HOUSE),
-    Entry("worker", "worker", "Run training jobs that arrive over HTTP.", HOUSE),
+    Entry("worker", "worker", "Run training jobs that wait in the queue.", HOUSE),
     Entry("bench", "bench", "Measure speed on this machine.", HOUSE),
 )
 

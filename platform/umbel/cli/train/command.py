@@ -59,6 +59,7 @@ def train(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Keep no activations: less memory, a third slower.")
     ] = False,
+    queue: Annotated[bool, typer.Option("--queue", help="Leave it to a worker (umbel worker).")] = False,
     publish: Annotated[bool, typer.Option("--publish/--no-publish", help="Publish what was trained.")] = True,
     allow_noop: Annotated[bool, typer.Option("--allow-noop", hidden=True)] = False,
     as_json: Json = False,
@@ -80,6 +81,8 @@ def train(
     settings = Settings.load()
     tasks = None if resume else read_tasks(files, flags)
     say = say_to_stderr(quiet)
+    if queue:
+        return enqueue(tasks or [], as_json=as_json)
     with open_registry() as registry:
         loaded = _load(settings, backbone or _backbone_of(settings, resume), dtype, device)
         trained = _train(registry, settings, loaded, tasks, resume, quiet=quiet, recompute=recompute)
@@ -90,7 +93,29 @@ def train(
     else:
         for outcome in outcomes:
             tell(outcome, loaded.name)
-    _fail_if_any(outcomes)
+    return _fail_if_any(outcomes)
+
+
+def enqueue(tasks: "Sequence[Task]", *, as_json: bool) -> None:
+    """Opens a run for each task that a worker will lease. Paths are made absolute: a worker stands elsewhere."""
+    with open_registry() as registry:
+        runs = []
+        for task in tasks:
+            given = task.as_json()
+            here = {key: str(Path(str(given[key])).resolve()) for key in _PATHS if _is_path(given[key])}
+            runs.append(registry.runs.enqueue(name=task.name, params={**given, **here}, seed=task.seed))
+    if as_json:
+        print_json(runs)
+    else:
+        for run in runs:
+            typer.echo(f"{run} waits for a worker: umbel worker; watch it: umbel runs logs {run} -f")
+
+
+_PATHS = ("data", "validation", "test")
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and Path(value).exists()
 
 
 @contextmanager
@@ -132,17 +157,20 @@ def _train(
     from umbel.training import resume as resume_fit
     from umbel.training.observer import Observer
     from umbel.training.runlog import OpenedRuns
+    from umbel.training.taskfile import task_of
 
     watch: Observer = Observer() if quiet else Watch()
     more: dict[str, Any] = {"observer": watch, "settings": settings, "recompute": recompute}
     try:
         with stopping() as stop:
-            if tasks is None:
-                assert run is not None
-                folder = _folder_of(settings, run)
-                return resume_fit(backbone, folder, run_log=registry, stop=stop, **more)
+            if run is not None and _was_begun(settings, run):
+                return resume_fit(backbone, _folder_of(settings, run), run_log=registry, stop=stop, **more)
+            if run is not None:  # it waited in the queue: this is its first step
+                tasks, runs = [task_of(registry.runs.get(run).params)], [run]
+            else:
+                assert tasks is not None
+                runs = [registry.start(name=each.name, params=each.as_json(), seed=each.seed) for each in tasks]
             parents = load_parents(registry, tasks, backbone)
-            runs = [registry.start(name=each.name, params=each.as_json(), seed=each.seed) for each in tasks]
             more |= {"parents": parents, "folder": _new_folder(settings, runs, backbone.name)}
             return fit(backbone, tasks, run_log=OpenedRuns(registry, runs), stop=stop, **more)
     finally:
@@ -160,6 +188,10 @@ def _new_folder(settings: Settings, runs: Sequence[str], backbone: str) -> Path:
     return folder
 
 
+def _was_begun(settings: Settings, run: str) -> bool:
+    return "/" not in run and (settings.runs / run).is_dir()
+
+
 def _folder_of(settings: Settings, run: str) -> Path:
     folder = settings.runs / run
     if "/" in run or not folder.is_dir():
@@ -169,7 +201,7 @@ def _folder_of(settings: Settings, run: str) -> Path:
 
 def _backbone_of(settings: Settings, run: str | None) -> str | None:
     """The backbone that a run was begun on."""
-    if run is None:
+    if run is None or not _was_begun(settings, run):
         return None
     noted = _folder_of(settings, run) / "backbone"
     return noted.read_text() if noted.is_file() else None
