@@ -29,5 +29,9 @@ def tags(values: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in values.items())
 
 
-def _interest(key: str) -> tuple[bool, str]:
-    return "loss" in key, key  # how good it is says more than what was minimised
+_LATER = ("exact_match", "calibration_error")
+
+
+def _interest(key: str) -> tuple[bool, bool, str]:
+    """How good it is says more than what was minimised, and a graded score more than all or nothing."""
+    return "loss" in key, key in _LATER, key
