@@ -122,6 +122,13 @@ def test_values_without_spread_have_no_interval():
     assert difference(Sums.of([0.0]), Sums.of([0.0, 1.0])) is None
 
 
+def test_an_arm_that_always_fails_beside_one_that_never_does_is_no_open_question():
+    found = difference(Sums.of([1.0] * 60), Sums.of([0.0] * 60))
+    assert found.value == 1.0
+    assert found.interval.excludes(0)
+    assert not difference(Sums.of([1.0] * 2), Sums.of([0.0] * 2)).interval.excludes(0)
+
+
 def test_the_mismatch_e_value_has_mean_one_under_a_sound_split():
     """What makes it an e-value, by summing over all counts of 200 units."""
     from scipy import stats

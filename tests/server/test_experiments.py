@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from umbel.core.errors import Unavailable
 from umbel.core.wire.experiments import DecideRequest
+from umbel.engine import Finished, Timing
 from umbel.experiments.live import split_of
 from umbel.registry.records import Scope
 from umbel.server import enrolling
@@ -239,6 +240,28 @@ def test_a_client_that_goes_away_says_nothing_about_the_arm():
     assert gone.outcomes(499) == []
     assert [one.value for one in gone.outcomes(503)] == [1.0]
     assert Enrolment("x", "outside", "header", "ada").outcomes(200) == []
+
+
+def test_a_stream_that_breaks_off_is_an_error_though_its_status_was_200():
+    enrolled = Enrolment("x", "sticky", "header", "ada", "control")
+    enrolled.saw(Finished("stop", timing=Timing(queue_ms=10, load_ms=500, prefill_ms=20)))
+    assert [(one.metric, one.value) for one in enrolled.outcomes(200)] == [
+        ("error_rate", 0.0),
+        ("time_to_first_token", pytest.approx(0.03)),  # without the load
+    ]
+    enrolled.saw(Finished("error", error=Unavailable("x")))
+    assert [(one.metric, one.value) for one in enrolled.outcomes(200)] == [("error_rate", 1.0)]
+
+
+def test_guardrails_that_cannot_be_written_hold_up_no_answer_and_are_reported(
+    client, home, begin, monkeypatch, wait_until, caplog
+):
+    def down(_):
+        raise Unavailable("no route to db.internal", code="database_unavailable")
+
+    monkeypatch.setattr(home.registry.experiments, "outcomes", down)
+    assert ask(client, begin(), "ada").status_code == 200
+    wait_until(lambda: "2 guardrail measurements were not kept: database_unavailable" in caplog.text)
 
 
 def test_an_exposure_that_cannot_be_written_is_a_503_with_retry_after(client, home, book, begin, monkeypatch):

@@ -94,7 +94,7 @@ class Live:
         given: dict[str, Any] = {
             "winner": winner,
             "evidence": reading.evidence(found, forced=how.force),
-            "reason": how.reason or found.sentence,
+            "reason": how.reason or found.sentence.partition(" It is safe")[0],
             "actor": self.actor,
         }
         name = found.experiment.name

@@ -105,9 +105,15 @@ def difference(arm: Sums, control: Sums, *, alpha: float = 0.05, horizon: float 
 
     sigma^2 = n (s_arm^2 / n_arm + s_control^2 / n_control): each arm's variance weighted by one over its share.
     """
-    if min(arm.n, control.n) < 2 or arm.variance + control.variance == 0:
+    if min(arm.n, control.n) < 2:
         return None
-    error = math.sqrt(arm.variance / arm.n + control.variance / control.n)
+    squared = arm.variance / arm.n + control.variance / control.n
+    if squared == 0:  # an arm that always fails beside one that never does: judge by the spread of both as one sample
+        both = Sums(arm.n + control.n, arm.total + control.total, arm.squares + control.squares)
+        squared = both.variance * (1 / arm.n + 1 / control.n)
+    if squared == 0:
+        return None
+    error = math.sqrt(squared)
     return _estimate(arm.mean - control.mean, error, arm.n + control.n, alpha, horizon)
 
 

@@ -143,8 +143,13 @@ def _rows(effects: "list[EffectView]", report: "ExperimentReport") -> list[tuple
     for one in effects:
         difference = None if one.difference is None else f"{one.difference:+.3g}"
         interval = None if one.low is None or one.high is None else f"{one.low:+.3g} to {one.high:+.3g}"
-        rows.append((one.metric, one.arm, human_count(one.n), _mean(one.mean), difference, interval, one.verdict))
+        rows.append((one.metric, one.arm, human_count(one.n), _mean(one.mean), difference, interval, _verdict(one)))
     return rows
+
+
+def _verdict(one: "EffectView") -> str:
+    """Two arms without a single error are no lack of data."""
+    return "no difference yet" if one.verdict == "too early" and one.difference == 0 else one.verdict
 
 
 def _mean(value: float | None) -> str | None:
