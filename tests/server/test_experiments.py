@@ -109,27 +109,23 @@ def test_a_key_that_nobody_checked_is_no_unit(client, begin):
     assert ask(client, begin(), headers=bearer("none")).headers["x-umbel-assignment"] == "not-sticky; unit=request"
 
 
-def test_every_route_that_answers_takes_experiments(client, home, book, begin):
-    for name in ("mood", "stars", "names", "vector", "talker"):
-        home.publish(f"{name}-ab", home.registry.versions.get(f"{name}:1").contract, seed=63)
-        home.publish(f"{name}-ab", home.registry.versions.get(f"{name}:1").contract, seed=64)
-    for name, path in (("mood", "classify"), ("stars", "score"), ("names", "tag"), ("vector", "embeddings")):
-        test = begin(f"try-{name}", {"a": f"{name}-ab:1", "b": f"{name}-ab:2"})
-        body = {"model": test, "input": "hello you", "safety_identifier": "ada"}
-        answer = client.post(f"/v1/{path}", json=body)
+def test_every_route_that_answers_takes_experiments(client, book, begin):
+    for model, path in (("mood:1", "classify"), ("stars:1", "score"), ("names:1", "tag"), ("vector:1", "embeddings")):
+        name = begin(arms={"a": model, "b": model}, aa=True)
+        answer = client.post(f"/v1/{path}", json={"model": name, "input": "hello you", "safety_identifier": "ada"})
         assert answer.status_code == 200, answer.text
-        assert answer.headers["x-umbel-arm"] == book.registry.experiments.assigned(test, "ada")
-        assert answer.json()["model"] == answer.headers["x-umbel-adapter"]
-    chat = begin("try-talker", {"a": "talker-ab:1", "b": "talker-ab:2"})
-    body = {"model": chat, "messages": [{"role": "user", "content": "hi"}], "safety_identifier": "ada", "max_tokens": 2}
+        assert answer.headers["x-umbel-arm"] == book.registry.experiments.assigned(name, "ada")
+        assert answer.json()["model"] == answer.headers["x-umbel-adapter"] == model
+    name = begin(arms={"a": "talker:1", "b": "talker:1"}, aa=True)
+    body = {"model": name, "messages": [{"role": "user", "content": "hi"}], "safety_identifier": "ada", "max_tokens": 2}
     plain, streamed = (client.post("/v1/chat/completions", json={**body, "stream": on}) for on in (False, True))
     assert plain.headers["x-umbel-arm"] == streamed.headers["x-umbel-arm"]
     assert streamed.text.endswith("data: [DONE]\n\n")
 
 
-def test_an_experiment_may_stand_among_several_models_but_only_one(client, home, book, begin):
-    arms = {"a": "mood-ab:1", "b": "mood-ab:2"}
-    one, two = begin("among-1", arms), begin("among-2", arms)
+def test_an_experiment_may_stand_among_several_models_but_only_one(client, begin):
+    arms = {"a": "mood:1", "b": "mood:1"}
+    one, two = begin(arms=arms, aa=True), begin(arms=arms, aa=True)
     body, unit = {"model": ["mood:1", one], "input": "x"}, {"x-experiment-unit": "ada"}
     answer = client.post("/v1/classify", json=body, headers=unit)
     assert answer.headers["x-umbel-experiment"] == one
