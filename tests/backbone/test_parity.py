@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+
 from umbel.backbone.decoder import whole_step
 from umbel.backbone.loading import load_backbone
 from umbel.backbone.tiny import tiny_backbone
