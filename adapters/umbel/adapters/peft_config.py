@@ -107,7 +107,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterRefused(f"adapter_config.json is not JSON: {error}.", code="invalid_adapter_config") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("peft_type"), str):
         raise AdapterRefused("adapter_config.json names no peft_type.", code="invalid_adapter_config")

@@ -206,7 +206,7 @@ def _method_of(raw: PeftConfig) -> Method:
 
 
 def _check_saved_modules(raw: PeftConfig) -> None:
-    saved = set(raw.take("modules_to_save", ()))
+    saved = set(raw.names("modules_to_save"))
     if beyond := sorted(saved - _HEAD_MODULES):
         raise AdapterRefused(
             f"modules_to_save names {beyond[0]!r}, a full copy of a backbone module.",

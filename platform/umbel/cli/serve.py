@@ -43,6 +43,7 @@ def serve(
     require_keys: Annotated[bool, typer.Option("--require-keys", help="Ask for a key on loopback too.")] = False,
     allow_host: Annotated[list[str] | None, typer.Option(help="Another host name that requests may use.")] = None,
     max_body: Annotated[str, typer.Option(help="Largest request.")] = "8MB",
+    max_upload: Annotated[str, typer.Option(help="Largest adapter that may be uploaded.")] = "256MB",
     grace: Annotated[float, typer.Option(help="Seconds that running requests get at the end.", min=0)] = 30.0,
     quiet: Quiet = False,
 ) -> None:
@@ -65,6 +66,7 @@ def serve(
         allowed_hosts=tuple(allow_host or ()),
         require_keys=require_keys,
         max_body_bytes=parse_bytes(max_body),
+        max_upload_bytes=parse_bytes(max_upload),
     )
     found = choose_backbone(settings, backbone)
     with Registry.open(settings) as registry:

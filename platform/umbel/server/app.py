@@ -32,7 +32,9 @@ from umbel.server.routes import (
     residency,
     score,
     tag,
+    tags,
     tokenize,
+    versions,
 )
 from umbel.server.security import require_scopes
 from umbel.server.service import ServerConfig, Service
@@ -51,6 +53,9 @@ ROUTERS = (
     adapters.router,
     adapters.writes,
     residency.router,
+    tags.router,
+    versions.router,
+    versions.writes,
     experiments.router,
     experiments.writes,
     feedback.router,
@@ -90,7 +95,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _add_layers(app: FastAPI, service: Service) -> None:
     """The one added last is outermost."""
     config = service.config
-    app.add_middleware(BodyLimits, max_bytes=config.max_body_bytes, seconds=config.body_seconds)
+    app.add_middleware(BodyLimits, body=config.body_limit, upload=config.upload_limit)
     app.add_middleware(HostGuard, allowed=_hosts(config))
     app.add_middleware(Trace, service=service)
 

@@ -13,6 +13,7 @@ from umbel.registry import Registry
 from umbel.registry.records import Scope
 from umbel.server.guardrails import Guardrails
 from umbel.server.hosts import is_loopback
+from umbel.server.importing import Base, Importer
 from umbel.server.metrics import Metrics
 from umbel.server.security import FREE_ON_LOOPBACK, Gate
 from umbel.server.service import Capacity, ServerConfig, Service
@@ -57,6 +58,7 @@ def make_service(
         gate=Gate(registry.keys, free=_free(config)),
         metrics=metrics,
         guardrails=Guardrails(registry),
+        importer=Importer(registry, Base(backbone.name, backbone.fingerprint, backbone.shape)),
         config=config,
     )
     metrics.watch(lambda: _gauges(service), lambda: _totals(service))

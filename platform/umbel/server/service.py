@@ -11,6 +11,8 @@ from umbel.engine import Finished, Handle, Stats
 from umbel.engine import Request as EngineRequest
 from umbel.registry import Registry
 from umbel.server.guardrails import Guardrails
+from umbel.server.importing import Importer
+from umbel.server.limits import Limit
 from umbel.server.metrics import Metrics
 from umbel.server.security import Gate
 from umbel.server.target import BackboneCard, Target, Targets
@@ -44,6 +46,9 @@ class ServerConfig:
     """Beyond loopback they always are."""
     max_body_bytes: int = 8_000_000
     body_seconds: float = 30.0
+    max_upload_bytes: int = 256_000_000
+    """Of an adapter's folder, which goes to the disk as it comes."""
+    upload_seconds: float = 600.0
     request_seconds: float = 600.0
     """After so long a row fails with ``deadline_exceeded``."""
     ping_seconds: float = 15.0
@@ -51,6 +56,15 @@ class ServerConfig:
     """How long a stream waits for a reader that takes nothing."""
     rows_in_flight: int = 64
     """Texts of one classify, score, tag or embeddings request that are in the engine at once."""
+
+    @property
+    def body_limit(self) -> Limit:
+        hint = "send fewer or shorter texts, or start the server with --max-body"
+        return Limit(self.max_body_bytes, self.body_seconds, hint)
+
+    @property
+    def upload_limit(self) -> Limit:
+        return Limit(self.max_upload_bytes, self.upload_seconds, "start the server with --max-upload")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +87,7 @@ class Service:
     gate: Gate
     metrics: Metrics
     guardrails: Guardrails
+    importer: Importer
     config: ServerConfig
     started: float = field(default_factory=time.monotonic)
     draining: bool = False

@@ -101,7 +101,7 @@ def check_files(files: Mapping[str, Source]) -> None:
     """Names and kinds. Raises AdapterRefused with what to do about it."""
     for path, source in files.items():
         check_path(path)
-        _check_kind(path)
+        check_kind(path)
         if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
             raise AdapterRefused(f"{path} is empty.", code="empty_file", hint="write the adapter again")
     if WEIGHTS_FILE not in files:
@@ -112,7 +112,8 @@ def check_files(files: Mapping[str, Source]) -> None:
         )
 
 
-def _check_kind(path: str) -> None:
+def check_kind(path: str) -> None:
+    """Raises AdapterRefused for a pickle, by name alone, and for what no adapter consists of."""
     suffix = Path(path).suffix.lower()
     if suffix in _PICKLES:
         raise AdapterRefused(

@@ -133,3 +133,22 @@ class RollbackRequest(AliasMove):
 
 class RetireRequest(Request):
     reason: Annotated[StrictStr, Field(min_length=1, max_length=500)]
+
+
+class TagSet(Request):
+    value: Annotated[StrictStr, Field(max_length=512)]
+
+
+class UploadFields(Request):
+    """What stands beside the files of an upload. A PEFT folder lacks what umbel.json says; the two may not differ."""
+
+    labels: tuple[str, ...] = ()
+    """Names of a classifier's rows, in order."""
+    template: str | None = None
+    max_length: Annotated[int, Field(ge=1)] | None = None
+    description: Annotated[str, Field(max_length=2000)] | None = None
+    """Of the adapter, as lists show it."""
+    allow_noop: bool = False
+    """Take it even if it changes nothing (for tests)."""
+    backbone: str | None = None
+    """Name or fingerprint; must be the one that this server runs."""
