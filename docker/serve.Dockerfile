@@ -20,7 +20,7 @@ USER 10001:10001
 VOLUME /var/lib/umbel
 EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-m", "umbel.cli", "ps", "--url", "http://127.0.0.1:8000", "--quiet"]
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["umbel"]
 CMD ["serve", "--host", "0.0.0.0", "--port", "8000"]
