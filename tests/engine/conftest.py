@@ -128,8 +128,9 @@ class Lab:
         return self.adapter(method, seed, contract=contract, **options)
 
     def engine(self, **options: Any) -> Engine:
-        sizes = {"kv_bytes": 1 << 26, "adapter_bytes": 1 << 26, "max_length": 256, "clock": lambda: self.now} | options
-        self.engines.append(Engine(self.backbone, self.source, load=self.source.load, **sizes))
+        sizes = {"kv_bytes": 1 << 26, "adapter_bytes": 1 << 26, "max_length": 256}
+        settings = {**sizes, "clock": lambda: self.now, "load": self.source.load, **options}
+        self.engines.append(Engine(self.backbone, self.source, **settings))
         return self.engines[-1]
 
     def close(self) -> None:

@@ -105,13 +105,25 @@ def test_a_row_whose_output_is_not_finite_fails_alone(any_lab):
     good = requests_for(any_lab, any_lab.zoo(), 6)
     reference = any_lab.run(any_lab.engine(), good)
     engine = any_lab.engine(max_rows=4)
-    handles = [engine.submit(request) for request in [good[0], any_lab.ask("x" * 40, bad), *good[1:]]]
+    handles = [engine.submit(request) for request in [good[0], any_lab.ask("x" * 100, bad), *good[1:]]]
     any_lab.drain(engine)
     events = list(handles.pop(1))
     assert [event.error.code for event in events] == ["non_finite_output"]
     for handle, expected in zip(handles, reference, strict=True):
         any_lab.same(handle.result(), expected)
     assert engine.scheduler.running.cache.slabs.isfinite().all()
+
+
+def test_no_product_is_ever_of_a_lone_row(any_lab):
+    sizes = []
+    hook = any_lab.backbone.decoder.register_forward_pre_hook(
+        lambda module, args: sizes.append((len(args[0]), 2 if args[1].want is None else len(args[1].want)))
+    )
+    any_lab.run(any_lab.engine(), [any_lab.ask("x")])
+    any_lab.run(any_lab.engine(step_tokens=16), [any_lab.pool("x" * 17, any_lab.classifier(1))])
+    hook.remove()
+    assert min(batch for batch, _ in sizes) == 2
+    assert min(wanted for _, wanted in sizes) == 2
 
 
 def test_a_classification_is_the_same_beside_generating_rows(any_lab):

@@ -55,6 +55,45 @@ def test_rows_of_any_lengths_in_any_steps_attend_like_a_whole_causal_pass(heads,
         torch.testing.assert_close(torch.cat(found[i])[:, :, 0], expected[0].transpose(0, 1), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (8, 8, 64), (4, 2, 8)])
+def test_a_row_in_bf16_sums_in_the_same_order_whatever_the_longest_row(heads, kv_heads, head_dim):
+    """Equal weights on values that cancel out leave nothing but the rounding of the order of summation."""
+    shape, generator = shape_of(heads, kv_heads, head_dim), torch.Generator().manual_seed(0)
+    cache = cache_of(shape, torch.bfloat16, slots=8, length=3000)
+    q = torch.zeros(8, heads, 1, head_dim, dtype=torch.bfloat16)
+    k = torch.zeros(8, kv_heads, 1, head_dim, dtype=torch.bfloat16)
+    for count in (2, 10, 16, 40, 60, 100, 300, 500, 512, 520, 600, 1000, 1024, 1030, 1500, 2000):
+        half = torch.randn(kv_heads, count // 2, head_dim, generator=generator).bfloat16()
+        values = torch.cat([half, -half], 1)[:, torch.randperm(count, generator=generator)]
+        cache.slabs[0, 1, 0, :, :count] = values
+        v = values[:, -1:].expand(8, -1, -1, -1)
+        at = count - 1
+        alone = CachedAttention(cache, shape, [at], [])(0, q[:1], k[:1], v[:1])[0]
+        for others in ([5], [60, 700, 3], [999, 13, 1], [2990, 1100, 0, 4, 70, 9, 11]):
+            rows = len(others) + 1
+            among = CachedAttention(cache, shape, [at, *others], [])(0, q[:rows], k[:rows], v[:rows])[0]
+            assert torch.equal(alone, among), (count, others)
+        as_chunk = CachedAttention(cache, shape, [], [Span(0, at, 1, 0)])(0, q[:1], k[:1], v[:1])[0]
+        assert torch.equal(alone, as_chunk), count
+
+
+def test_weights_of_few_keys_have_the_same_bits_whatever_the_longest_row():
+    """Keys and values that hand the weights through: the context is the softmax itself."""
+    shape, width = shape_of(9, 3, 64), 64
+    cache = cache_of(shape, slots=2, length=128)
+    cache.slabs[0, 0, :, :, :width, 0] = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(0)) * 20
+    cache.slabs[0, 1, :, :, :width] = torch.eye(width)
+    q, keys = torch.zeros(2, 9, 1, width), cache.slabs[0, 0].clone()
+    q[..., 0] = 1.0
+    for at in range(width):
+        k = torch.stack([keys[0, :, at : at + 1], keys[1, :, 100:101]])
+        v = torch.eye(width)[at].expand(2, 3, 1, -1)
+        alone = CachedAttention(cache, shape, [at], [])(0, q[:1], k[:1], v[:1])[0]
+        among = CachedAttention(cache, shape, [at, 100], [])(0, q, k, v)[0]
+        assert torch.equal(alone, among), at
+        assert alone.sum() == pytest.approx(9.0)
+
+
 def filled(cache, slot, used):
     cache.touch(slot, used)
     cache.slabs[:, :, slot, :, :used] = torch.randn(cache.slabs[:, :, slot, :, :used].shape)
@@ -95,4 +134,4 @@ def test_freed_pages_stay_while_the_budget_allows():
     cache = cache_of(shape_of(4, 2), budget=1 << 20)
     kept = filled(cache, 1, 64)
     cache.free(0)
-    assert torch.equal(cache.slabs[:, :, 1], kept)
+    assert torch.equal(cache.slabs[:, :, 1, :, :64], kept)

@@ -1,10 +1,14 @@
 """Adapters come and go beside the step: loads never stop decoding, and a missing one is never the bare backbone."""
 
+import functools
 import threading
 
 import pytest
 
-from umbel.core.errors import AdapterRefused, NotFound, Unavailable, UsageError
+from umbel.adapters.peft_io import export_files, load_adapter
+from umbel.core.errors import AdapterRefused, NotFound, UmbelError, Unavailable, UsageError
+from umbel.core.manifest import WEIGHTS_FILE, Manifest
+from umbel.core.protocols import StoredAdapter, VersionRef
 
 
 def error_of(lab, engine, request):
@@ -152,3 +156,34 @@ def test_loads_run_on_a_thread_of_their_own(lab):
     lab.source.load = lambda stored: threads.append(threading.current_thread()) or load(stored)
     lab.run(lab.engine(), [lab.ask("hello", lab.adapter("lora", 1))])
     assert threads[0] is not threading.current_thread()
+
+
+@pytest.fixture
+def on_disk(lab, tmp_path):
+    """A version's real files; on_disk.source reads them as the registry's store would hand them out."""
+    digest = lab.adapter("lora", 5, rank=4)
+    adapter = lab.source.adapters[digest]
+    for name, content in export_files(adapter, backbone_name="tiny").items():
+        (tmp_path / name).write_bytes(content)
+    manifest = Manifest(
+        method="lora", config=adapter.config, contract=adapter.contract, backbone=adapter.backbone, files=()
+    )
+    lab.source.fetch = lambda asked: StoredAdapter(VersionRef("disk", 1, asked), manifest, tmp_path)
+    lab.source.load = functools.partial(load_adapter, shape=lab.backbone.shape)
+    return digest
+
+
+def test_an_adapter_from_its_files_answers_as_the_one_in_memory(lab, on_disk):
+    answer = lab.run(lab.engine(), [lab.ask("hello", on_disk)])[0]
+    engine = lab.engine(load=lambda stored: lab.source.adapters[stored.ref.digest])
+    lab.same(answer, lab.run(engine, [lab.ask("hello", on_disk)])[0])
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "empty"])
+def test_damaged_files_are_an_error_and_never_the_bare_backbones_answer(lab, on_disk, tmp_path, damage):
+    weights = tmp_path / WEIGHTS_FILE
+    content = weights.read_bytes()
+    weights.unlink()
+    if damage != "gone":
+        weights.write_bytes(content[:-40] if damage == "cut" else b"")
+    assert isinstance(error_of(lab, lab.engine(), lab.ask("hello", on_disk)), UmbelError)

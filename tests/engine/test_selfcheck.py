@@ -5,7 +5,15 @@ from umbel.engine.selfcheck import check_rows
 
 def test_bf16_passes_and_says_so(bf16):
     report = check_rows(bf16)
-    assert [check.name for check in report.checks] == ["qkv", "o", "gate_up", "down", "lm_head", "a decode step"]
+    assert [check.name for check in report.checks] == [
+        "qkv",
+        "o",
+        "gate_up",
+        "down",
+        "lm_head",
+        "attention",
+        "a decode step",
+    ]
     assert report.summary == "bfloat16 on cpu: a row has the same bits in any company."
 
 

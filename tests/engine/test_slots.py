@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from umbel.core.errors import AdapterRefused, Unavailable
+from umbel.engine.dressing import Dresser
 from umbel.engine.resident import make_resident
 from umbel.engine.slots import Bank
 
@@ -93,6 +94,16 @@ def test_worn_adapters_drift_to_the_front(resident):
     assert worn[-1] - worn[0] < 6
     bank.pin(made[1])
     assert max(one.slot for one in made if one.worn) - min(one.slot for one in made if one.worn) < 10
+
+
+def test_a_kept_layout_is_never_that_of_another_stack(resident):
+    bank, dresser = Bank(1 << 30), Dresser(torch.device("cpu"))
+    one, other = resident(0, rank=2)[0], resident(1, rank=4)[0]
+    for made in (one, other):
+        bank.insert(made)
+    assert one.slot == other.slot
+    for made in (one, one, other, one):
+        assert dresser.dress([made], [], 2).parts[0].stack is made.stack.tensors
 
 
 def test_memory_of_a_stack_shrinks_when_most_of_it_left(resident):

@@ -12,10 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from umbel.core.shape import BackboneShape
-from umbel.engine.kv import KEYS_STEP, KVCache, round_up
-
-_SMALL_PRODUCT = 16**3
-"""ATen multiplies up to so many multiply-adds in a loop of its own, with other rounding than oneDNN's."""
+from umbel.engine.kv import KVCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +38,10 @@ class CachedAttention:
         self.cache, self.spans, self.rows = cache, spans, len(positions)
         self.kv_heads, self.group = shape.kv_heads, shape.heads // shape.kv_heads
         self.scale = shape.head_dim**-0.5
-        self.least = _least_keys(self.kv_heads, self.group, shape.head_dim)
         self.device = cache.slabs.device
         if positions:
             at = torch.tensor(positions, device=self.device)
-            self.length = self._visible(max(positions) + 1)
+            self.length = self.cache.visible(max(positions) + 1)
             self.places = cache.places(at)
             self.hidden = (torch.arange(self.length, device=self.device) > at[:, None])[:, None, None]
         self.masks = [self._causal(span) for span in spans]
@@ -93,16 +89,8 @@ class CachedAttention:
         scores.view(masked).masked_fill_(hidden, float("-inf"))  # a fill, not a sum: freed keys may be anything
         return torch.bmm(F.softmax(scores, -1).to(values.dtype), values)[:, :rows]
 
-    def _visible(self, count: int) -> int:
-        return min(max(round_up(count), self.least), self.cache.length)
-
     def _causal(self, span: Span) -> Tensor:
         """[T, L] true where a key is hidden."""
-        length = self._visible(span.start + span.count)
+        length = self.cache.visible(span.start + span.count)
         at = torch.arange(span.start, span.start + span.count, device=self.device)
         return torch.arange(length, device=self.device) > at[:, None]
-
-
-def _least_keys(groups: int, group: int, width: int) -> int:
-    """Fewest places looked at, so that even a lone row's products go the way of many."""
-    return round_up(max(KEYS_STEP, _SMALL_PRODUCT // (groups * max(group, 2) * width) + 1))

@@ -19,11 +19,16 @@ from torch import Tensor
 
 from umbel.core.shape import BackboneShape
 
-KEYS_STEP = 16
-"""Visible keys are rounded up to a multiple: ATen's softmax sums shorter rows in another order (correctness rule 2)."""
+_KEYS_STEP = 16
+"""ATen's softmax sums rows of other lengths in another order."""
+_ONE_BLOCK = 1024
+_BLOCK = 512
+"""oneDNN sums up to 1,024 half-precision products in one go, and more in blocks of 512."""
+_SMALL_PRODUCT = 16**3
+"""ATen multiplies up to so many half-precision multiply-adds in a loop of its own, with other rounding."""
 
 
-def round_up(value: int, step: int = KEYS_STEP) -> int:
+def round_up(value: int, step: int = _KEYS_STEP) -> int:
     return -(-value // step) * step
 
 
@@ -33,7 +38,8 @@ class KVCache:
     def __init__(
         self, shape: BackboneShape, *, slots: int, length: int, budget: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.length = round_up(length)
+        self._least = _least_keys(shape)
+        self.length = max(round_up(length), self._least)
         self.budget = budget
         """Bytes that may stay touched after their rows left."""
         self.token_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * dtype.itemsize
@@ -49,6 +55,17 @@ class KVCache:
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """All slots' keys and values of one layer, [slots, G, L, D]."""
         return self._layers[layer]
+
+    def visible(self, count: int) -> int:
+        """How many places to look at so that ``count`` are seen, and a row's sums have the same order at every length.
+
+        A row's own keys end before those of the longest row beside it; what is looked at beyond them has weight 0, so
+        only the order of summation could differ (correctness rule 2).
+        """
+        length = max(round_up(count), self._least)
+        if length > _BLOCK:
+            length = max(length, _ONE_BLOCK + _KEYS_STEP)
+        return min(length, self.length)
 
     def places(self, positions: Tensor) -> Tensor:
         """[R] positions of the rows in slots 0..R-1 -> [R*G] places for ``write``."""
@@ -110,6 +127,12 @@ class KVCache:
             end = (keys_or_values.storage_offset() * itemsize + size) // page * page
             if end > start:
                 self._pages.madvise(mmap.MADV_DONTNEED, start, end - start)
+
+
+def _least_keys(shape: BackboneShape) -> int:
+    """Fewest places looked at, so that even a lone row's products go the way of many."""
+    queries = max(shape.heads, 2 * shape.kv_heads)  # a lone query of a key head is doubled
+    return round_up(_SMALL_PRODUCT // (queries * shape.head_dim) + 1)
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[mmap.mmap | None, Tensor]:

@@ -1,8 +1,8 @@
 """Whether a row gets the same bits in any company on this machine (correctness rule 2).
 
-Run at start-up and by ``umbel doctor``. One row is computed among 2, 3, 8 and 32, through each kind of weight alone
-and through a whole decode step; its place in the batch moves, too. In bf16 on a CPU all must be equal in bits; in
-fp32 they are equal within rounding, which is what the report then says.
+Run at start-up and by ``umbel doctor``. Rows are computed among 2, 3, 8 and 32, through each kind of weight alone,
+through attention, and through a whole decode step; their place in the batch moves, too. In bf16 on a CPU all must be
+equal in bits; in fp32 they are equal within rounding, which is what the report then says.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,9 @@ from umbel.engine.kv import KVCache
 COMPANY = (2, 3, 8, 32)
 _SITES = ("qkv", "o", "gate_up", "down")
 _PROMPT = 40
+_WHOLE = 30
+"""Rows that are in whole groups of every size."""
+_LENGTHS = (10, 100, 1100, 500, 600, 1000, 2000)
 _STRIDE = 29
 """Company grows longer with number, so that more keys are looked at, too."""
 
@@ -67,7 +70,7 @@ def check_rows(backbone: Backbone) -> Report:
     head = backbone.decoder.lm_head
     weight = backbone.decoder.embedding.weight
     checks.append(_check("lm_head", head or (lambda x: F.linear(x, weight)), weight.shape[1], backbone, generator))
-    checks.append(_check_step(backbone, generator))
+    checks += [_check_attention(backbone, generator), _check_step(backbone, generator)]
     return Report(str(backbone.dtype).removeprefix("torch."), str(backbone.device), tuple(checks))
 
 
@@ -77,9 +80,32 @@ def _width(backbone: Backbone, site: str) -> int:
 
 
 def _check(name: str, linear: object, width: int, backbone: Backbone, generator: torch.Generator) -> Check:
+    """All rows in groups of each size: an order of summation shows in few of the sums' roundings."""
     assert callable(linear)
     x = torch.randn(max(COMPANY), 1, width, generator=generator).to(backbone.device, backbone.dtype)
-    return _compare(name, {rows: linear(x[:rows].roll(rows // 2, 0))[rows // 2] for rows in COMPANY})
+    groups = {size: x.unfold(0, size, size).movedim(-1, 1).unbind(0) for size in COMPANY}
+    return _compare(
+        name, {size: torch.cat([linear(group) for group in found])[:_WHOLE] for size, found in groups.items()}
+    )
+
+
+def _check_attention(backbone: Backbone, generator: torch.Generator) -> Check:
+    """A row with equal weights on values that cancel out: what is left is the rounding of its order of summation."""
+    shape, rows = backbone.shape, max(COMPANY)
+    lengths = [length for length in _LENGTHS if length < backbone.config.max_positions]
+    cache = KVCache(shape, slots=rows, length=max(lengths), budget=0, dtype=backbone.dtype, device=backbone.device)
+    q = torch.zeros(rows, shape.heads, 1, shape.head_dim, device=backbone.device, dtype=backbone.dtype)
+    found: dict[int, list[Tensor]] = {company: [] for company in COMPANY}
+    for length in lengths:
+        half = torch.randn(shape.kv_heads, length // 2, shape.head_dim, generator=generator)
+        values = torch.cat([half, -half], 1)[:, torch.randperm(length, generator=generator)]
+        cache.slabs[0, 1, 0, :, :length] = values
+        v = values[:, -1:].expand(rows, -1, -1, -1).to(backbone.device, backbone.dtype)
+        for company in COMPANY:
+            at = [length - 1, *lengths, *range(rows)][:company]
+            attention = CachedAttention(cache, shape, [min(place, max(lengths) - 1) for place in at], [])
+            found[company].append(attention(0, q[:company], torch.zeros_like(v[:company]), v[:company])[0])
+    return _compare("attention", {company: torch.stack(rounding) for company, rounding in found.items()})
 
 
 def _check_step(backbone: Backbone, generator: torch.Generator) -> Check:
