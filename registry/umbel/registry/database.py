@@ -5,6 +5,7 @@ writes (one that began as a reader and then writes gets "database is locked" at 
 """
 
 import random
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -137,10 +138,26 @@ def _sqlite(path: Path, url: str) -> Engine:
 def _prepare(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # sqlite3 must not begin transactions by its own rules
     connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-    if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        connection.execute("PRAGMA journal_mode = WAL")
+    _use_wal(connection)
     connection.execute("PRAGMA synchronous = FULL")  # a commit that was confirmed survives a power cut
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _use_wal(connection: Any) -> None:
+    """The switch wants the file to itself and, unlike other statements, does not queue for it.
+
+    Of several processes that open a fresh database at once all but one are told "locked" and must look again.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(random.uniform(0.001, 0.02))
 
 
 def _begin(connection: Connection) -> None:

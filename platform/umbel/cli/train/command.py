@@ -16,6 +16,7 @@ from umbel.core.settings import Settings
 if TYPE_CHECKING:
     from umbel.backbone.backbone import Backbone
     from umbel.cli.train.finish import Outcome
+    from umbel.registry.records import Run
     from umbel.registry.registry import Registry
     from umbel.training import Task, TrainedAdapter
 
@@ -165,8 +166,8 @@ def _train(
         with stopping() as stop:
             if run is not None and _was_begun(settings, run):
                 return resume_fit(backbone, _folder_of(settings, run), run_log=registry, stop=stop, **more)
-            if run is not None:  # it waited in the queue: this is its first step
-                tasks, runs = [task_of(registry.runs.get(run).params)], [run]
+            if run is not None:
+                tasks, runs = [task_of(_queued(registry, run).params)], [run]
             else:
                 assert tasks is not None
                 runs = [registry.start(name=each.name, params=each.as_json(), seed=each.seed) for each in tasks]
@@ -186,6 +187,14 @@ def _new_folder(settings: Settings, runs: Sequence[str], backbone: str) -> Path:
     for other in runs[1:]:
         (settings.runs / other).symlink_to(runs[0])
     return folder
+
+
+def _queued(registry: "Registry", run: str) -> "Run":
+    """A run that waited for a worker, and now takes its first step. Any other has nothing to go on from."""
+    found = registry.runs.get(run)
+    if found.status != "queued" and found.lease_owner is None:
+        raise NotFound(f"run {run} left no checkpoint.", code="run_not_found", hint="start it anew: umbel train")
+    return found
 
 
 def _was_begun(settings: Settings, run: str) -> bool:
