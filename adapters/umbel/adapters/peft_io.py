@@ -22,11 +22,9 @@ from umbel.adapters.peft_config import PeftConfig, read_peft_config
 from umbel.adapters.tensorfile import read_tensors, write_tensors
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.errors import AdapterRefused
-from umbel.core.manifest import CONFIG_FILE, UMBEL_FILE, WEIGHTS_FILE, Digest
+from umbel.core.manifest import CONFIG_FILE, EXTRA_FILE, UMBEL_FILE, WEIGHTS_FILE, Digest
 from umbel.core.protocols import StoredAdapter
 from umbel.core.shape import BackboneShape
-
-EXTRA_FILE = "umbel_extra.safetensors"
 
 _TASK_TYPES = {
     "CAUSAL_LM": OutputHead.GENERATE,

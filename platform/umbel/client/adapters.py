@@ -1,12 +1,22 @@
 """``client.adapters``: the registry of a server."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-from umbel.client import calls
+from umbel.client import calls, curating
 from umbel.client.calls import Call
 from umbel.core.names import CHAMPION
-from umbel.core.wire.adapters import AdapterView, AliasEventView, DiffView, ListReply, VersionSummary, VersionView
+from umbel.core.wire.adapters import (
+    AdapterView,
+    AliasEventView,
+    DiffView,
+    FileView,
+    ListReply,
+    VersionSummary,
+    VersionView,
+)
+from umbel.core.wire.residency import Residency
 
 T = TypeVar("T")
 
@@ -66,6 +76,54 @@ class Adapters:
 
     def unyank(self, name: str, which: str | int) -> VersionView:
         return self._sent(calls.unyank(name, which))
+
+    def upload(
+        self,
+        name: str,
+        folder: str | Path,
+        *,
+        labels: Sequence[str] = (),
+        template: str | None = None,
+        max_length: int | None = None,
+        description: str | None = None,
+        allow_noop: bool = False,
+        backbone: str | None = None,
+    ) -> VersionView:
+        """Publishes a folder that PEFT or umbel wrote; the same bytes again are the same version.
+
+        ``labels``, ``template`` and ``max_length`` say what a folder of PEFT's cannot.
+        """
+        call = curating.upload(name, folder, labels, template, max_length, description, allow_noop, backbone)
+        return self._sent(call)
+
+    def files(self, name: str, which: str | int = CHAMPION) -> Sequence[FileView]:
+        return (self._sent(curating.files(name, which))).data
+
+    def download(self, name: str, path: str, which: str | int = CHAMPION) -> bytes:
+        return self._sent(curating.download(name, which, path))
+
+    def export(self, name: str, folder: str | Path, which: str | int = CHAMPION) -> Path:
+        """Writes a version into a new or empty folder that PEFT reads, each file checked against its digest."""
+        target, digest = curating.check_folder(folder), (self.version(name, which)).digest
+        contents = {
+            one.path: curating.checked(one, self.download(name, one.path, digest)) for one in self.files(name, digest)
+        }
+        return curating.keep(target, contents)
+
+    def set_tag(self, name: str, key: str, value: str) -> dict[str, str]:
+        """All tags, this one added or replaced."""
+        return self._sent(curating.set_tag(name, key, value))
+
+    def remove_tag(self, name: str, key: str) -> dict[str, str]:
+        return self._sent(curating.remove_tag(name, key))
+
+    def warm(self, name: str, which: str | int = CHAMPION, *, timeout: float = 60.0) -> Residency:
+        """Has it loaded before the first request; waits until it is."""
+        return self._sent(curating.warm(name, which, timeout))
+
+    def unload(self, name: str, which: str | int = CHAMPION) -> Residency:
+        """Has its memory freed. Raises Conflict while requests wear it, after asking a few times."""
+        return self._sent(curating.unload(name, which))
 
     def _sent(self, call: Call[T]) -> T:
         found: T = self._send(call)

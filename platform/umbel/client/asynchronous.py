@@ -2,23 +2,33 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx2
 
-from umbel.client import calls
+from umbel.client import calls, curating
 from umbel.client.calls import Call, Messages, Models, Prompts, Texts
 from umbel.client.experiments import AsyncExperiments, feedback
 from umbel.client.wire import answer_of, error_of, event_of, is_answer, lost, request_of, settings, wait_before_retry
 from umbel.core.errors import UmbelError
 from umbel.core.names import CHAMPION
-from umbel.core.wire.adapters import AdapterView, AliasEventView, DiffView, ListReply, VersionSummary, VersionView
+from umbel.core.wire.adapters import (
+    AdapterView,
+    AliasEventView,
+    DiffView,
+    FileView,
+    ListReply,
+    VersionSummary,
+    VersionView,
+)
 from umbel.core.wire.base import Model, ModelList
 from umbel.core.wire.chat import ChatChunk, ChatReply
 from umbel.core.wire.completions import CompletionReply
 from umbel.core.wire.experiments import FeedbackReply
 from umbel.core.wire.pooled import ClassifyReply, EmbeddingsReply, ScoreReply, TagReply
+from umbel.core.wire.residency import Residency
 from umbel.core.wire.server import Ready, Status, TokenizeReply
 
 T = TypeVar("T")
@@ -193,6 +203,47 @@ class AsyncAdapters:
 
     async def unyank(self, name: str, which: str | int) -> VersionView:
         return await self._client.send(calls.unyank(name, which))
+
+    async def upload(
+        self,
+        name: str,
+        folder: str | Path,
+        *,
+        labels: Sequence[str] = (),
+        template: str | None = None,
+        max_length: int | None = None,
+        description: str | None = None,
+        allow_noop: bool = False,
+        backbone: str | None = None,
+    ) -> VersionView:
+        call = curating.upload(name, folder, labels, template, max_length, description, allow_noop, backbone)
+        return await self._client.send(call)
+
+    async def files(self, name: str, which: str | int = CHAMPION) -> Sequence[FileView]:
+        return (await self._client.send(curating.files(name, which))).data
+
+    async def download(self, name: str, path: str, which: str | int = CHAMPION) -> bytes:
+        return await self._client.send(curating.download(name, which, path))
+
+    async def export(self, name: str, folder: str | Path, which: str | int = CHAMPION) -> Path:
+        target, digest = curating.check_folder(folder), (await self.version(name, which)).digest
+        contents = {
+            one.path: curating.checked(one, await self.download(name, one.path, digest))
+            for one in await self.files(name, digest)
+        }
+        return curating.keep(target, contents)
+
+    async def set_tag(self, name: str, key: str, value: str) -> dict[str, str]:
+        return await self._client.send(curating.set_tag(name, key, value))
+
+    async def remove_tag(self, name: str, key: str) -> dict[str, str]:
+        return await self._client.send(curating.remove_tag(name, key))
+
+    async def warm(self, name: str, which: str | int = CHAMPION, *, timeout: float = 60.0) -> Residency:
+        return await self._client.send(curating.warm(name, which, timeout))
+
+    async def unload(self, name: str, which: str | int = CHAMPION) -> Residency:
+        return await self._client.send(curating.unload(name, which))
 
     async def _pages(self, page: Callable[[str | None], Call[ListReply[T]]]) -> AsyncIterator[T]:
         cursor: str | None = None

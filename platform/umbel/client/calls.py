@@ -42,11 +42,13 @@ class Call(Generic[T]):
     body: Mapping[str, Any] | None = None
     query: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[tuple[str, bytes], ...] = ()
+    """Names and contents: then ``body`` is sent as the fields of a form beside them."""
     accepts: tuple[int, ...] = ()
     """Statuses that are an answer though they are no success."""
 
     def read(self, content: bytes | str) -> T:
-        found: T = TypeAdapter(self.reads).validate_json(content)
+        found: T = content if self.reads is bytes else TypeAdapter(self.reads).validate_json(content)  # type: ignore[assignment]
         return found
 
     @property

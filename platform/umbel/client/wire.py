@@ -57,7 +57,10 @@ def request_of(call: Call[Any]) -> dict[str, Any]:
     """For ``request(**...)`` of httpx2."""
     query = {key: value for key, value in call.query.items() if value != []}
     headers = {name.encode(): value.encode() for name, value in call.headers.items()}  # a unit may be any text
-    return {"method": call.method, "url": call.path, "json": call.body, "params": query, "headers": headers}
+    sent = {"method": call.method, "url": call.path, "params": query, "headers": headers}
+    if call.files:
+        return {**sent, "data": dict(call.body or {}), "files": [("files", file) for file in call.files]}
+    return {**sent, "json": call.body}
 
 
 def is_answer(call: Call[Any], response: httpx2.Response) -> bool:

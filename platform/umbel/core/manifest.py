@@ -15,6 +15,10 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 UMBEL_FILE = "umbel.json"
 CARD_FILE = "README.md"
+EXTRA_FILE = "umbel_extra.safetensors"
+"""Tensors that PEFT's format cannot carry."""
+ADAPTER_FILES = (WEIGHTS_FILE, EXTRA_FILE, CONFIG_FILE, UMBEL_FILE, CARD_FILE)
+"""All that an adapter's folder may hold, as uploads have it."""
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 

@@ -13,9 +13,8 @@ from anyio import to_thread
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from umbel.adapters.peft_io import EXTRA_FILE
 from umbel.core.errors import AdapterRefused, UsageError
-from umbel.core.manifest import CARD_FILE, CONFIG_FILE, UMBEL_FILE, WEIGHTS_FILE, check_path
+from umbel.core.manifest import ADAPTER_FILES, CARD_FILE, CONFIG_FILE, UMBEL_FILE, WEIGHTS_FILE, check_path
 from umbel.registry.draft import check_kind
 from umbel.registry.store import disk
 from umbel.server.errors import TooLarge
@@ -29,14 +28,8 @@ TEXT_BYTES = 1_000_000
 FIELD_BYTES = 64_000
 MAX_PARTS = 64
 """Files and fields together."""
-FILES = {
-    WEIGHTS_FILE: None,
-    EXTRA_FILE: None,
-    CONFIG_FILE: TEXT_BYTES,
-    UMBEL_FILE: TEXT_BYTES,
-    CARD_FILE: TEXT_BYTES,
-}
-"""What an adapter's folder may hold, and the most bytes of each; None: as much as the whole upload."""
+TEXTS = (CONFIG_FILE, UMBEL_FILE, CARD_FILE)
+"""The other files may be as large as the whole upload."""
 
 
 @dataclass(slots=True)
@@ -147,12 +140,12 @@ class _Form:
                 hint=f"send files as {FILES_FIELD}",
             )
         check_path(name)
-        if name not in FILES:
+        if name not in ADAPTER_FILES:
             check_kind(name)
             raise AdapterRefused(
                 f"{name} is not a file that an adapter has.",
                 code="unexpected_file",
-                hint=f"leave it out; an adapter has {', '.join(FILES)}",
+                hint=f"leave it out; an adapter has {', '.join(ADAPTER_FILES)}",
             )
         if name in self.upload.files:
             raise AdapterRefused(f"{name} was sent twice.", code="duplicate_file", hint="send each file once")
@@ -182,9 +175,8 @@ class _File:
 
     def add(self, data: bytes) -> None:
         self.size += len(data)
-        most = FILES[self.name]
-        if most is not None and self.size > most:
-            raise TooLarge(f"{self.name} is larger than {most} bytes.", hint="it is text; shorten it")
+        if self.name in TEXTS and self.size > TEXT_BYTES:
+            raise TooLarge(f"{self.name} is larger than {TEXT_BYTES} bytes.", hint="it is text; shorten it")
         self.file.write(data)
 
 
