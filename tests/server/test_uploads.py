@@ -16,7 +16,7 @@ from umbel.server.app import create_app
 from umbel.server.assembly import make_service
 from umbel.server.importing import AT_ONCE
 from umbel.server.service import ServerConfig
-from umbel.server.uploads import FIELD_BYTES, MAX_PARTS, TEXT_BYTES, receive
+from umbel.server.uploads import FIELD_BYTES, MAX_PARTS, TEXT_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -282,15 +282,6 @@ def test_a_body_that_is_no_form_is_told_what_to_send(client, may, content_type):
     assert "curl -F" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"nonsense", b"--x\r\n", b'--x\r\ncontent-disposition: form-data; name="a"\r\n\r\nb']
-)
-def test_a_form_that_is_cut_is_refused(client, may, body):
-    headers = {**may, "content-type": "multipart/form-data; boundary=x"}
-    answer = client.post("/v1/adapters/refused/versions", content=body, headers=headers)
-    assert refused(answer) == (400, "invalid_form")
-
-
 def test_text_without_end_is_cut_off(client, may, peft, traces):
     before = traces()
     for files, fields in (
@@ -406,18 +397,3 @@ def test_only_those_who_may_publish_upload(client, home, own, scope):
     key = home.registry.keys.create(f"u-{scope}", [scope])[1]
     assert refused(upload(client, {"authorization": f"Bearer {key}"}, "refused", own)) == (403, "insufficient_scope")
     assert refused(upload(client, {}, "refused", own)) == (401, "missing_api_key")
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 64, 100_000])
-def test_a_form_means_the_same_however_it_is_cut(client, tmp_path, size):
-    files = {CONFIG_FILE: b"--x\r\n--y\r\n\r\n" * 9, WEIGHTS_FILE: bytes(range(256)) * 3, CARD_FILE: b"\r\n--"}
-    request = client.build_request("POST", "/", files=parts_of(files), data={"labels": ["ä", "b"], "template": "t"})
-    body = request.read()
-
-    async def chunks():
-        for start in range(0, len(body), size):
-            yield body[start : start + size]
-
-    found = asyncio.run(receive(request.headers["content-type"], chunks(), tmp_path))
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
-    assert found.fields == {"labels": ["ä", "b"], "template": ["t"]}
