@@ -161,6 +161,18 @@ class Lab:
         self.drain(engine)
         return [handle.result() for handle in handles]
 
+    @staticmethod
+    def poison(engine: Engine) -> None:
+        """Fills what no row owns: free slots of the cache, places beyond each row, free slots of the stacks."""
+        slabs, running = engine.scheduler.running.cache.slabs, engine.scheduler.running.rows
+        used = [row.used for row in running] + [0] * (slabs.shape[2] - len(running))
+        for slot, first in enumerate(used):
+            slabs[:, 0, slot, :, first:] = float("nan")
+            slabs[:, 1, slot, :, first:] = 1e30
+        for stack in engine.bank.stacks.values():
+            for tensor in stack.tensors.values():
+                tensor[len(stack.members) :] = float("nan")
+
     def same(self, a: Answer, b: Answer) -> None:
         """Equal tokens, and log-probabilities as equal as correctness rule 2 promises for the dtype."""
         assert a.ids == b.ids

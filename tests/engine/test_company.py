@@ -66,26 +66,14 @@ def test_loading_and_evicting_others_meanwhile_changes_nothing(any_lab):
         any_lab.same(handle.result(), reference)
 
 
-def poison(engine):
-    """Fills what no row owns: free slots of the cache, places beyond each row, free slots of the stacks."""
-    slabs, running = engine.scheduler.running.cache.slabs, engine.scheduler.running.rows
-    used = [row.used for row in running] + [0] * (slabs.shape[2] - len(running))
-    for slot, first in enumerate(used):
-        slabs[:, 0, slot, :, first:] = float("nan")
-        slabs[:, 1, slot, :, first:] = 1e30
-    for stack in engine.bank.stacks.values():
-        for tensor in stack.tensors.values():
-            tensor[len(stack.members) :] = float("nan")
-
-
 def test_what_freed_slots_hold_reaches_nobody(any_lab):
     requests = requests_for(any_lab, any_lab.zoo(), 16)
     reference = any_lab.run(any_lab.engine(), requests)
     engine = any_lab.engine(max_rows=6)
     handles = [engine.submit(request) for request in requests]
-    poison(engine)
+    any_lab.poison(engine)
     while engine.step():
-        poison(engine)
+        any_lab.poison(engine)
     for handle, expected in zip(handles, reference, strict=True):
         any_lab.same(handle.result(), expected)
 
