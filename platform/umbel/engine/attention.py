@@ -30,11 +30,18 @@ class Span:
 class CachedAttention:
     """Writes the step's keys and values, then attends to each row's own places up to its position.
 
-    Rows 0..R-1 of the batch are the decoding rows of slots 0..R-1 at ``positions``; spans follow. Rows beyond are
-    padding and receive the first row's context.
+    Rows 0..R-1 of the batch are decoding rows at ``positions``, in ``slots``: 0..R-1 in any order (None: in this one).
+    Spans follow. Rows beyond are padding and receive the first row's context.
     """
 
-    def __init__(self, cache: KVCache, shape: BackboneShape, positions: Sequence[int], spans: Sequence[Span]) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        shape: BackboneShape,
+        positions: Sequence[int],
+        spans: Sequence[Span],
+        slots: Sequence[int] | None = None,
+    ) -> None:
         self.cache, self.spans, self.rows = cache, spans, len(positions)
         self.kv_heads, self.group = shape.kv_heads, shape.heads // shape.kv_heads
         self.scale = shape.head_dim**-0.5
@@ -42,7 +49,11 @@ class CachedAttention:
         if positions:
             at = torch.tensor(positions, device=self.device)
             self.length = self.cache.visible(max(positions) + 1)
-            self.places = cache.places(at)
+            slot = torch.tensor(range(self.rows) if slots is None else slots, device=self.device)
+            self.places = cache.places(slot, at)
+            self.slots = None if slots is None or list(slots) == list(range(self.rows)) else slot
+            self.order = slot.argsort()
+            at = at.index_select(0, self.order)
             self.hidden = (torch.arange(self.length, device=self.device) > at[:, None])[:, None, None]
         self.masks = [self._causal(span) for span in spans]
 
@@ -64,9 +75,11 @@ class CachedAttention:
     def _decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.cache.write(layer, self.places, k, v)
         keys, values = (slab[: self.rows].flatten(0, 1)[:, : self.length] for slab in self.cache.layer(layer))
-        grouped = q.reshape(self.rows * self.kv_heads, self.group, -1)
+        ordered = q if self.slots is None else q.index_select(0, self.order)
+        grouped = ordered.reshape(self.rows * self.kv_heads, self.group, -1)
         context = self._attend(grouped, keys, values, self.hidden, (self.rows, self.kv_heads, -1, self.length))
-        return context.reshape(q.shape)
+        context = context.reshape(q.shape)
+        return context if self.slots is None else context.index_select(0, self.slots)
 
     def _chunk(self, layer: int, span: Span, mask: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = (slab[span.slot] for slab in self.cache.layer(layer))

@@ -54,7 +54,11 @@ class Forward:
         places, wanted = _wanted(plan)
         batch = len(tokens)
         attention = CachedAttention(
-            self.cache, self.backbone.shape, positions[: len(plan.decode)], [span for _, span in plan.chunks]
+            self.cache,
+            self.backbone.shape,
+            positions[: len(plan.decode)],
+            [span for _, span in plan.chunks],
+            [row.slot for row in plan.decode],
         )
         step = Step(
             self._column(positions),

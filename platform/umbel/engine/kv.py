@@ -67,9 +67,9 @@ class KVCache:
             length = max(length, _ONE_BLOCK + _KEYS_STEP)
         return min(length, self.length)
 
-    def places(self, positions: Tensor) -> Tensor:
-        """[R] positions of the rows in slots 0..R-1 -> [R*G] places for ``write``."""
-        base = torch.arange(positions.shape[0], device=positions.device) * self._slot_stride + positions
+    def places(self, slots: Tensor, positions: Tensor) -> Tensor:
+        """[R] slots and positions of rows -> [R*G] places for ``write``."""
+        base = slots * self._slot_stride + positions
         return (base[:, None] + self._heads).view(-1)
 
     def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:

@@ -15,11 +15,18 @@ class Plan:
     """What one step computes: a token of each decoding row, then chunks of prompts."""
 
     decode: list[Row]
+    """Side by side those that wear the same adapter, so that a group of the batch is a view and nothing is gathered."""
     chunks: list[tuple[Row, Span]]
 
     @property
     def tokens(self) -> int:
         return len(self.decode) + sum(span.count for _, span in self.chunks)
+
+
+def _worn(row: Row) -> tuple[int, int]:
+    """Order of adapters: the bare backbone, then stacks and their slots."""
+    resident = row.resident
+    return (-1, 0) if resident is None or resident.stack is None else (resident.stack.number, resident.slot)
 
 
 class Running:
@@ -76,7 +83,7 @@ class Running:
             left, at = left - count, at + count
         for row in self.rows[: self.decoding]:
             self.cache.touch(row.slot, row.used + 1)
-        return Plan(self.rows[: self.decoding], chunks)
+        return Plan(sorted(self.rows[: self.decoding], key=_worn), chunks)
 
     def _fill(self, hole: int, source: int) -> int:
         """Moves the row of slot ``source`` into the hole; returns the new hole."""

@@ -28,6 +28,8 @@ class Stack:
         assert first.fused is not None
         self.method: Method = first.adapter.method
         self.shape: BackboneShape = first.adapter.weights.shape
+        self.number = next(_VERSIONS)
+        """Tells stacks apart and orders them."""
         self.members: list[Resident] = []
         self.version = next(_VERSIONS)
         """Changes with what a slot means, and is never the same for two stacks; layouts of another are stale."""
