@@ -38,8 +38,8 @@ check: setup  ## Lint, types, import direction, Dockerfiles
 soak: assets  ## The long tests
 	$(BIN)/python -m pytest -m soak
 
-bench: assets  ## Measure umbel beside HF + PEFT and write docs/benchmarks/
-	$(BIN)/python -m benchmarks.run
+bench: assets  ## Measure umbel beside HF + PEFT, write docs/benchmarks/ (ARGS=--short: ten minutes)
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 docs: setup  ## Regenerate the generated pages of docs/
 	$(BIN)/python -m benchmarks.docs
