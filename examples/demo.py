@@ -6,6 +6,7 @@ of one, compares the two and promotes the better. Every step is a command that y
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def heading(text: str) -> None:
 
 def umbel(*words: str) -> None:
     """Runs one command, shown as a person would type it."""
-    print(f"\n$ umbel {' '.join(words)}", flush=True)
+    print(f"\n$ umbel {shlex.join(words)}", flush=True)
     subprocess.run(["umbel", *words], check=True)
 
 

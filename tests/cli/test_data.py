@@ -38,3 +38,18 @@ def test_a_wrong_row_exits_2_with_its_line(run, rows):
 
 def test_a_missing_file_exits_3(run):
     assert run("data", "check", "nothing.jsonl").code == 3
+
+
+def test_with_a_task_tokens_are_looked_at_too(run, rows):
+    many = [{"text": f"{word} number {i}", "label": word} for i in range(20) for word in ("sun", "rain")]
+    answer = run("data", "check", rows(*many), "--task", "classify", "--max-length", "10")
+    assert answer.code == 0, answer.err
+    assert "also in train" in answer.out
+    assert "training rows are cut" in answer.out
+
+
+def test_data_that_cannot_train_end_with_2(run, rows):
+    same = [{"text": f"number {i}", "label": "only"} for i in range(30)]
+    answer = run("data", "check", rows(*same), "--task", "classify", "--labels", "only,other")
+    assert answer.code == 2
+    assert "no training row has the label 'other'" in answer.err

@@ -1,11 +1,15 @@
 """``umbel data``: check a dataset before training on it."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umbel.cli.console import Json, examples, human_count, print_facts, print_json
+from umbel.cli.console import Json, examples, human_count, print_facts, print_heading, print_json, print_table
+from umbel.core.errors import DataError
 from umbel.core.settings import Settings
+
+if TYPE_CHECKING:
+    from umbel.training.data.trial import Trial
 
 app = typer.Typer(no_args_is_help=True, help="Check a dataset before training on it.")
 
@@ -20,6 +24,7 @@ def data() -> None:
         "umbel data check rows.jsonl",
         "umbel data check tweets-sentiment",
         "umbel data check rows.jsonl --test held-out.jsonl --json",
+        "umbel data check tweets-sentiment --task classify --max-length 96",
     )
 )
 def check(
@@ -27,13 +32,24 @@ def check(
     test: Annotated[
         str | None, typer.Option(help="Another file whose texts must not be in it.", metavar="FILE")
     ] = None,
+    task: Annotated[str | None, typer.Option(help="Output head: look at tokens, too, as its training would.")] = None,
+    labels: Annotated[str | None, typer.Option(help="In order, with commas; default is what the data hold.")] = None,
+    template: Annotated[str, typer.Option(help="What a text is put into.")] = "{text}",
+    max_length: Annotated[int, typer.Option(help="Most tokens of one input.", min=1)] = 512,
+    backbone: Annotated[str | None, typer.Option(help="Needed only where there are several.")] = None,
     as_json: Json = False,
 ) -> None:
     """Check every row: form, labels, copies, contradictions, and test rows that training has seen.
 
-    Exits with 2 at the first row that cannot be trained on, and names its line and the form expected.
+    With --task also what training would meet: token lengths, rows that are cut or do not fit, labels too rare to
+    learn, two beginnings, rows with nothing to learn. Exits with 2 at the first row that cannot be trained on, and
+    names its line and the form expected.
     """
     from umbel.training.data.check import check_data
+
+    if task is not None:
+        options = {"labels": tuple(labels.split(",")) if labels else (), "template": template, "max_length": max_length}
+        return _try(what, task, test, options, backbone, as_json=as_json)
 
     found = check_data(what, Settings.load(), test=test)
     if as_json:
@@ -45,3 +61,50 @@ def check(
     facts += [("copies", human_count(found.copies)), ("contradictions", human_count(found.contradictions))]
     facts += [("leaks", f"{human_count(found.leaks)} test rows whose text is in train, too")]
     return print_facts(facts)
+
+
+def _try(
+    what: str, task: str, test: str | None, options: dict[str, Any], backbone: str | None, *, as_json: bool
+) -> None:
+    from umbel.cli.eval import open_backbone
+    from umbel.training.data.trial import try_data
+    from umbel.training.task import Task
+
+    settings = Settings.load()
+    asked = Task(name="check", data=what, task=task, test=test, **options)
+    report = try_data(asked, open_backbone(settings, backbone), settings)
+    if as_json:
+        print_json(report)
+    else:
+        _print(report)
+    if not report.trainable:
+        worst = next(finding for finding in report.findings if finding.level == "error")
+        raise DataError(worst.what, code="untrainable_data", hint=worst.fix)
+
+
+def _print(report: "Trial") -> None:
+    print_facts([("data", report.name), ("digest", report.digest), ("labels", ", ".join(report.labels) or None)])
+    print_heading("Splits")
+    print_table(
+        ["split", "rows", "tokens", "median", "p95", "longest", "cut", "left out", "copies", "also in train"],
+        [
+            [
+                name, human_count(s.rows), human_count(s.tokens), s.median, s.p95, s.longest, s.truncated, s.left_out,
+                s.duplicates, report.leaks.get(name, ""),
+            ]
+            for name, s in report.splits.items()
+        ],
+        empty="no rows",
+    )  # fmt: skip
+    if report.labels:
+        print_heading("Labels")
+        print_table(
+            ["label", *report.splits],
+            [[label, *(s.balance.get(label, 0) for s in report.splits.values())] for label in report.labels],
+            empty="no labels",
+        )
+    print_heading("Findings")
+    for finding in report.findings:
+        typer.echo(f"  {finding.level}: {finding.what} ({finding.fix})")
+    if not report.findings:
+        typer.echo("  nothing to mend")
