@@ -88,14 +88,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backbone = backbone
-        kv_tokens = kv_bytes // backbone.kv_bytes_per_token
-        longest = min(max_length or backbone.config.max_positions, backbone.config.max_positions, kv_tokens)
-        if longest < 1:
-            raise ConfigError(
-                f"kv_bytes {kv_bytes} hold no token: one takes {backbone.kv_bytes_per_token} bytes.",
-                param="kv_bytes",
-                hint=f"give at least {1024 * backbone.kv_bytes_per_token}",
-            )
+        longest = _longest(backbone, kv_bytes, max_length)
         self.limits = Limits(
             max_rows=max_rows,
             max_length=longest,
@@ -125,7 +118,7 @@ class Engine:
             self.bank,
             Loader(backbone, adapters, load, clock=clock, on_done=self.wakeup.set),
             self.limits,
-            kv_tokens=kv_tokens,
+            kv_tokens=kv_bytes // backbone.kv_bytes_per_token,
             clock=clock,
             finish=self._finish,
         )
@@ -364,6 +357,18 @@ class Engine:
 
     def _count_eviction(self, digest: str) -> None:
         self._evictions += 1
+
+
+def _longest(backbone: Backbone, kv_bytes: int, asked: int | None) -> int:
+    """Most positions of one row. Raises ConfigError if the cache holds none."""
+    tokens = kv_bytes // backbone.kv_bytes_per_token
+    if not tokens:
+        raise ConfigError(
+            f"kv_bytes {kv_bytes} hold no token: one takes {backbone.kv_bytes_per_token} bytes.",
+            param="kv_bytes",
+            hint=f"give at least {1024 * backbone.kv_bytes_per_token}",
+        )
+    return min(asked or backbone.config.max_positions, backbone.config.max_positions, tokens)
 
 
 def _of(result: Result, wanted: Wanted) -> Tensor:
