@@ -15,6 +15,7 @@ from peft import PeftType
 
 from umbel.adapters import catalog
 from umbel.core.shape import BackboneShape
+from umbel.training.data.rows import FORMS
 from umbel.training.task import Task
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -104,6 +105,12 @@ def training_page() -> str:
         "file is `--max-length 128`. An unknown key is an error that names the nearest known one.",
         "",
         *table(Task, skip=("options",)),
+        "",
+        "## Rows",
+        "",
+        "JSONL, one object per line; keys beyond these are left alone. A row of another form is refused with its line.",
+        "",
+        *(f"- `{form}`" for form in FORMS.values()),
         "",
         "## Options of each method",
     ]
