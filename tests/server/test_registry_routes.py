@@ -103,6 +103,17 @@ def test_a_diff_names_what_differs_and_nothing_else(client, two):
     assert {change["key"] for change in found["data"]} == {"seed"}
 
 
+def test_a_diff_tells_the_weights_layer_by_layer_where_asked(client, two, home):
+    asked = {"before": 1, "after": 2, "weights": True}
+    found = client.get(f"{two}/diff", params=asked).json()["weights"]
+    places = [place for place, _ in found["layers"]]
+    assert places == [*(str(i) for i in range(home.backbone.shape.layers)), "output head"]
+    assert all(change > 0.1 for _, change in found["layers"])
+    same = client.get(f"{two}/diff", params={**asked, "after": 1}).json()["weights"]
+    assert {change for _, change in same["layers"]} == {0.0}
+    assert client.get(f"{two}/diff", params={"before": 1, "after": 2}).json()["weights"] is None
+
+
 def test_promote_and_rollback_move_the_bare_name_and_are_remembered(client, two, may):
     ask = {"model": "pair", "input": "hello"}
     assert client.post("/v1/classify", json=ask).json()["model"] == "pair:1"

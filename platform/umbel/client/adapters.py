@@ -48,8 +48,8 @@ class Adapters:
         """``which`` is a number, an alias or a digest."""
         return self._sent(calls.get_version(name, which))
 
-    def diff(self, name: str, before: str | int, after: str | int = CHAMPION) -> DiffView:
-        return self._sent(calls.diff(name, before, after))
+    def diff(self, name: str, before: str | int, after: str | int = CHAMPION, *, weights: bool = False) -> DiffView:
+        return self._sent(calls.diff(name, before, after, weights))
 
     def aliases(self, name: str) -> dict[str, int]:
         return self._sent(calls.aliases(name))

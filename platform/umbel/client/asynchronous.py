@@ -176,8 +176,10 @@ class AsyncAdapters:
     async def version(self, name: str, which: str | int = CHAMPION) -> VersionView:
         return await self._client.send(calls.get_version(name, which))
 
-    async def diff(self, name: str, before: str | int, after: str | int = CHAMPION) -> DiffView:
-        return await self._client.send(calls.diff(name, before, after))
+    async def diff(
+        self, name: str, before: str | int, after: str | int = CHAMPION, *, weights: bool = False
+    ) -> DiffView:
+        return await self._client.send(calls.diff(name, before, after, weights))
 
     async def aliases(self, name: str) -> dict[str, int]:
         return await self._client.send(calls.aliases(name))

@@ -139,8 +139,9 @@ def get_version(name: str, which: str | int) -> Call[VersionView]:
     return Call("GET", f"{adapter_path(name)}/versions/{part(str(which))}", VersionView)
 
 
-def diff(name: str, before: str | int, after: str | int) -> Call[DiffView]:
-    return Call("GET", f"{adapter_path(name)}/diff", DiffView, query={"before": before, "after": after})
+def diff(name: str, before: str | int, after: str | int, weights: bool) -> Call[DiffView]:
+    query = {"before": before, "after": after, **({"weights": "true"} if weights else {})}
+    return Call("GET", f"{adapter_path(name)}/diff", DiffView, query=query)
 
 
 def aliases(name: str) -> Call[dict[str, int]]:

@@ -9,7 +9,7 @@ from umbel.cli.console import Json, examples, print_heading, print_json, print_t
 from umbel.cli.opened import open_registry
 
 if TYPE_CHECKING:
-    from umbel.cli.adapters.weights import WeightChange
+    from umbel.adapters.difference import WeightChange
     from umbel.registry.records import Change, VersionDiff
 
 app = typer.Typer()

@@ -1,31 +1,14 @@
-"""How far the weights of two versions lie apart, layer by layer."""
+"""How far the weights of two versions of the home lie apart."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from umbel.adapters.method import Fused
+from umbel.adapters.difference import WeightChange, compare
 from umbel.adapters.peft_io import load_adapter
-from umbel.adapters.sites import LM_HEAD
 from umbel.backbone.config import parse_config
 from umbel.core.errors import NotFound
 
 if TYPE_CHECKING:
-    from umbel.adapters.adapter import Adapter
     from umbel.registry.registry import Registry
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightChange:
-    """``layers``: (place, ||after - before|| / ||before||) in order, None where before is zero; the output head last.
-
-    0 is equal; two trainings from different seeds are near 1.4. ``why_not`` says why nothing could be compared.
-    """
-
-    layers: tuple[tuple[str, float | None], ...] = ()
-    why_not: str | None = None
 
 
 def weight_change(registry: "Registry", before: str, after: str) -> WeightChange:
@@ -41,49 +24,3 @@ def weight_change(registry: "Registry", before: str, after: str) -> WeightChange
         return WeightChange(why_not="their backbone is not in this home.")
     old, new = (load_adapter(registry.fetch(version.digest), shape) for version in (first, second))
     return compare(old, new)
-
-
-def compare(old: "Adapter", new: "Adapter") -> WeightChange:
-    with torch.no_grad():
-        a, b = old.weights.fuse(None), new.weights.fuse(None)
-    if _shapes(a) != _shapes(b):
-        return WeightChange(why_not="they differ in rank, length or targets.")
-    places = {key[0]: None for key in a}
-    rows = [(_place(layer), _relative(_of(a, layer), _of(b, layer))) for layer in sorted(places, key=_order)]
-    if old.head.tensors and _head_shapes(old) == _head_shapes(new):
-        rows.append(("output head", _relative(_head(old), _head(new))))
-    return WeightChange(layers=tuple(rows))
-
-
-def _shapes(fused: Fused) -> dict[tuple[int, str], tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in fused.items()}
-
-
-def _head_shapes(adapter: "Adapter") -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in adapter.head.tensors.items()}
-
-
-def _head(adapter: "Adapter") -> list[Tensor]:
-    return [tensor for _, tensor in sorted(adapter.head.tensors.items())]
-
-
-def _of(fused: Fused, layer: int) -> list[Tensor]:
-    return [fused[key] for key in sorted(fused) if key[0] == layer]
-
-
-def _relative(before: list[Tensor], after: list[Tensor]) -> float | None:
-    size = sum(float(a.double().square().sum()) for a in before)
-    change = sum(float((b.double() - a.double()).square().sum()) for a, b in zip(before, after, strict=True))
-    if size == 0.0:
-        return 0.0 if change == 0.0 else None
-    return float((change / size) ** 0.5)
-
-
-def _order(layer: int) -> tuple[bool, int]:
-    return layer == LM_HEAD, layer
-
-
-def _place(layer: int) -> str:
-    if layer == LM_HEAD:
-        return "lm_head"
-    return "embedding" if layer < 0 else str(layer)

@@ -98,6 +98,13 @@ class ChangeView(Reply):
     after: Any = None
 
 
+class WeightChangeView(Reply):
+    """``layers``: [place, ||after - before|| / ||before||], null where before is zero; ``why_not``: no comparison."""
+
+    layers: list[tuple[str, float | None]]
+    why_not: str | None
+
+
 class DiffView(Reply):
     before: _Text
     after: _Text
@@ -108,6 +115,8 @@ class DiffView(Reply):
     data: list[ChangeView]
     metrics: list[ChangeView]
     files: list[ChangeView]
+    weights: WeightChangeView | None = None
+    """Asked for by ``weights=true``."""
 
 
 _Reason = Annotated[StrictStr, Field(max_length=500)] | None

@@ -5,6 +5,8 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Query
 
+from umbel.adapters.difference import WeightChange, compare
+from umbel.adapters.peft_io import load_adapter
 from umbel.core.contract import OutputHead
 from umbel.core.errors import UsageError
 from umbel.core.names import CHAMPION
@@ -15,6 +17,7 @@ from umbel.core.wire.adapters import (
     RetireRequest,
     VersionSummary,
     VersionView,
+    WeightChangeView,
 )
 from umbel.registry.query import AdapterQuery, MetricRange
 from umbel.registry.records import Scope, VersionState
@@ -97,10 +100,21 @@ async def version(name: str, which: str, service: ServiceDep) -> VersionView:
 
 
 @router.get("/{name}/diff")
-async def diff(name: str, before: str, service: ServiceDep, after: str = CHAMPION) -> DiffView:
-    """What differs between two versions: config, contract, data, metrics, files."""
-    compare = service.registry.versions.diff
-    return DiffView.model_validate(await to_thread.run_sync(compare, reference(name, before), reference(name, after)))
+async def diff(name: str, before: str, service: ServiceDep, after: str = CHAMPION, weights: bool = False) -> DiffView:
+    """What differs between two versions: config, contract, data, metrics, files, and if asked the weights by layer."""
+    refs = reference(name, before), reference(name, after)
+    view = DiffView.model_validate(await to_thread.run_sync(service.registry.versions.diff, *refs))
+    if weights:
+        view.weights = WeightChangeView.model_validate(await to_thread.run_sync(_weight_change, service, *refs))
+    return view
+
+
+def _weight_change(service: Service, before: str, after: str) -> WeightChange:
+    stored = [service.registry.fetch(service.registry.resolve(ref).digest) for ref in (before, after)]
+    if any(each.manifest.backbone != service.importer.base.fingerprint for each in stored):
+        return WeightChange(why_not="one is made for another backbone than this server's.")
+    old, new = (load_adapter(each, service.importer.base.shape) for each in stored)
+    return compare(old, new)
 
 
 @writes.post("/{name}/versions/{which}/yank")
