@@ -19,8 +19,8 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture
 def check(backbone, tmp_path):
-    def run(train, *, test=None, task="classify", **more):
-        for name, rows in {"train": train, "test": test or []}.items():
+    def run(train, *, validation=None, test=None, task="classify", **more):
+        for name, rows in {"train": train, "validation": validation, "test": test}.items():
             if rows:
                 (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         asked = Task(name="check", data=str(tmp_path), task=task, **more)
@@ -48,12 +48,11 @@ def test_clean_data_are_trainable_and_counted(check):
 
 def test_copies_leaks_and_contradictions_are_counted(check):
     train = [*rows(200), {"text": "Row number 4!", "label": "a"}, {"text": "row number 6", "label": "b"}]
-    report = check(train, test=[*rows(100, text="held out {}"), {"text": "ROW number 8", "label": "a"}])
-    both = report.splits["train"].duplicates + report.splits["validation"].duplicates
-    assert both == 2
-    assert report.contradictions <= 1
-    assert sum(report.leaks.values()) == report.leaks["test"] <= 1
-    assert report.contradictions + report.leaks["test"] >= 1
+    held_out = [*rows(100, text="held out {}"), {"text": "ROW number 8", "label": "a"}]
+    report = check(train, validation=rows(20, text="looked at {}"), test=held_out)
+    assert report.splits["train"].duplicates == 2
+    assert report.contradictions == 1
+    assert report.leaks == {"validation": 0, "test": 1}
 
 
 def test_one_label_only_cannot_train(check):
