@@ -2,9 +2,12 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from umbel.adapters.peft_io import export_files
 
 WORDS = ("sun", "rain", "late", "fine", "train", "cake", "queue", "cloud", "tea", "noise")
 
@@ -70,3 +73,29 @@ def test_wrong_data_name_the_file_and_the_line(run, tmp_path):
     assert answer.code == 2
     assert "line 2" in answer.err
     assert run("eval", "mood", "--data", "nowhere").code == 3
+
+
+def publish(registry, name, adapter):
+    return registry.publish(
+        export_files(adapter, backbone_name="tiny"),
+        name=name,
+        method=adapter.method.name,
+        config=adapter.config,
+        contract=adapter.contract,
+        backbone=adapter.backbone,
+    )
+
+
+def test_versions_that_are_asked_differently_are_not_compared(run, data, registry, made):
+    own = registry.fetch(registry.resolve("mood:1").digest).manifest.contract
+    publish(registry, "shouty", made(9, contract=own.model_copy(update={"template": "HEAR: {text}"})))
+    answer = run("compare", "mood:1", "shouty:1", "--data", data)
+    assert answer.code == 2
+    assert "differ in template" in answer.err
+
+
+def test_a_version_for_another_backbone_is_never_asked_on_this_one(run, data, registry, made):
+    publish(registry, "stranger", replace(made(9), backbone="sha256:" + "1" * 64))
+    answer = run("eval", "stranger", "--data", data)
+    assert answer.code == 2
+    assert "was made for backbone sha256:1111" in answer.err
