@@ -112,6 +112,10 @@ def training_page() -> str:
         "",
         *(f"- `{form}`" for form in FORMS.values()),
         "",
+        "CSV (`.csv`, or `.tsv` with tabs) is read wherever JSONL is: the header's names are the keys above, or are",
+        "mapped to them by `--text-column` and `--label-column`. `tokens` and `tags` are words with spaces between; a",
+        "list (several labels, `messages`) is JSON in its cell.",
+        "",
         "## Options of each method",
     ]
     for name in sorted(catalog.methods()):

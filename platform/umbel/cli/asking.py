@@ -1,9 +1,7 @@
 """Rows in, answers out: what ``umbel run`` asks a model, in this process or of a server."""
 
-import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umbel.client import AsyncClient
@@ -66,23 +64,6 @@ def text_of(row: Mapping[str, Any]) -> str:
         code="invalid_row",
         hint='write {"text": ...}, {"prompt": ...}, {"messages": [...]} or, for taggers, {"tokens": [...]}',
     )
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """JSON Lines; raises DataError with the line's number."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: {error}.", code="invalid_json") from error
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{path}, line {number}: not an object.", code="invalid_row", hint='write {"text": ...}'
-                )
-            yield row
 
 
 def failed(error: UmbelError) -> dict[str, Any]:

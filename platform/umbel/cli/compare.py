@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from umbel.cli.console import Json, Quiet, examples, print_facts, print_json
-from umbel.cli.eval import BackboneName, Data, Limit, Metric, judge, keep, need_different, open_backbone
+from umbel.cli.eval import (
+    BackboneName,
+    Data,
+    LabelColumn,
+    Limit,
+    Metric,
+    TextColumn,
+    judge,
+    keep,
+    need_different,
+    open_backbone,
+)
 from umbel.cli.opened import open_registry
 from umbel.core.errors import UsageError
 from umbel.core.settings import Settings
@@ -35,6 +46,8 @@ def compare(
     data: Data,
     metric: Metric = None,
     limit: Limit = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
     confidence: Annotated[float, typer.Option(help="Of the interval.", min=0.5, max=0.999)] = 0.95,
     backbone: BackboneName = None,
     as_json: Json = False,
@@ -46,8 +59,9 @@ def compare(
     ones, each with an interval. Where it cannot tell, it says how many rows would.
     """
     from umbel.evaluation.answering import Asker
+    from umbel.training.data.records import Columns
 
-    settings = Settings.load()
+    settings, columns = Settings.load(), Columns(text_column, label_column)
     loaded = open_backbone(settings, backbone)
     with open_registry() as registry:
         names = [_pinned(registry, version, loaded.name) for version in (a, b)]
@@ -55,7 +69,8 @@ def compare(
         _same_question(registry, names, loaded.name)
         asker = Asker(loaded, registry)
         judged = [
-            judge(registry, asker, name, data, settings, metric=metric, limit=limit, quiet=quiet) for name in names
+            judge(registry, asker, name, data, settings, metric=metric, limit=limit, columns=columns, quiet=quiet)
+            for name in names
         ]
         asker.close()
         kept = [

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from umbel.cli.console import Json, examples, human_count, print_facts, print_heading, print_json, print_table
+from umbel.cli.eval import LabelColumn, TextColumn
 from umbel.core.errors import DataError
 from umbel.core.settings import Settings
 
@@ -23,17 +24,20 @@ def data() -> None:
     epilog=examples(
         "umbel data check rows.jsonl",
         "umbel data check tweets-sentiment",
+        "umbel data check reviews.csv --text-column review --label-column stars",
         "umbel data check rows.jsonl --test held-out.jsonl --json",
         "umbel data check tweets-sentiment --task classify --max-length 96",
     )
 )
 def check(
-    what: Annotated[str, typer.Argument(help="JSONL file, folder, or dataset of the home.", metavar="DATA")],
+    what: Annotated[str, typer.Argument(help="JSONL or CSV file, folder, or dataset of the home.", metavar="DATA")],
     test: Annotated[
         str | None, typer.Option(help="Another file whose texts must not be in it.", metavar="FILE")
     ] = None,
     task: Annotated[str | None, typer.Option(help="Output head: look at tokens, too, as its training would.")] = None,
     labels: Annotated[str | None, typer.Option(help="In order, with commas; default is what the data hold.")] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
     template: Annotated[str, typer.Option(help="What a text is put into.")] = "{text}",
     max_length: Annotated[int, typer.Option(help="Most tokens of one input.", min=1)] = 512,
     backbone: Annotated[str | None, typer.Option(help="Needed only where there are several.")] = None,
@@ -46,12 +50,19 @@ def check(
     names its line and the form expected.
     """
     from umbel.training.data.check import check_data
+    from umbel.training.data.records import Columns
 
     if task is not None:
-        options = {"labels": tuple(labels.split(",")) if labels else (), "template": template, "max_length": max_length}
+        options = {
+            "labels": tuple(labels.split(",")) if labels else (),
+            "template": template,
+            "max_length": max_length,
+            "text_column": text_column,
+            "label_column": label_column,
+        }
         return _try(what, task, test, options, backbone, as_json=as_json)
 
-    found = check_data(what, Settings.load(), test=test)
+    found = check_data(what, Settings.load(), test=test, columns=Columns(text_column, label_column))
     if as_json:
         return print_json(found)
     facts: list[tuple[str, object]] = [("form", found.form)]

@@ -16,10 +16,15 @@ if TYPE_CHECKING:
     from umbel.evaluation.questions import Questions
     from umbel.evaluation.scoring import Report
     from umbel.registry.registry import Registry
+    from umbel.training.data.records import Columns
 
 app = typer.Typer(help="Score one version on a dataset.")
 
-Data = Annotated[str, typer.Option("--data", help="JSONL file, or a dataset of the home (its test split).")]
+Data = Annotated[str, typer.Option("--data", help="JSONL or CSV file, or a dataset of the home (its test split).")]
+TextColumn = Annotated[str | None, typer.Option("--text-column", help="The file's name for the text.", metavar="NAME")]
+LabelColumn = Annotated[
+    str | None, typer.Option("--label-column", help="The file's name for the answer.", metavar="NAME")
+]
 Metric = Annotated[str | None, typer.Option(help="Decides; default is the dataset's own.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first rows.", min=1)]
 BackboneName = Annotated[str | None, typer.Option("--backbone", help="Needed only where there are several.")]
@@ -29,6 +34,7 @@ BackboneName = Annotated[str | None, typer.Option("--backbone", help="Needed onl
     epilog=examples(
         "umbel eval sentiment --data tweets-sentiment",
         "umbel eval pronounce:2 --data pronounce --limit 500",
+        "umbel eval sentiment --data reviews.csv --text-column review --label-column stars",
         "umbel eval smollm2-135m-instruct --data pronounce --limit 100   (the bare backbone)",
     )
 )
@@ -37,19 +43,22 @@ def evaluate(
     data: Data,
     metric: Metric = None,
     limit: Limit = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
     backbone: BackboneName = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Score one version on a dataset. The score of every row is kept, so that versions can be compared later."""
     from umbel.evaluation.answering import Asker
+    from umbel.training.data.records import Columns
 
-    settings = Settings.load()
+    settings, columns = Settings.load(), Columns(text_column, label_column)
     loaded = open_backbone(settings, backbone)
     with open_registry() as registry:
         asker = Asker(loaded, registry)
         report, questions, name = judge(
-            registry, asker, version, data, settings, metric=metric, limit=limit, quiet=quiet
+            registry, asker, version, data, settings, metric=metric, limit=limit, columns=columns, quiet=quiet
         )
         kept = None if name == loaded.name else keep(registry, name, questions, report)
         asker.close()
@@ -67,7 +76,7 @@ def open_backbone(settings: Settings, name: str | None) -> "Backbone":
 
 def judge(
     registry: "Registry", asker: "Asker", version: str, data: str, settings: Settings,
-    *, metric: str | None, limit: int | None, quiet: bool,
+    *, metric: str | None, limit: int | None, columns: "Columns", quiet: bool,
 ) -> tuple["Report", "Questions", str]:  # fmt: skip
     """(report, questions, name as ``name:3``) of a version or of the bare backbone."""
     from umbel.evaluation.questions import load_questions
@@ -81,7 +90,7 @@ def judge(
         manifest = registry.fetch(ref.digest).manifest
         check_backbone(manifest.backbone, asker.backbone, str(ref))
         contract, digest, name = manifest.contract, ref.digest, str(ref)
-    questions = load_questions(data, contract.output_head, settings, limit=limit)
+    questions = load_questions(data, contract.output_head, settings, limit=limit, columns=columns)
     answers = asker.ask(digest, contract, questions, say=lambda line: say(f"{name}: {line}"))
     return score(questions, answers, metric=metric), questions, name
 

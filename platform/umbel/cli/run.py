@@ -1,6 +1,8 @@
 """``umbel run``: ask one adapter, a text or a file of them."""
 
 import asyncio
+import csv
+import io
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -29,6 +31,7 @@ _AT_ONCE = 64
         'umbel run sentiment "what a lovely day"',
         'umbel run pronounce:2 "adapter" --json',
         "umbel run sentiment --input tweets.jsonl --output labelled.jsonl",
+        "umbel run sentiment --input reviews.csv --text-column review --output labelled.csv",
         'umbel run sentiment "hello" --url http://127.0.0.1:8000',
         note="Exit code 1: some rows of the file could not be answered; they are in the output with their error.",
     )
@@ -36,8 +39,11 @@ _AT_ONCE = 64
 def run(
     model: Annotated[str, typer.Argument(help="name, name:3, name@alias or the backbone's name.", metavar="NAME")],
     text: Annotated[str | None, typer.Argument(help="The text to ask; - reads it from stdin.")] = None,
-    input: Annotated[Path | None, typer.Option("--input", help="JSON Lines with text, prompt or messages.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="Where its answers go; default stdout.")] = None,
+    input: Annotated[Path | None, typer.Option("--input", help="JSONL or CSV with text, prompt or messages.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where its answers go, JSONL or CSV; default stdout.")
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="The file's own name for the text.", metavar="NAME")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.", min=1)] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.", min=0)] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same answer.")] = None,
@@ -56,18 +62,19 @@ def run(
     options = {key: value for key, value in given.items() if value is not None}
     if text == "-":
         text = typer.get_text_stream("stdin").read()
-    asyncio.run(_run(model, text, input, output, options, (backbone, dtype, url), as_json))
+    asyncio.run(_run(model, text, (input, output, text_column), options, (backbone, dtype, url), as_json))
 
 
 async def _run(
     model: str,
     text: str | None,
-    input: Path | None,
-    output: Path | None,
+    files: tuple[Path | None, Path | None, str | None],
     options: Mapping[str, Any],
     where: tuple[str | None, str, str | None],
     as_json: bool,
 ) -> None:
+    """``files`` are input, output and the input's name for its texts; ``where`` backbone, dtype and server."""
+    input, output, column = files
     if input is not None and not input.is_file():
         raise NotFound(f"there is no file {input}.", code="file_not_found")
     async with _client(*where) as client:
@@ -78,7 +85,7 @@ async def _run(
         if input is None:
             await _one(client, model, head, text or "", options, as_json)
         else:
-            await _file(client, model, head, input, output, options)
+            await _file(client, model, head, (input, output, column), options)
 
 
 async def _one(
@@ -113,12 +120,14 @@ async def _file(
     client: "AsyncClient",
     model: str,
     head: OutputHead,
-    input: Path,
-    output: Path | None,
+    files: tuple[Path, Path | None, str | None],
     options: Mapping[str, Any],
 ) -> None:
     """Answers in the file's order; the output appears under its name once it is whole."""
-    from umbel.cli.asking import ask, failed, read_rows
+    from umbel.cli.asking import ask, failed
+    from umbel.training.data.records import read_records
+
+    input, output, column = files
 
     window = asyncio.Semaphore(_AT_ONCE)
 
@@ -129,7 +138,8 @@ async def _file(
             except UmbelError as error:
                 return row | failed(error)
 
-    asked = list(read_rows(input))  # a line that cannot be read is told before any is asked
+    names = {} if column is None else {"text": column}
+    asked = [row for _, row in read_records(input, names)]  # a line that cannot be read is told before any is asked
     rows = await asyncio.gather(*(answered(row) for row in asked))
     _write(rows, output)
     bad = [row for row in rows if "error" in row]
@@ -139,13 +149,35 @@ async def _file(
 
 
 def _write(rows: list[dict[str, Any]], output: Path | None) -> None:
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if output is None:
-        typer.echo(lines, nl=False)
+        typer.echo(_lines(rows), nl=False)
         return
+    from umbel.training.data.records import is_csv
+
     partial = output.with_name(f".{output.name}.partial")
-    partial.write_text(lines, encoding="utf-8")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        file.write(_table(rows, "\t" if output.suffix == ".tsv" else ",") if is_csv(output) else _lines(rows))
     os.replace(partial, output)
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _table(rows: list[dict[str, Any]], delimiter: str) -> str:
+    """CSV; what is neither text nor number is JSON in its cell, as ``--input`` reads it."""
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([_cell(row.get(key)) for key in header] for row in rows)
+    return out.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from umbel.core.digests import digest_json
 from umbel.core.errors import DataError, NotFound
 from umbel.core.settings import Settings
 from umbel.training.data.installed import INFO_FILE, DatasetInfo, find
+from umbel.training.data.records import AS_NAMED, Columns, part_of
 from umbel.training.data.rows import ChatRow, LabelledRow, PromptRow, Row, TaggedRow, ValuedRow, read_rows, text_of
 
 _DEFAULT_METRIC = {
@@ -35,13 +36,15 @@ class Questions:
         return [f"{index:07d}" for index in range(len(self.rows))]
 
 
-def load_questions(data: str, head: OutputHead, settings: Settings, *, limit: int | None = None) -> Questions:
-    """A JSONL file, a dataset's folder, or the name of a dataset of the home (its test split).
+def load_questions(
+    data: str, head: OutputHead, settings: Settings, *, limit: int | None = None, columns: Columns = AS_NAMED
+) -> Questions:
+    """A JSONL or CSV file, a dataset's folder, or the name of a dataset of the home (its test split).
 
     Raises NotFound or DataError naming file, line and the form expected.
     """
     path, info = _file_of(data, settings)
-    rows = read_rows(path, head, limit=limit)
+    rows = read_rows(path, head, limit=limit, columns=columns)
     metric = info.metric if info is not None and info.output_head is head else _DEFAULT_METRIC.get(head)
     if metric is None:
         raise DataError(f"no metric scores a {head} head yet.", code="no_metric")
@@ -59,7 +62,7 @@ def _file_of(data: str, settings: Settings) -> tuple[Path, DatasetInfo | None]:
     if given.is_file():
         return given, DatasetInfo.read(given.parent) if (given.parent / INFO_FILE).is_file() else None
     if given.is_dir():
-        return given / "test.jsonl", DatasetInfo.read(given) if (given / INFO_FILE).is_file() else None
+        return part_of(given, "test"), DatasetInfo.read(given) if (given / INFO_FILE).is_file() else None
     if "/" in data or given.suffix:
         raise NotFound(f"there is no file or folder {data}.", code="data_not_found", hint="check the path")
     dataset = find(settings, data)

@@ -19,7 +19,7 @@ class Task:
     name: str
     """Name that the adapter is published under."""
     data: str
-    """A JSONL file, a folder with train.jsonl, or the name of a dataset of the home."""
+    """A JSONL or CSV file, a folder with train.jsonl or train.csv, or the name of a dataset of the home."""
     task: OutputHead | str
     """The output head: generate, classify, regress, tag or embed."""
     method: str = DEFAULT_METHOD
@@ -29,6 +29,10 @@ class Task:
     parent: str | None = None
     """``from`` in files, ``--from`` as a flag: the version whose weights training starts with, such as name:3."""
 
+    text_column: str | None = None
+    """The file's own name for the text (generation: the prompt; tagging: the words)."""
+    label_column: str | None = None
+    """The file's own name for the answer: label, value, tags, completion or positive."""
     labels: tuple[str, ...] = ()
     """Order of the labels; read from the data where not given."""
     template: str = "{text}"

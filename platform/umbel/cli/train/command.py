@@ -30,6 +30,7 @@ app = typer.Typer(help="Train an adapter and publish it.")
         "umbel train examples/tasks/pronounce.toml --rank 16 --epochs 2",
         "umbel train mood.toml topic.toml       (both in the same passes over one backbone)",
         "umbel train --from mood:3 --data new-rows.jsonl",
+        "umbel train --name stars --data reviews.csv --task classify --text-column review --label-column stars",
         "umbel train --resume run-01k9...",
         note="Every key of a task file is a flag, and so are the method's own options (--rank, --alpha, --targets, "
         "--dropout ...). docs/training.md lists them all.",
@@ -40,7 +41,7 @@ def train(
         list[str] | None, typer.Argument(help="Task files; all train together.", metavar="[TASK.toml]...")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name to publish under.")] = None,
-    data: Annotated[str | None, typer.Option(help="JSONL file, folder, or dataset of the home.")] = None,
+    data: Annotated[str | None, typer.Option(help="JSONL or CSV file, folder, or dataset of the home.")] = None,
     task: Annotated[str | None, typer.Option(help="Output head: generate, classify or regress.")] = None,
     method: Annotated[str | None, typer.Option(help="lora (default), llama_adapter, prefix, ia3 ...")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the training rows; 3.")] = None,

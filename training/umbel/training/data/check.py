@@ -9,6 +9,7 @@ from statistics import median
 from umbel.core.errors import NotFound
 from umbel.core.settings import Settings
 from umbel.training.data.installed import find, installed
+from umbel.training.data.records import AS_NAMED, Columns, part_of
 from umbel.training.data.rows import (
     FORMS,
     ChatRow,
@@ -52,10 +53,10 @@ class DataReport:
     """Rows of the test whose text is in train."""
 
 
-def check_data(what: str, settings: Settings, *, test: str | None = None) -> DataReport:
+def check_data(what: str, settings: Settings, *, test: str | None = None, columns: Columns = AS_NAMED) -> DataReport:
     """Reads every row. Raises NotFound or DataError naming file, line and the form expected."""
     paths = _paths(what, settings) | ({"test": Path(test)} if test else {})
-    parts = {split: read_rows(path) for split, path in paths.items()}
+    parts = {split: read_rows(path, columns=columns) for split, path in paths.items()}
     train = parts["train"]
     lengths = [len(text_of(row)) for rows in parts.values() for row in rows]
     copies, contradictions = _repeats(train)
@@ -90,7 +91,7 @@ def _paths(what: str, settings: Settings) -> dict[str, Path]:
             hint="umbel datasets list",
         )
     folder = given if given.is_dir() else find(settings, what).folder
-    there = {split: folder / f"{split}.jsonl" for split in SPLITS}
+    there = {split: part_of(folder, split) for split in SPLITS}
     return {split: path for split, path in there.items() if split == "train" or path.is_file()}
 
 

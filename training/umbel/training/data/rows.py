@@ -1,18 +1,18 @@
-"""Rows of JSONL in their six forms, each checked as it is read: a wrong row is told with its line and the right form.
+"""Rows of JSONL or CSV in six forms, each checked as it is read: a wrong row is told with its line and the right form.
 
 Keys beyond a form's own are left alone (an id, a source), so a file may carry more than training needs.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from umbel.core.contract import OutputHead
 from umbel.core.errors import DataError, NotFound
+from umbel.training.data.records import AS_NAMED, Columns, is_csv, read_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,87 +97,87 @@ def forms_of(head: OutputHead) -> tuple[str, ...]:
     return ("prompt", "messages") if head is OutputHead.GENERATE else (head.value,)
 
 
-def read_rows(path: Path, head: OutputHead | None = None, *, limit: int | None = None) -> list[Row]:
+def read_rows(
+    path: Path, head: OutputHead | None = None, *, limit: int | None = None, columns: Columns = AS_NAMED
+) -> list[Row]:
     """The first ``limit`` rows of a file, all of one form: one of the head's, or of any form where ``head`` is None.
 
-    Raises NotFound (``data_not_found``) or DataError: ``empty_file``, ``invalid_json``, ``invalid_utf8``,
-    ``wrong_form``, ``mixed_forms``, ``empty_text``.
+    Raises NotFound (``data_not_found``) or DataError: ``empty_file``, ``wrong_form``, ``mixed_forms``, ``empty_text``,
+    and what ``read_records`` raises.
     """
     if not path.is_file():
         raise NotFound(
             f"there is no file {path}.",
             code="data_not_found",
-            hint="give a JSONL file, or the name of a dataset: umbel datasets list",
+            hint="give a JSONL or CSV file, or the name of a dataset: umbel datasets list",
         )
     rows: list[Row] = []
-    form = ""
-    for number, raw in islice(_objects(path), limit):
-        place = _Place(path, number)
+    form, names = "", _names(head, columns)
+    for number, raw in islice(read_records(path, names), limit):
+        place = _Place(path, number, names)
         if not form:
             form = form_of(raw, place, forms_of(head) if head else tuple(FORMS))
         rows.append(_parse(raw, form, place))
     if not rows:
-        raise DataError(f"{path} holds no rows.", code="empty_file", hint="write one JSON object per line")
+        hint = "write rows under the header" if is_csv(path) else "write one JSON object per line"
+        raise DataError(f"{path} holds no rows.", code="empty_file", hint=hint)
     _check_alike(rows, path)
     return rows
+
+
+_NAMED_BY = {
+    OutputHead.CLASSIFY: ("text", "label"),
+    OutputHead.REGRESS: ("text", "value"),
+    OutputHead.TAG: ("tokens", "tags"),
+    OutputHead.EMBED: ("text", "positive"),
+    OutputHead.GENERATE: ("prompt", "completion"),
+}
+"""Which keys of a head's rows ``Columns`` names."""
+
+
+def _names(head: OutputHead | None, columns: Columns) -> dict[str, str]:
+    """Keys to the file's names for them, where it has its own; without a head they are a classifier's."""
+    keys = _NAMED_BY[head or OutputHead.CLASSIFY]
+    given = zip(keys, (columns.text, columns.label), strict=True)
+    return {key: name for key, name in given if name is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
     path: Path
     line: int
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def wrong(self, why: str, form: str, *, code: str = "wrong_form") -> DataError:
-        return DataError(f"{self.path} line {self.line}: {why}.", code=code, hint=f"write rows as {FORMS[form]}")
+        return DataError(f"{self.path} line {self.line}: {why}.", code=code, hint=self.fix((form,)))
 
+    def key(self, key: str) -> str:
+        """What the file calls it, as it is said in an error."""
+        named = repr(self.names.get(key, key))
+        return f"column {named}" if is_csv(self.path) else named
 
-def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, _object(line, path, number)
-
-
-def _object(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    try:
-        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} line {number}: byte {error.start} is no UTF-8.",
-            code="invalid_utf8",
-            hint="save the file as UTF-8",
-        ) from None
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path} line {number}: not JSON ({error.msg}, column {error.colno}).",
-            code="invalid_json",
-            hint="write one JSON object per line, without line breaks inside",
-        ) from None
-    if not isinstance(value, dict):
-        raise DataError(
-            f"{path} line {number}: a {type(value).__name__}, not an object.",
-            code="wrong_form",
-            hint=f"write rows such as {FORMS['classify']}",
-        )
-    return value
+    def fix(self, forms: tuple[str, ...]) -> str:
+        if not is_csv(self.path):
+            return "write rows as " + "\n    or: ".join(FORMS[form] for form in forms)
+        headers = " or ".join(",".join(sorted(_KEYS[form], reverse=True)) for form in forms)
+        return f"give the file the header {headers}, or name its columns with --text-column and --label-column"
 
 
 def form_of(raw: Mapping[str, Any], place: _Place, allowed: tuple[str, ...]) -> str:
     """The first of the forms whose keys are all there."""
     found = next((form for form, keys in _KEYS.items() if form in allowed and keys <= raw.keys()), None)
     if found is None:
-        forms = "\n    or: ".join(FORMS[form] for form in allowed)
         raise DataError(
             f"{place.path} line {place.line}: a row with the keys {sorted(raw)} is of another form.",
             code="wrong_form",
-            hint=f"write rows as {forms}",
+            hint=place.fix(allowed),
         )
     return found
 
 
 def _parse(raw: Mapping[str, Any], form: str, place: _Place) -> Row:
     if missing := sorted(_KEYS[form] - raw.keys()):
-        raise place.wrong(f"{missing[0]!r} is missing", form)
+        raise place.wrong(f"{place.key(missing[0])} is missing", form)
     return _PARSERS[form](raw, place)
 
 
@@ -185,7 +185,7 @@ def _labelled(raw: Mapping[str, Any], place: _Place) -> LabelledRow:
     label = raw["label"]
     found = label if isinstance(label, list) else [label]
     if not all(isinstance(each, str | int) and not isinstance(each, bool) and each != "" for each in found):
-        raise place.wrong(f"label {label!r} is neither a text nor a list of texts", "classify")
+        raise place.wrong(f"{place.key('label')} is {label!r}, neither a text nor a list of texts", "classify")
     labels = tuple(dict.fromkeys(str(each) for each in found))
     return LabelledRow(place.line, _text(raw, "text", "classify", place), labels, isinstance(label, list))
 
@@ -193,7 +193,7 @@ def _labelled(raw: Mapping[str, Any], place: _Place) -> LabelledRow:
 def _valued(raw: Mapping[str, Any], place: _Place) -> ValuedRow:
     value = raw["value"]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise place.wrong(f"value {value!r} is not a finite number", "regress")
+        raise place.wrong(f"{place.key('value')} is {value!r}, no finite number", "regress")
     return ValuedRow(place.line, _text(raw, "text", "regress", place), float(value))
 
 
@@ -201,7 +201,7 @@ def _tagged(raw: Mapping[str, Any], place: _Place) -> TaggedRow:
     tokens, tags = raw["tokens"], raw["tags"]
     for name, value in (("tokens", tokens), ("tags", tags)):
         if not isinstance(value, list) or not value or not all(isinstance(each, str) and each for each in value):
-            raise place.wrong(f"{name!r} is not a list of texts", "tag")
+            raise place.wrong(f"{place.key(name)} is not a list of texts", "tag")
     if len(tokens) != len(tags):
         raise place.wrong(f"{len(tokens)} tokens but {len(tags)} tags", "tag")
     return TaggedRow(place.line, tuple(tokens), tuple(tags))
@@ -216,14 +216,16 @@ def _prompted(raw: Mapping[str, Any], place: _Place) -> PromptRow:
     prompt, completion = _text(raw, "prompt", "prompt", place), _text(raw, "completion", "prompt", place)
     accepted = raw.get("completions", [completion])
     if not isinstance(accepted, list) or not accepted or not all(isinstance(each, str) and each for each in accepted):
-        raise place.wrong("'completions' is not a list of texts", "prompt")
+        raise place.wrong(f"{place.key('completions')} is not a list of texts", "prompt")
     return PromptRow(place.line, prompt, completion, tuple(accepted))
 
 
 def _chat(raw: Mapping[str, Any], place: _Place) -> ChatRow:
     messages = raw["messages"]
     if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
-        raise place.wrong(f"'messages' is not a list of role and content, with roles {', '.join(_ROLES)}", "messages")
+        raise place.wrong(
+            f"{place.key('messages')} is not a list of role and content, with roles {', '.join(_ROLES)}", "messages"
+        )
     if not messages or messages[-1]["role"] != "assistant" or messages[0]["role"] == "assistant":
         raise place.wrong("a conversation starts with the user (or system) and ends with the assistant", "messages")
     if any(not message["content"].strip() for message in messages if message["role"] == "assistant"):
@@ -238,9 +240,9 @@ def _is_message(message: object) -> bool:
 def _text(raw: Mapping[str, Any], key: str, form: str, place: _Place) -> str:
     value = raw[key]
     if not isinstance(value, str):
-        raise place.wrong(f"{key!r} is {value!r}, not a text", form)
+        raise place.wrong(f"{place.key(key)} is {value!r}, not a text", form)
     if not value.strip():
-        raise place.wrong(f"{key!r} is empty", form, code="empty_text")
+        raise place.wrong(f"{place.key(key)} is empty", form, code="empty_text")
     return value
 
 

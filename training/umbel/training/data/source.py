@@ -11,6 +11,7 @@ from umbel.core.errors import DataError, NotFound
 from umbel.core.settings import Settings
 from umbel.training.data.check import leaks
 from umbel.training.data.installed import INFO_FILE, DatasetInfo, find, installed
+from umbel.training.data.records import Columns, part_of
 from umbel.training.data.rows import Row, read_rows, text_of
 from umbel.training.data.splits import text_key, unit
 from umbel.training.task import Task
@@ -41,11 +42,11 @@ def load_splits(task: Task, settings: Settings) -> Splits:
     folder, info = _folder_of(task, settings)
     files = {"validation": task.validation, "test": task.test}
     paths = {split: Path(given) for split, given in files.items() if given}
-    paths["train"] = Path(task.data) if folder is None else folder / "train.jsonl"
+    paths["train"] = Path(task.data) if folder is None else part_of(folder, "train")
     if folder is not None:
         for split in files:
-            if split not in paths and (folder / f"{split}.jsonl").is_file():
-                paths[split] = folder / f"{split}.jsonl"
+            if split not in paths and part_of(folder, split).is_file():
+                paths[split] = part_of(folder, split)
     parts = _read(task, paths)
     _fill_from_train(task, parts)
     return Splits(
@@ -75,7 +76,7 @@ def _folder_of(task: Task, settings: Settings) -> tuple[Path | None, DatasetInfo
         raise NotFound(
             f"{task.data!r} is neither a file nor a dataset in {settings.datasets} (there: {names}).",
             code="dataset_not_found",
-            hint=f"umbel pull dataset {task.data}, or give the path of a JSONL file",
+            hint=f"umbel pull dataset {task.data}, or give the path of a JSONL or CSV file",
         )
     found = find(settings, task.data)
     return found.folder, found.info
@@ -85,8 +86,9 @@ def _read(task: Task, paths: dict[str, Path]) -> dict[str, list[Row]]:
     """A limit reads no more than it must, but only where no other split is to be taken out of train."""
     whole = {"validation", "test"} <= paths.keys()
     limit = task.limit if whole else None
+    columns = Columns(task.text_column, task.label_column)
     parts = {
-        split: read_rows(path, task.output_head, limit=limit if split == "train" else None)
+        split: read_rows(path, task.output_head, limit=limit if split == "train" else None, columns=columns)
         for split, path in paths.items()
     }
     kinds = {type(row) for rows in parts.values() for row in rows}

@@ -1,0 +1,63 @@
+"""A spreadsheet is enough: checked, trained on, evaluated, compared and answered, columns under their own names."""
+
+import csv
+import json
+
+import pytest
+
+NAMED = ("--text-column", "review", "--label-column", "verdict")
+
+
+@pytest.fixture
+def reviews(tmp_path) -> str:
+    path = tmp_path / "reviews.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("id", "review", "verdict"))
+        for i in range(120):
+            writer.writerow(
+                (i, f'{"good" if i % 2 else "bad"}, "really" thing {i}', "positive" if i % 2 else "negative")
+            )
+    return str(path)  # fmt: skip
+
+
+def test_a_csv_is_checked_with_and_without_tokens(run, reviews):
+    answer = run("data", "check", reviews, *NAMED)
+    assert answer.code == 0, answer.err
+    assert "120 rows" in answer.out
+    answer = run("data", "check", reviews, "--task", "classify", *NAMED)
+    assert answer.code == 0, answer.err
+    assert "positive" in answer.out
+
+
+def test_a_csv_is_trained_on_evaluated_and_compared(run, reviews, registry):
+    labels = ("--labels", "negative,neutral,positive")
+    trained = run(
+        "train", "--name", "verdict", "--data", reviews, "--task", "classify", "--steps", "2", *NAMED, *labels
+    )
+    assert trained.code == 0, trained.err
+    assert registry.versions.get("verdict:1").method == "lora"
+    found = json.loads(run("eval", "verdict", "--data", reviews, *NAMED, "--json").out)
+    assert found["rows"] == 120
+    answer = run("compare", "mood:1", "mood:2", "--data", reviews, *NAMED, "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["rows"] == 120
+
+
+def test_an_unknown_column_exits_2_and_names_those_that_are_there(run, reviews):
+    answer = run("train", "--name", "v", "--data", reviews, "--task", "classify", "--text-column", "body")
+    assert answer.code == 2
+    assert "line 2: there is no column 'body', only 'id', 'review', 'verdict'" in answer.err
+
+
+def test_a_csv_is_answered_into_a_csv_that_can_be_read_again(run, reviews, tmp_path):
+    target = tmp_path / "answered.csv"
+    answer = run("run", "mood", "--input", reviews, "--text-column", "review", "--output", str(target))
+    assert answer.code == 0, answer.err
+    with target.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["id"]) for row in rows] == list(range(120))
+    assert rows[3]["review"] == 'good, "really" thing 3'
+    one = json.loads(run("run", "mood", rows[3]["review"], "--json").out)
+    assert rows[3]["label"] == one["label"]
+    assert json.loads(rows[3]["probs"]) == pytest.approx(one["probs"], abs=1e-4)
