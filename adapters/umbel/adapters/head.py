@@ -100,7 +100,8 @@ class Head(ABC):
 
     def logits(self, pooled: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """[M, hidden] -> [M, outputs], at least fp32. ``generator`` turns dropout on."""
-        x = pooled.to(torch.promote_types(self.tensors["score.weight"].dtype, torch.float32))
+        wide = torch.promote_types(self.tensors["score.weight"].dtype, torch.float32)
+        x = pooled.to(torch.promote_types(pooled.dtype, wide))
         for i in range(self.config.depth):
             x = self._drop(x, generator)
             weight, bias = self.tensors[f"score_layers.{i}.weight"], self.tensors[f"score_layers.{i}.bias"]

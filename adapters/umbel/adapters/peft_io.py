@@ -33,6 +33,8 @@ _TASK_TYPES = {
     "FEATURE_EXTRACTION": OutputHead.EMBED,
 }
 _HEAD_MODULES = {"classifier", "score"}
+_BODY = "model."
+"""What stands before the decoder's layers in a model with an lm_head or a classifier."""
 
 
 def export_files(adapter: Adapter, *, backbone_name: str) -> dict[str, bytes]:
@@ -83,8 +85,11 @@ def beyond_peft(adapter: Adapter, name: str) -> bool:
 
 
 def _on_disk(adapter: Adapter, name: str) -> str:
-    prefix = adapter.method.head_prefix if name in adapter.head.tensors else adapter.method.prefix
-    return prefix + name
+    if name in adapter.head.tensors:
+        return adapter.method.head_prefix + name
+    if adapter.contract.output_head is OutputHead.EMBED:  # PEFT wraps the body alone for FEATURE_EXTRACTION
+        name = name.removeprefix(_BODY)
+    return adapter.method.prefix + name
 
 
 def load_adapter(stored: StoredAdapter, shape: BackboneShape) -> Adapter:
@@ -182,7 +187,7 @@ def _split(
         if key.startswith(method.head_prefix) and (name in head or name.split(".")[0] in _HEAD_MODULES):
             own[name] = tensor
         elif key.startswith(method.prefix):
-            theirs[key.removeprefix(method.prefix)] = tensor
+            theirs[_from_body(key.removeprefix(method.prefix))] = tensor
         else:
             raise AdapterRefused(
                 f"tensor {key} does not start with {method.prefix!r}, so it would match nothing.",
@@ -190,6 +195,11 @@ def _split(
                 hint="save the adapter with PEFT's save_pretrained, which writes the full names",
             )
     return theirs, own
+
+
+def _from_body(name: str) -> str:
+    """Names of an adapter on the body alone (PEFT's FEATURE_EXTRACTION), as on the whole model."""
+    return _BODY + name if name.split(".")[0] in ("layers", "embed_tokens") else name
 
 
 def _method_of(raw: PeftConfig) -> Method:
