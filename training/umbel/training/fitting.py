@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from umbel.adapters.adapter import Adapter
 from umbel.backbone.backbone import Backbone
@@ -15,7 +17,8 @@ from umbel.core.errors import ConfigError, Interrupted, UmbelError
 from umbel.core.protocols import RunLog
 from umbel.core.settings import Settings
 from umbel.training import checkpoint
-from umbel.training.loop import Loop
+from umbel.training.distributed.group import ALONE, Group
+from umbel.training.loop import SAVE_EVERY, Loop
 from umbel.training.observer import LogObserver, Observer, Observers
 from umbel.training.passes import Packing
 from umbel.training.plan import TaskPlan, plan_fit
@@ -64,12 +67,17 @@ def fit(
     settings: Settings | None = None,
     packing: Packing | None = None,
     recompute: bool = False,
+    group: Group = ALONE,
+    save_every: float = SAVE_EVERY,
 ) -> list[TrainedAdapter]:
     """Trains every task's adapter and returns them in the order of the tasks.
 
     ``parents`` are adapters to continue from, by the task's name; ``Task.parent`` only says which they are.
     A task that fails leaves alone and the others go on; if all fail, the first one's error is raised. ``folder``
-    keeps checkpoints for ``resume``. Raises Interrupted where ``stop`` gives a reason or the run log was cancelled.
+    keeps checkpoints for ``resume``, one each ``save_every`` seconds. In a ``group`` every process calls this alike and
+    has the same result; run log, observer and folder are the first one's business.
+
+    Raises Interrupted where ``stop`` gives a reason or the run log was cancelled.
     """
     settings = settings or Settings.load()
     _check_names(tasks)
@@ -83,8 +91,8 @@ def fit(
             log.failed(run, task, trainee)
     if not any(isinstance(each, Trainee) for each in started):
         raise next(each for each in started if isinstance(each, UmbelError))
-    machine = Machine(backbone, packing or Packing(), recompute)
-    return _train(machine, tasks, started, log, folder=folder, observer=observer, stop=stop)
+    machine = Machine(backbone, packing or Packing(), recompute, group)
+    return _train(machine, tasks, started, log, folder=folder, observer=observer, stop=stop, save_every=save_every)
 
 
 def resume(
@@ -97,8 +105,13 @@ def resume(
     settings: Settings | None = None,
     packing: Packing | None = None,
     recompute: bool = False,
+    group: Group = ALONE,
+    save_every: float = SAVE_EVERY,
 ) -> list[TrainedAdapter]:
-    """Goes on from a folder's newest checkpoint; the result has the same bytes as a run that was never stopped."""
+    """Goes on from a folder's newest checkpoint; the result has the same bytes as a run that was never stopped.
+
+    The number of processes may be another than before.
+    """
     settings = settings or Settings.load()
     _check_dense(backbone)
     saved = checkpoint.newest(folder)
@@ -106,8 +119,11 @@ def resume(
     trainees = [trainee_of(prepare(task, backbone, settings), backbone) for task in tasks]
     windows = checkpoint.load(saved, trainees)
     log = _Log(run_log, tasks, runs=checkpoint.read_runs(saved))
-    machine = Machine(backbone, packing or Packing(), recompute)
-    return _train(machine, tasks, trainees, log, folder=folder, observer=observer, stop=stop, windows=windows)
+    machine = Machine(backbone, packing or Packing(), recompute, group)
+    return _train(
+        machine, tasks, trainees, log,
+        folder=folder, observer=observer, stop=stop, windows=windows, save_every=save_every,
+    )  # fmt: skip
 
 
 def _check_names(tasks: Sequence[Task]) -> None:
@@ -198,13 +214,16 @@ def _train(
     observer: Observer | None,
     stop: Stop | None,
     windows: int = 0,
+    save_every: float = SAVE_EVERY,
 ) -> list[TrainedAdapter]:
     trainees = [each for each in started if isinstance(each, Trainee)]
     plan = plan_fit(trainees, machine.backbone, machine.packing)
     told = log.observers(observer)
     told.planned(plan)
     before = frozen_digest(machine.backbone)
-    loop = Loop(machine, trainees, observer=told, folder=folder, stop=log.stop(stop), windows=windows)
+    loop = Loop(
+        machine, trainees, observer=told, folder=folder, stop=log.stop(stop), windows=windows, save_every=save_every
+    )
     with log.telling_the_end(trainees):
         loop.run()
     assert frozen_digest(machine.backbone) == before, "training changed the frozen backbone"
@@ -237,8 +256,12 @@ def _trained(task: Task, started: Trainee | UmbelError, plan: TaskPlan | None) -
 
 
 def frozen_digest(backbone: Backbone) -> str:
-    """sha256 over the bytes of every parameter in memory, as they are held now."""
+    """sha256 over the bytes of every parameter in memory, as they are held now; of a shard, this process's part."""
     digest = hashlib.sha256()
+    for module in backbone.decoder.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
     for _, parameter in sorted(backbone.decoder.named_parameters()):
-        digest.update(parameter.detach().contiguous().cpu().view(torch.uint8).flatten().numpy().data)
+        held = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        digest.update(held.detach().contiguous().cpu().view(torch.uint8).flatten().numpy().data)
     return digest.hexdigest()

@@ -15,7 +15,10 @@ SAVE_EVERY = 60.0
 
 
 class Loop:
-    """``folder`` keeps checkpoints (None keeps none); ``stop`` is asked before every window."""
+    """``folder`` keeps checkpoints (None keeps none); ``stop`` is asked before every window.
+
+    Of several processes the first alone writes, and all stop where one of them is asked to.
+    """
 
     def __init__(
         self,
@@ -26,29 +29,36 @@ class Loop:
         folder: Path | None = None,
         stop: Callable[[], str | None] = lambda: None,
         windows: int = 0,
+        save_every: float = SAVE_EVERY,
     ) -> None:
         self.machine, self.trainees = machine, trainees
         self.observer, self.folder, self.stop = observer, folder, stop
-        self.windows = windows
+        self.windows, self.save_every = windows, save_every
         self._saved = time.monotonic()
 
     def run(self) -> None:
         """Raises Interrupted, with all work saved, where somebody asked to stop."""
         while active := [trainee for trainee in self.trainees if trainee.active]:
-            if why := self.stop():
+            if why := self._asked_to_stop():
                 self._interrupt(why)
             self._window(active)
-            if self.folder is not None and time.monotonic() - self._saved > SAVE_EVERY:
+            if self.folder is not None and time.monotonic() - self._saved > self.save_every:
                 self.save()
         self.save()
 
     def save(self) -> Path | None:
-        if self.folder is None:
+        if self.folder is None or not self.machine.group.leads:
             return None
         saved = checkpoint.save(self.folder, self.trainees, windows=self.windows)
         self._saved = time.monotonic()
         self.observer.saved(saved)
         return saved
+
+    def _asked_to_stop(self) -> str | None:
+        mine, machine = self.stop(), self.machine
+        if not machine.group.any(mine is not None, machine.backbone.device):
+            return None
+        return mine or "interrupted by another process"
 
     def _window(self, active: Sequence[Trainee]) -> None:
         done = take_window(self.machine, active)
@@ -80,6 +90,7 @@ class Loop:
 
     def _interrupt(self, why: str) -> None:
         saved = self.save()
+        self.machine.group.wait()  # the first is still writing, and torchrun ends all where one has ended
         at = ", ".join(f"{t.task.name} at step {t.step} of {t.schedule.steps}" for t in self.trainees)
         if saved is None:
             raise Interrupted(f"{why}: {at}; nothing was saved, as no folder was given.")

@@ -15,8 +15,11 @@ from umbel.adapters.dropout import row_keys
 from umbel.adapters.wear import dropout_of, fuse_all
 from umbel.backbone.backbone import Backbone
 from umbel.core.errors import UmbelError
+from umbel.training.distributed.group import ALONE, Group
+from umbel.training.distributed.reduce import add_gradients
+from umbel.training.distributed.share import share
 from umbel.training.forward import run_pass
-from umbel.training.passes import Packing, Seat, pack
+from umbel.training.passes import Packing, Seat
 from umbel.training.trainee import Trainee, Validation
 
 
@@ -40,12 +43,14 @@ class Machine:
     packing: Packing
     recompute: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
+    group: Group = ALONE
+    """The processes that share each step's rows."""
 
 
 def take_window(machine: Machine, trainees: Sequence[Trainee]) -> dict[int, Stepped]:
     """Steps every trainee once; those whose loss or gradient is not finite fail and leave, and the others go on.
 
-    A pass with a NaN is thrown away with all gradients of its window, so that nothing of it reaches a neighbour.
+    A window with a NaN is thrown away with all its gradients, so that nothing of it reaches a neighbour.
     """
     healthy = list(range(len(trainees)))
     while healthy:
@@ -66,16 +71,16 @@ def _accumulate(machine: Machine, trainees: Sequence[Trainee]) -> tuple[list[flo
     counts = [sum(example.count for example in found) for found in rows]
     seats = [seat for i, trainee in enumerate(trainees) for seat in trainee.seats(i, rows[i])]
     most = {i: trainee.task.micro_batch for i, trainee in enumerate(trainees)}
-    means = [0.0] * len(trainees)
-    for part in pack(seats, machine.packing, most):
-        losses = _losses(machine, trainees, part, counts)
-        values = {i: float(loss.detach()) for i, loss in losses.items()}
-        if bad := [i for i, value in values.items() if not math.isfinite(value)]:
-            return means, bad
-        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-        for i, value in values.items():
-            means[i] += value
-    return means, []
+    means = torch.zeros(len(trainees), dtype=torch.float64)
+    for part in share(seats, machine.packing, machine.group, most):
+        losses = _losses(machine, trainees, part.seats, counts)
+        weight = 0.0 if part.ghost else 1.0
+        (torch.stack(list(losses.values())).sum() * weight).backward()  # type: ignore[no-untyped-call]
+        for i, loss in losses.items():
+            means[i] += weight * float(loss.detach())
+    found = machine.group.add(means.to(machine.backbone.device)).tolist()
+    add_gradients([tensor for trainee in trainees for tensor in trainee.trained.values()], machine.group)
+    return found, [i for i, mean in enumerate(found) if not math.isfinite(mean)]
 
 
 def _losses(
@@ -132,11 +137,12 @@ def validate(machine: Machine, trainees: Sequence[Trainee]) -> None:
     adapters = [trainee.adapter for trainee in there]
     worn = fuse_all(adapters, dtype=machine.backbone.dtype)
     seats = [seat for i, t in enumerate(there) for seat in t.seats(i, t.prepared.validation.examples)]
-    loss, right, count = [0.0] * len(there), [0] * len(there), [0] * len(there)
-    for part in pack(seats, machine.packing):
-        for i, score in run_pass(machine.backbone, adapters, worn, part).items():
-            loss[i] += float(score.loss)
-            right[i] += 0 if score.right is None else int(score.right)
-            count[i] += score.count
+    sums = torch.zeros(3, len(there), dtype=torch.float64)
+    for part in share(seats, machine.packing, machine.group):
+        for i, score in run_pass(machine.backbone, adapters, worn, part.seats).items():
+            if not part.ghost:
+                answered = 0 if score.right is None else int(score.right)
+                sums[:, i] += torch.tensor([float(score.loss), answered, score.count], dtype=torch.float64)
+    loss, right, count = machine.group.add(sums.to(machine.backbone.device)).tolist()
     for i, trainee in enumerate(there):
         trainee.validated(Validation(trainee.step, loss[i] / count[i], right[i] / count[i]))

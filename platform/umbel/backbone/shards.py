@@ -1,0 +1,82 @@
+"""Fills a decoder whose weights are sharded: each process reads only its own rows of each tensor of the files.
+
+So no process ever holds the whole model, nor one whole tensor of it.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Shard
+
+from umbel.backbone.config import inverse_frequencies
+from umbel.backbone.decoder import Decoder, Layer
+from umbel.backbone.fingerprint import weight_files
+from umbel.backbone.pieces import Piece, pieces
+from umbel.core.errors import ConfigError
+from umbel.core.shape import LINEARS
+
+
+@torch.no_grad()
+def fill(decoder: Decoder, folder: Path, device: torch.device) -> None:
+    """From the meta device to the checkpoint's weights on ``device``, in the decoder's own dtype.
+
+    Raises ConfigError (``backbone_mismatch``, ``backbone_incomplete``).
+    """
+    decoder.to_empty(device=device)
+    frequencies = decoder.get_buffer("inverse_frequencies")
+    frequencies.copy_(torch.tensor(inverse_frequencies(decoder.config), dtype=frequencies.dtype))
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(file, framework="pt")) for file in weight_files(folder)]
+        tensors = {name: file.get_slice(name) for file in files for name in file.keys()}  # noqa: SIM118
+        for name, parameter in decoder.named_parameters():
+            for piece in pieces(decoder.config.shape, name):
+                _fill_piece(parameter, piece, tensors, folder)
+
+
+def note_row_norms(decoder: Decoder) -> None:
+    """Gathers one unit after the other, once: DoRA reads the norms of rows outside the layer's own forward."""
+    for layer in decoder.layers:
+        assert isinstance(layer, Layer)
+        unit = layer if isinstance(layer, FSDPModule) else decoder  # the root has what is in no unit
+        assert isinstance(unit, FSDPModule)
+        unit.unshard()
+        for name in LINEARS:
+            layer.row_norm2(name)
+        unit.reshard()
+
+
+def own_rows(tensor: Tensor) -> tuple[Tensor, int]:
+    """What this process holds of a tensor, and the row at which that begins. FSDP2 cuts as ``torch.chunk`` does."""
+    if not isinstance(tensor, DTensor):
+        return tensor, 0
+    start = 0
+    place = tensor.device_mesh.get_coordinate()
+    assert place is not None
+    for dim, placement in enumerate(tensor.placements):
+        if isinstance(placement, Shard):
+            assert placement.dim == 0
+            chunk = -(-tensor.shape[0] // tensor.device_mesh.size(dim))
+            start = min(place[dim] * chunk, tensor.shape[0])
+    return tensor.to_local(), start
+
+
+def _fill_piece(parameter: Tensor, piece: Piece, tensors: Mapping[str, Any], folder: Path) -> None:
+    if piece.name not in tensors:
+        raise ConfigError(f"{folder.name}: tensor {piece.name} is missing.", code="backbone_incomplete")
+    source = tensors[piece.name]
+    if tuple(source.get_shape()) != (piece.rows, *parameter.shape[1:]):
+        raise ConfigError(
+            f"{folder.name}: tensor {piece.name} {source.get_shape()} does not fit config.json.",
+            code="backbone_mismatch",
+            hint="config.json and weights must come from one checkpoint",
+        )
+    own, begin = own_rows(parameter)
+    first, last = max(begin, piece.start), min(begin + own.shape[0], piece.start + piece.rows)
+    if first < last:
+        own[first - begin : last - begin].copy_(source[first - piece.start : last - piece.start])
