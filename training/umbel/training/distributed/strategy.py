@@ -67,7 +67,7 @@ def mesh_of(strategy: Strategy, size: int, device: torch.device) -> DeviceMesh:
 def shard(
     decoder: Decoder, strategy: Strategy, mesh: DeviceMesh, precision: MixedPrecisionPolicy | None = None
 ) -> list[Unit]:
-    """Wraps the decoder's units, then the root, by FSDP2, and returns the units. Allocates nothing on the meta device."""
+    """Wraps the decoder's units, then the root, by FSDP2, and returns the units. Nothing is allocated on meta."""
     units = plan_units(decoder, strategy.wrap)
     settings: dict[str, Any] = {
         "mesh": mesh,
