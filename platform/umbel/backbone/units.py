@@ -41,6 +41,7 @@ def plan_units(decoder: Decoder, wrap: str = "layer") -> list[Unit]:
     """
     kind, _, value = wrap.partition("=")
     names = _units_of(decoder)
+    groups: list[tuple[str, ...]]
     if wrap == "layer":
         groups = [(name,) for name in names]
     elif kind == "size" and value:
