@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from umbel.core.errors import DataError
 
@@ -103,28 +103,28 @@ def _object(line: bytes, path: Path, number: int) -> dict[str, Any]:
 
 def _rows(path: Path, names: Mapping[str, str]) -> Records:
     """Records of a CSV file; a quoted cell may hold line breaks, and the line told is the record's first."""
-    reader = csv.reader(_lines(path), delimiter=_delimiter(path), strict=True)
     keys = {name: key for key, name in names.items()}
-    header = _header(reader, path)
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise _invalid(path, line, f"not CSV ({error})") from None
-        if cells:
-            yield line, _record(header, cells, keys, path, line)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+    with path.open("rb") as file:  # here, so that an error leaves no reader with an open file behind
+        reader = csv.reader(_lines(file, path), delimiter=_delimiter(path), strict=True)
+        header = _header(reader, path)
+        while True:
+            line = reader.line_num + 1
             try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise _no_utf8(path, number, error) from None
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise _invalid(path, line, f"not CSV ({error})") from None
+            if cells:
+                yield line, _record(header, cells, keys, path, line)
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise _no_utf8(path, number, error) from None
 
 
 def _no_utf8(path: Path, number: int, error: UnicodeDecodeError) -> DataError:
@@ -137,8 +137,9 @@ def _delimiter(path: Path) -> str:
     """A tab in ``.tsv``; else a comma, or the semicolon of a header that has no comma (as European Excel saves)."""
     if path.suffix.lower() == ".tsv":
         return "\t"
-    first = next(_lines(path), "")
-    return ";" if ";" in first and "," not in first else ","
+    with path.open("rb") as file:
+        first = file.readline()
+    return ";" if b";" in first and b"," not in first else ","
 
 
 def _header(reader: Any, path: Path) -> list[str]:
