@@ -7,8 +7,16 @@ import pytest
 from umbel.core.errors import AdapterRefused
 from umbel.registry import Registry
 from umbel.training import fit
-from umbel.training.card import Finding, card_of, try_commands
+from umbel.training.card import Against, Effects, Finding, card_of, try_commands
 from umbel.training.publish import publish
+
+BETTER = Against(
+    name="it", value=0.5, difference=0.3, low=0.1, high=0.5, p_value=0.01, winner="mood", sentence="against it: better"
+)
+EFFECTS = Effects(
+    forgetting=0.125, perplexity=45.0, perplexity_off=40.0, general=0.5, general_off=0.75, bytes=1234,
+    gate="Gate `accuracy>=0.8`: passed.",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -56,9 +64,11 @@ def test_the_card_says_what_it_is_what_it_was_trained_on_and_how_good_it_is(task
     (trained,) = fit(backbone, [replace(tasks["mood"], description="How it feels.")], settings=settings)
     finding = Finding(
         metric="accuracy", value=0.8125, low=0.7, high=0.9, rows=64, baselines={'always "glad"': 0.5},
-        sentences=["against it: better"], others={"macro_f1": 0.8},
+        against=[BETTER], notes=["not compared with mood:1: its labels are a, b"],
+        others={"macro_f1": 0.8, "calibration_error": 0.0321, "brier": 0.3},
+        calibration=[(0.6, 0.7, 12, 0.65, 0.75)],
     )  # fmt: skip
-    card = card_of(trained, backbone="tiny", licence="MIT", finding=finding)
+    card = card_of(trained, backbone="tiny", licence="MIT", finding=finding, effects=EFFECTS)
     front = card.split("---")[1]
     for line in ("base_model: tiny", "library_name: peft", "license: mit", "tags: [umbel, lora, classify]"):
         assert line in front
@@ -69,10 +79,19 @@ def test_the_card_says_what_it_is_what_it_was_trained_on_and_how_good_it_is(task
         '| always "glad" | 0.5 |',
         "glad 1",
         "| seed | 0 |",
+        "- against it: better",
+        "- not compared with mood:1: its labels are a, b",
+        "Expected calibration error 0.0321, Brier score 0.3.",
+        "| 0.60 to 0.70 | 12 | 0.650 | 0.750 |",
+        "Forgetting while it is on: +12.5% perplexity.",
+        f"(sha256 {trained.frozen})",
+        "| general questions right | 75.0% | 50.0% |",
+        "Memory while it is served: 1,234 bytes.",
+        "Gate `accuracy>=0.8`: passed.",
     ):
         assert part in card
     assert trained.prepared.splits.digest in card
-    assert card == card_of(trained, backbone="tiny", licence="MIT", finding=finding)
+    assert card == card_of(trained, backbone="tiny", licence="MIT", finding=finding, effects=EFFECTS)
 
 
 def test_a_card_without_held_out_rows_says_so(tasks, backbone, settings):

@@ -77,27 +77,24 @@ def compare(
             None if name == loaded.name else keep(registry, name, questions, report)
             for name, (report, questions, _) in zip(names, judged, strict=True)
         ]
-    found = paired(judged[0][0], judged[1][0], confidence=confidence)
+    found = paired(judged[0][0], judged[1][0], judged[0][1], confidence=confidence)
     if as_json:
         return print_json(_as_json(names, judged[0][1], judged[0][0].primary, found, kept))
     return _print(names, judged, found, kept)
 
 
-def paired(a: "Report", b: "Report", *, confidence: float) -> "Comparison":
-    """Row by row on the primary metric; raises UsageError for one that is no mean over rows."""
-    from umbel.experiments.paired import compare as compare_rows
+def paired(a: "Report", b: "Report", questions: "Questions", *, confidence: float) -> "Comparison":
+    """Row by row on the primary metric; raises UsageError for one that no paired test fits."""
+    from umbel.evaluation.pairing import paired as pair
 
-    scored = a.main
-    if scored.aggregate != "mean":
+    found = pair(a, b, questions, confidence=confidence)
+    if found is None:
         raise UsageError(
-            f"{a.primary} is no mean over rows, so versions cannot be paired by it.",
+            f"versions cannot be paired by {a.primary}.",
             code="unpaired_metric",
-            hint="compare by accuracy, mae, exact_match or phoneme_error_rate",
+            hint="compare by accuracy, macro_f1, mae, rmse, exact_match or phoneme_error_rate",
         )
-    return compare_rows(
-        scored.items, b.main.items,
-        higher_is_better=scored.higher_is_better, points=scored.points, confidence=confidence,
-    )  # fmt: skip
+    return found
 
 
 def _pinned(registry: "Registry", version: str, backbone: str) -> str:

@@ -7,11 +7,12 @@ import typer
 from umbel.cli.console import Json, Quiet, examples, print_facts, print_json, say_to_stderr
 from umbel.cli.opened import open_registry
 from umbel.core.contract import Contract, OutputHead
-from umbel.core.errors import AdapterRefused, UsageError
+from umbel.core.errors import AdapterRefused, GateFailed, UsageError
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
     from umbel.backbone.backbone import Backbone
+    from umbel.core.gate import Gate
     from umbel.evaluation.answering import Asker
     from umbel.evaluation.questions import Questions
     from umbel.evaluation.scoring import Report
@@ -34,6 +35,7 @@ BackboneName = Annotated[str | None, typer.Option("--backbone", help="Needed onl
     epilog=examples(
         "umbel eval sentiment --data tweets-sentiment",
         "umbel eval pronounce:2 --data pronounce --limit 500",
+        "umbel eval pronounce:2 --data pronounce --gate 'phoneme_error_rate<=0.25, forgetting<=0.1'",
         "umbel eval sentiment --data reviews.csv --text-column review --label-column stars",
         "umbel eval smollm2-135m-instruct --data pronounce --limit 100   (the bare backbone)",
     )
@@ -43,29 +45,60 @@ def evaluate(
     data: Data,
     metric: Metric = None,
     limit: Limit = None,
+    gate: Annotated[
+        str | None,
+        typer.Option(help="Exit with 5 unless 'accuracy>=0.8, forgetting<=0.1' holds.", metavar="CONDITIONS"),
+    ] = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     backbone: BackboneName = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score one version on a dataset. The score of every row is kept, so that versions can be compared later."""
+    """Score one version on a dataset. The score of every row is kept, so that versions can be compared later.
+
+    With --gate it exits with 5 where a condition does not hold. It moves no alias: umbel promote does.
+    """
+    from umbel.core.gate import parse_gate
     from umbel.evaluation.answering import Asker
     from umbel.training.data.records import Columns
 
     settings, columns = Settings.load(), Columns(text_column, label_column)
+    wanted = None if gate is None else parse_gate(gate)
     loaded = open_backbone(settings, backbone)
     with open_registry() as registry:
         asker = Asker(loaded, registry)
         report, questions, name = judge(
-            registry, asker, version, data, settings, metric=metric, limit=limit, columns=columns, quiet=quiet
-        )
+            registry, asker, version, data, settings,
+            metric=metric, limit=limit, columns=columns, gate=wanted, quiet=quiet,
+        )  # fmt: skip
+        values = report.summary | (_probed(registry, loaded, name) if wanted and _probes(wanted) else {})
         kept = None if name == loaded.name else keep(registry, name, questions, report)
         asker.close()
     if as_json:
         facts = {"version": name, "suite": questions.suite, "evaluation": kept, "rows": len(questions.rows)}
-        return print_json(facts | report.summary)
-    return _print(name, questions, report, kept)
+        print_json(facts | values)
+    else:
+        _print(name, questions, report, kept)
+    if wanted is not None and (failures := wanted.failures(values)):
+        raise GateFailed(f"{name} did not pass the gate: {'; '.join(failures)}.", hint="keep the version you have")
+
+
+def _probes(gate: "Gate") -> bool:
+    from umbel.evaluation.gates import PROBES
+
+    return any(metric in PROBES for metric in gate.metrics)
+
+
+def _probed(registry: "Registry", backbone: "Backbone", name: str) -> dict[str, float]:
+    """Forgetting of a version; the bare backbone has nothing to forget."""
+    from umbel.adapters.peft_io import load_adapter
+    from umbel.evaluation.forgetting import Probe
+
+    adapter = None
+    if name != backbone.name:
+        adapter = load_adapter(registry.fetch(registry.resolve(name).digest), backbone.shape)
+    return Probe(backbone).of(adapter).values
 
 
 def open_backbone(settings: Settings, name: str | None) -> "Backbone":
@@ -76,11 +109,12 @@ def open_backbone(settings: Settings, name: str | None) -> "Backbone":
 
 def judge(
     registry: "Registry", asker: "Asker", version: str, data: str, settings: Settings,
-    *, metric: str | None, limit: int | None, columns: "Columns", quiet: bool,
+    *, metric: str | None, limit: int | None, columns: "Columns", gate: "Gate | None" = None, quiet: bool,
 ) -> tuple["Report", "Questions", str]:  # fmt: skip
     """(report, questions, name as ``name:3``) of a version or of the bare backbone."""
+    from umbel.evaluation.gates import check_metrics
     from umbel.evaluation.questions import load_questions
-    from umbel.evaluation.scoring import score
+    from umbel.evaluation.scoring import metrics_of, score
 
     say = say_to_stderr(quiet)
     if version == asker.backbone.name:
@@ -90,9 +124,12 @@ def judge(
         manifest = registry.fetch(ref.digest).manifest
         check_backbone(manifest.backbone, asker.backbone, str(ref))
         contract, digest, name = manifest.contract, ref.digest, str(ref)
+    if gate is not None:
+        check_metrics(gate, contract.output_head)
+    also = [each for each in gate.metrics if each in metrics_of(contract.output_head)] if gate else []
     questions = load_questions(data, contract.output_head, settings, limit=limit, columns=columns)
     answers = asker.ask(digest, contract, questions, say=lambda line: say(f"{name}: {line}"))
-    return score(questions, answers, metric=metric), questions, name
+    return score(questions, answers, metric=metric, also=also), questions, name
 
 
 def check_backbone(fingerprint: str, loaded: "Backbone", name: str) -> None:

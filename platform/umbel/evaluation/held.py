@@ -13,14 +13,15 @@ from umbel.adapters.peft_io import export_files
 from umbel.core.digests import digest_bytes
 from umbel.core.errors import NotFound
 from umbel.core.manifest import Manifest, ManifestFile
-from umbel.core.protocols import StoredAdapter, VersionRef
+from umbel.core.protocols import AdapterSource, StoredAdapter, VersionRef
 
 
 class HeldAdapters:
-    """Known by the digests that they would be published under."""
+    """Known by the digests that they would be published under; others are asked for ``beyond``, if there is one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, beyond: AdapterSource | None = None) -> None:
         self._folder = folder
+        self._beyond = beyond
         self._stored: dict[str, StoredAdapter] = {}
 
     def hold(self, adapter: Adapter) -> str:
@@ -46,13 +47,15 @@ class HeldAdapters:
         return self.fetch(model).ref
 
     def fetch(self, digest: str) -> StoredAdapter:
+        if digest not in self._stored and self._beyond is not None:
+            return self._beyond.fetch(digest)
         if digest not in self._stored:
             raise NotFound(f"no adapter {digest} is held.", code="adapter_not_found")
         return self._stored[digest]
 
 
 @contextmanager
-def holding() -> Iterator[HeldAdapters]:
+def holding(beyond: AdapterSource | None = None) -> Iterator[HeldAdapters]:
     """A source that forgets everything at the end."""
     with TemporaryDirectory(prefix="umbel-held-") as folder:
-        yield HeldAdapters(Path(folder))
+        yield HeldAdapters(Path(folder), beyond)

@@ -1,5 +1,6 @@
 """What a version's answers are worth: its metrics, each with the score of every row."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from umbel.experiments.paired import RESAMPLES
 from umbel.training.data.rows import LabelledRow, ValuedRow
 
 _ALSO = {
-    OutputHead.CLASSIFY: ("accuracy", "macro_f1", "log_loss", "calibration_error"),
+    OutputHead.CLASSIFY: ("accuracy", "macro_f1", "log_loss", "brier", "calibration_error"),
     OutputHead.REGRESS: ("rmse", "mae"),
     OutputHead.GENERATE: ("exact_match",),
 }
@@ -28,6 +29,11 @@ _SUITING = {
     OutputHead.GENERATE: (*TEXT_METRICS,),
     OutputHead.TAG: ("accuracy",),
 }
+
+
+def metrics_of(head: OutputHead) -> tuple[str, ...]:
+    """Every metric that suits an output head."""
+    return _SUITING.get(head, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +53,13 @@ class Report:
         return {name: scored.value for name, scored in self.scores.items()}
 
 
-def score(questions: Questions, given: Answers, *, metric: str | None = None) -> Report:
-    """Raises UsageError for a metric that does not suit the output head."""
+def score(questions: Questions, given: Answers, *, metric: str | None = None, also: Sequence[str] = ()) -> Report:
+    """The deciding metric, the head's usual ones and ``also``.
+
+    Raises UsageError for a metric that does not suit the output head.
+    """
     primary = metric or questions.metric
-    wanted = dict.fromkeys((primary, *_ALSO.get(questions.head, ())))
+    wanted = dict.fromkeys((primary, *_ALSO.get(questions.head, ()), *also))
     if given.probabilities is None:  # several labels a row: nothing sums to 1
         wanted = {name: None for name in wanted if name not in PROBABILITY_METRICS or name == primary}
     scores = {name: _scored(name, questions, given) for name in wanted}
@@ -72,7 +81,7 @@ def _scored(metric: str, questions: Questions, given: Answers) -> Scored:
     raise UsageError(
         f"{metric!r} does not score a {questions.head} head.",
         code="unknown_metric",
-        hint=f"choose from {', '.join(_SUITING.get(questions.head, ()))}",
+        hint=f"choose from {', '.join(metrics_of(questions.head))}",
     )
 
 

@@ -43,6 +43,8 @@ class Draft:
     n_params: int | None
     code_version: str | None
     actor: str
+    crown: bool = True
+    """Whether the first version becomes champion; not where a gate has refused it."""
 
     def __post_init__(self) -> None:
         check_name(self.name)

@@ -107,7 +107,8 @@ class Publisher:
             row = _revive(session, row, manifest) if row else _add(session, adapter, draft, manifest)
             note(session, draft.actor, "publish", f"{adapter.name}:{row.number}", digest=row.digest)
             reach(Point.PUBLISH_VERSION_ROW)
-            _crown(session, adapter, row, draft.actor)
+            if draft.crown:
+                _crown(session, adapter, row, draft.actor)
             reach(Point.PUBLISH_CHAMPION)
         session.flush()
         session.expire_all()

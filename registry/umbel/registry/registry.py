@@ -109,14 +109,15 @@ class Registry:
         description: str | None = None,
         tags: Mapping[str, str] | None = None,
         actor: str | None = None,
+        crown: bool = True,
     ) -> Version:
         """Stores files as the next version of ``name``, or finds the version with the same digest.
 
         ``backbone`` is a fingerprint, ``dataset`` a digest, ``parent`` a reference that cannot move (``name:3``).
         A README.md among the files is the card unless ``card`` is given. ``validate`` sees a folder with the files
         (not the card) and raises what it thinks; then nothing is kept. The first version of an adapter becomes its
-        champion, later ones never do by themselves. Raises AdapterRefused, Conflict (``backbone_mismatch``,
-        ``name_taken``) or Unavailable (``store_unavailable``).
+        champion unless ``crown`` is off, later ones never do by themselves. Raises AdapterRefused, Conflict
+        (``backbone_mismatch``, ``name_taken``) or Unavailable (``store_unavailable``).
         """
         kept, card = split_card(files, card)
         draft = Draft(
@@ -136,6 +137,7 @@ class Registry:
             n_params=n_params,
             code_version=code_version(),
             actor=who(actor),
+            crown=crown,
         )
         return self._publisher.publish(draft, kept, validate)
 

@@ -13,6 +13,40 @@ from umbel.training.plan import TaskPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Against:
+    """This version and another, or a baseline, on the same rows; every difference is this one minus the other."""
+
+    name: str
+    value: float
+    """The other's."""
+    difference: float
+    low: float | None
+    high: float | None
+    """Of the difference's 95 % interval, paired row by row."""
+    p_value: float
+    winner: str | None
+    """None where the rows cannot tell."""
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effects:
+    """What a version does beside its task."""
+
+    forgetting: float
+    """How much the perplexity of the probe text rises while it is on, as a share."""
+    perplexity: float
+    perplexity_off: float
+    general: float
+    """Share of the probe's small general task answered right while it is on."""
+    general_off: float
+    bytes: int
+    """Memory it takes while it is served."""
+    gate: str = ""
+    """The gate it was held to, and what became of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """What the held-out rows said, in plain values."""
 
@@ -24,13 +58,28 @@ class Finding:
     rows: int = 0
     baselines: Mapping[str, float] = field(default_factory=dict)
     """The same metric without this adapter."""
-    sentences: Sequence[str] = ()
-    """Each baseline's comparison, in words."""
+    against: Sequence[Against] = ()
+    """The baselines, the parent and the champion."""
+    notes: Sequence[str] = ()
+    """What could not be compared, and why."""
     others: Mapping[str, float] = field(default_factory=dict)
     """Further metrics."""
+    calibration: Sequence[tuple[float, float, int, float, float]] = ()
+    """Classifiers: (low, high, rows, mean confidence, share right) of each bin of confidence that has rows."""
+
+    @property
+    def sentences(self) -> list[str]:
+        return [*(each.sentence for each in self.against), *self.notes]
 
 
-def card_of(trained: TrainedAdapter, *, backbone: str, licence: str | None, finding: Finding | None) -> str:
+def card_of(
+    trained: TrainedAdapter,
+    *,
+    backbone: str,
+    licence: str | None,
+    finding: Finding | None,
+    effects: Effects | None = None,
+) -> str:
     """Markdown. Equal trainings give equal cards: no time and no host in it."""
     assert trained.adapter is not None
     assert trained.plan is not None
@@ -41,6 +90,8 @@ def card_of(trained: TrainedAdapter, *, backbone: str, licence: str | None, find
         f"# {task.name}",
         task.description or f"A {plan.method} adapter with a {plan.output_head} head on {backbone}.",
         _results(finding),
+        _calibration(finding),
+        _effects(effects, trained),
         "## Data\n\n" + _table(_data(trained, plan)),
         "## Training\n\n" + _table(_training(trained, plan)),
         _curve(trained),
@@ -82,6 +133,40 @@ def _results(finding: Finding | None) -> str:
     others = ", ".join(f"{name} {value:.4g}" for name, value in finding.others.items())
     said = [f"- {sentence}" for sentence in finding.sentences]
     return "\n\n".join(part for part in (found, f"Also: {others}." if others else "", "\n".join(said)) if part)
+
+
+def _calibration(finding: Finding | None) -> str:
+    """How often it is right where it is so sure: a calibrated classifier has equal columns."""
+    if finding is None or not finding.calibration:
+        return ""
+    scores = {**finding.others, finding.metric: finding.value}
+    named = [("calibration_error", "expected calibration error"), ("brier", "Brier score"), ("log_loss", "log loss")]
+    told = ", ".join(f"{words} {scores[name]:.4g}" for name, words in named if name in scores)
+    rows = [
+        (f"{low:.2f} to {high:.2f}", str(n), f"{confidence:.3f}", f"{right:.3f}")
+        for low, high, n, confidence, right in finding.calibration
+    ]
+    return f"## Calibration\n\n{told[:1].upper()}{told[1:]}.\n\n" + _table(
+        rows, head=("confidence", "rows", "mean confidence", "share right")
+    )
+
+
+def _effects(effects: Effects | None, trained: TrainedAdapter) -> str:
+    if effects is None:
+        return ""
+    rows = [
+        ("perplexity of the probe text", f"{effects.perplexity_off:.4g}", f"{effects.perplexity:.4g}"),
+        ("general questions right", f"{effects.general_off:.1%}", f"{effects.general:.1%}"),
+    ]
+    said = [
+        "## Beside its task",
+        f"Forgetting while it is on: {effects.forgetting:+.1%} perplexity. While it is off: none, the backbone's bytes "
+        f"are the same before and after training (sha256 {trained.frozen}).",
+        _table(rows, head=("", "off", "on")),
+        f"Memory while it is served: {effects.bytes:,} bytes.",
+        effects.gate,
+    ]
+    return "\n\n".join(part for part in said if part)
 
 
 def _data(trained: TrainedAdapter, plan: TaskPlan) -> list[tuple[str, str]]:

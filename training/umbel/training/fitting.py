@@ -48,6 +48,8 @@ class TrainedAdapter:
     tokens: int = 0
     losses: tuple[float, ...] = ()
     history: tuple[Validation, ...] = ()
+    frozen: str = ""
+    """sha256 of the backbone's bytes in memory: the same before and after."""
 
     @property
     def best(self) -> Validation | None:
@@ -228,13 +230,13 @@ def _train(
         loop.run()
     assert frozen_digest(machine.backbone) == before, "training changed the frozen backbone"
     plans = dict(zip((task.name for task in plan.tasks), plan.tasks, strict=True))
-    found = [_trained(task, each, plans.get(task.name)) for task, each in zip(tasks, started, strict=True)]
+    found = [_trained(task, each, plans.get(task.name), before) for task, each in zip(tasks, started, strict=True)]
     if all(each.adapter is None for each in found):
         raise next(each.error for each in found if each.error is not None)
     return found
 
 
-def _trained(task: Task, started: Trainee | UmbelError, plan: TaskPlan | None) -> TrainedAdapter:
+def _trained(task: Task, started: Trainee | UmbelError, plan: TaskPlan | None, frozen: str) -> TrainedAdapter:
     if isinstance(started, UmbelError):
         return TrainedAdapter(task=task, adapter=None, error=started)
     failed = started.status is Status.FAILED
@@ -252,6 +254,7 @@ def _trained(task: Task, started: Trainee | UmbelError, plan: TaskPlan | None) -
         tokens=started.tokens,
         losses=tuple(started.losses),
         history=tuple(started.history),
+        frozen=frozen,
     )
 
 

@@ -4,7 +4,7 @@ Shape letters here:  B rows   T tokens   H hidden   M supervised places
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -15,13 +15,14 @@ from umbel.adapters.adapter import Adapter
 from umbel.adapters.dropout import token_keys
 from umbel.adapters.head import pool
 from umbel.adapters.sites import BARE, LM_HEAD, Sites
-from umbel.adapters.wear import Worn, wear
+from umbel.adapters.wear import Worn, fuse_all, wear
 from umbel.backbone.attention import WholeAttention
 from umbel.backbone.backbone import Backbone
-from umbel.backbone.decoder import Output, Step
+from umbel.backbone.decoder import Layer, Output, Step
 from umbel.core.contract import OutputHead
+from umbel.training.data.encode import Example
 from umbel.training.losses import right_rows, row_losses, token_losses
-from umbel.training.passes import Seat
+from umbel.training.passes import Packing, Seat, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +103,29 @@ def run_pass(
     return scores
 
 
+@torch.no_grad()
+def text_losses(backbone: Backbone, adapter: Adapter | None, examples: Sequence[Example]) -> list[float]:
+    """Each example's loss over its spoken tokens, summed in nats, whatever the adapter's output head; None is bare."""
+    adapters = [] if adapter is None else [adapter]
+    layers = [layer for layer in backbone.decoder.layers if isinstance(layer, Layer)]
+    worn = fuse_all(adapters, layers, dtype=backbone.dtype)
+    virtual = 0 if adapter is None else adapter.weights.num_virtual
+    seats = [Seat(0, replace(example, index=i), virtual) for i, example in enumerate(examples)]
+    found = [0.0] * len(seats)
+    for part in pack(seats, Packing()):
+        laid = lay_out(part, backbone.device)
+        output = backbone.decoder(laid.tokens, _step(laid, adapters, worn, None, False))
+        for row, loss in zip(laid.want_rows, token_losses(output.logits, laid.targets).tolist(), strict=True):
+            found[part[row].example.index] += loss
+    return found
+
+
 def _step(
     laid: Layout, adapters: Sequence[Adapter], worn: Sequence[Worn], keys: Tensor | None, recompute: bool
 ) -> Step:
     device = laid.tokens.device
     sites = wear(worn, laid.owners, device=device, dropout_keys=keys)
-    past = torch.tensor([adapters[owner].weights.num_past for owner in laid.owners], device=device)
+    past = torch.tensor([adapters[owner].weights.num_past if adapters else 0 for owner in laid.owners], device=device)
     return Step(
         positions=torch.arange(laid.tokens.shape[1], device=device) + past[:, None],
         attention=WholeAttention(sites),

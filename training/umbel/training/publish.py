@@ -8,7 +8,7 @@ from umbel.adapters.peft_io import check_effect, export_files, import_folder
 from umbel.backbone.backbone import Backbone
 from umbel.core.contract import Contract
 from umbel.core.errors import AdapterRefused
-from umbel.training.card import Finding, card_of
+from umbel.training.card import Effects, Finding, card_of
 from umbel.training.fitting import TrainedAdapter
 
 V_co = TypeVar("V_co", covariant=True)
@@ -35,6 +35,7 @@ class Publisher(Protocol[V_co]):
         seed: int | None = None,
         n_params: int | None = None,
         description: str | None = None,
+        crown: bool = True,
     ) -> V_co: ...
 
 
@@ -44,10 +45,15 @@ def publish(
     backbone: Backbone,
     *,
     finding: Finding | None = None,
+    effects: Effects | None = None,
     licence: str | None = None,
     allow_noop: bool = False,
+    crown: bool = True,
 ) -> V_co:
-    """The new version. Raises AdapterRefused where training left every answer of the backbone as it was."""
+    """The new version; ``crown`` lets the first one of a name become its champion.
+
+    Raises AdapterRefused where training left every answer of the backbone as it was.
+    """
     adapter = trained.adapter
     assert adapter is not None
     assert trained.prepared is not None
@@ -64,11 +70,12 @@ def publish(
         run=trained.run or None,
         parent=trained.task.parent,
         dataset=trained.prepared.splits.digest,
-        metrics=_metrics(trained, finding),
-        card=card_of(trained, backbone=backbone.name, licence=licence, finding=finding),
+        metrics=_metrics(trained, finding, effects),
+        card=card_of(trained, backbone=backbone.name, licence=licence, finding=finding, effects=effects),
         seed=trained.task.seed,
         n_params=adapter.num_parameters,
         description=trained.task.description or None,
+        crown=crown,
     )
 
 
@@ -83,8 +90,10 @@ def _reads_back(trained: TrainedAdapter, backbone: Backbone) -> Callable[[Path],
     return check
 
 
-def _metrics(trained: TrainedAdapter, finding: Finding | None) -> dict[str, float]:
+def _metrics(trained: TrainedAdapter, finding: Finding | None, effects: Effects | None) -> dict[str, float]:
     found = {} if finding is None else {finding.metric: finding.value, **finding.others}
+    if effects is not None:
+        found |= {"forgetting": effects.forgetting, "probe_accuracy": effects.general}
     if trained.best is not None:
         found |= {"validation_loss": trained.best.loss}
     return found

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from umbel.adapters import DEFAULT_METHOD
 from umbel.core.contract import OutputHead
 from umbel.core.errors import ConfigError
+from umbel.core.gate import parse_gate
 from umbel.core.names import check_name
 
 Decay = Literal["cosine", "linear", "constant"]
@@ -89,6 +90,8 @@ class Task:
     """Steps between validations; an eighth of all where not given."""
     patience: int | None = None
     """Stop after so many validations without a better one."""
+    gate: str | None = None
+    """Conditions on the finished adapter's figures, such as accuracy>=0.8: promoted if all hold, else exit code 5."""
     metric: str | None = None
     """What the finished adapter is judged by; the dataset's own, or the usual one of the output head."""
 
@@ -117,6 +120,8 @@ class Task:
         self._inside("abstain_below", self.abstain_below, 0, 1)
         self._inside("validation_fraction", self.validation_fraction, 0, 0.5)
         self._inside("test_fraction", self.test_fraction, 0, 0.5)
+        if self.gate is not None:
+            parse_gate(self.gate)
         if self.abstain_below and self.output_head is not OutputHead.CLASSIFY:
             raise ConfigError(
                 f"abstain_below is for classifiers, this task is {self.task}.",

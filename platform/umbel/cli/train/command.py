@@ -31,6 +31,7 @@ app = typer.Typer(help="Train an adapter and publish it.")
         "umbel train mood.toml topic.toml       (both in the same passes over one backbone)",
         "umbel train --from mood:3 --data new-rows.jsonl",
         "umbel train --name stars --data reviews.csv --task classify --text-column review --label-column stars",
+        "umbel train mood.toml --gate 'accuracy>=0.8, forgetting<=0.1'",
         "umbel train --resume run-01k9...",
         note="Every key of a task file is a flag, and so are the method's own options (--rank, --alpha, --targets, "
         "--dropout ...). docs/training.md lists them all.",
@@ -51,6 +52,12 @@ def train(
     limit: Annotated[int | None, typer.Option(help="Train on the first N rows only.")] = None,
     patience: Annotated[int | None, typer.Option(help="Stop after N validations without a better one.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides order, first weights and dropout; 0.")] = None,
+    gate: Annotated[
+        str | None,
+        typer.Option(
+            help="Promote it if 'accuracy>=0.8, forgetting<=0.1' holds; else exit code 5.", metavar="CONDITIONS"
+        ),
+    ] = None,
     parent: Annotated[
         str | None, typer.Option("--from", help="Continue from this version's weights.", metavar="NAME:N")
     ] = None,
@@ -70,14 +77,17 @@ def train(
     """Train an adapter and publish it as the next version of its name.
 
     The plan is told before the first step. Ctrl-C saves and stops; --resume goes on. The best weights on the
-    validation rows are kept, judged on held-out rows beside what can be had without training, and published.
+    validation rows are kept, judged on held-out rows beside what can be had without training, the parent version and
+    the champion, and published. With --gate the version is promoted if all conditions hold; if not, it is published,
+    the champion stays, and the exit code is 5.
     """
-    from umbel.cli.train.finish import finish, tell
+    from umbel.cli.train.finish import fail_at_gates, finish, tell
 
     files, further = split_words(words or [])
     own = {
         "name": name, "data": data, "task": task, "method": method, "epochs": epochs, "steps": steps,
-        "batch_size": batch_size, "lr": lr, "limit": limit, "patience": patience, "seed": seed, "from": parent,
+        "batch_size": batch_size, "lr": lr, "limit": limit, "patience": patience, "seed": seed, "gate": gate,
+        "from": parent,
     }  # fmt: skip
     flags = {**further, **{key: value for key, value in own.items() if value is not None}}
     settings = Settings.load()
@@ -95,7 +105,8 @@ def train(
     else:
         for outcome in outcomes:
             tell(outcome, loaded.name)
-    return _fail_if_any(outcomes)
+    _fail_if_any(outcomes)
+    return fail_at_gates(outcomes)
 
 
 def enqueue(tasks: "Sequence[Task]", *, as_json: bool) -> None:

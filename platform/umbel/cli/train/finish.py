@@ -1,19 +1,28 @@
 """After the last step: judge on held-out rows, publish, and say how to try it."""
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from umbel.cli.console import human_bytes, print_facts
+from umbel.core.errors import GateFailed, NotFound, Unavailable
+from umbel.core.protocols import VersionRef
 from umbel.core.wheels import Say
 
 if TYPE_CHECKING:
     from umbel.backbone.backbone import Backbone
+    from umbel.core.gate import Gate
     from umbel.evaluation.answering import Asker
+    from umbel.evaluation.forgetting import Forgetting, Probe
+    from umbel.evaluation.held import HeldAdapters
+    from umbel.evaluation.judge import Judged, Rival
+    from umbel.evaluation.serving_cost import ServingCost
     from umbel.registry.records import Version
     from umbel.registry.registry import Registry
-    from umbel.training.card import Finding
+    from umbel.training.card import Effects, Finding
     from umbel.training.fitting import TrainedAdapter
 
 
@@ -22,9 +31,15 @@ class Outcome:
     """What became of one task."""
 
     trained: "TrainedAdapter"
-    version: "Version | None"
+    version: "Version | None" = None
     """None where it failed, or was not to be published."""
-    finding: "Finding | None"
+    finding: "Finding | None" = None
+    effects: "Effects | None" = None
+    cost: "ServingCost | None" = None
+    failures: tuple[str, ...] = ()
+    """Clauses of its gate that do not hold."""
+    champion: VersionRef | None = None
+    """What the bare name answers with now."""
 
     def as_json(self) -> dict[str, Any]:
         trained, best = self.trained, self.trained.best
@@ -37,8 +52,16 @@ class Outcome:
             "steps": trained.steps,
             "tokens": trained.tokens,
             "best": None if best is None else asdict(best),
-            "result": None if self.finding is None else asdict(self.finding),
+            "result": None if self.finding is None else {**asdict(self.finding), "sentences": self.finding.sentences},
+            "effects": None if self.effects is None else {**asdict(self.effects), "backbone_sha256": trained.frozen},
+            "serving": None if self.cost is None else asdict(self.cost),
+            "gate": self.gate,
         }
+
+    @property
+    def gate(self) -> dict[str, Any] | None:
+        wanted = self.trained.task.gate
+        return None if wanted is None else {"wanted": wanted, "passed": not self.failures, "failures": self.failures}
 
 
 def finish(
@@ -54,72 +77,159 @@ def finish(
     from umbel.backbone.linears import can_pack
     from umbel.backbone.loading import pack
     from umbel.evaluation.answering import Asker
+    from umbel.evaluation.forgetting import Probe
     from umbel.evaluation.held import holding
 
     if can_pack(backbone.dtype, backbone.device):
         pack(backbone.decoder)
-    with holding() as held:
+    with holding(registry) as held:
         asker = Asker(backbone, held)
+        finisher = Finisher(registry, backbone, asker, held, Probe(backbone), publish, allow_noop, say)
         try:
-            return [
-                _finish_one(registry, backbone, each, asker, held.hold(each.adapter), publish, allow_noop, say)
-                if each.adapter is not None
-                else Outcome(each, None, None)
-                for each in trained
-            ]
+            return [finisher.outcome(each) if each.adapter is not None else Outcome(each) for each in trained]
         finally:
             asker.close()
 
 
-def _finish_one(
-    registry: "Registry",
-    backbone: "Backbone",
-    trained: "TrainedAdapter",
-    asker: "Asker",
-    digest: str,
-    publish: bool,
-    allow_noop: bool,
-    say: Say,
-) -> Outcome:
-    from umbel.training.publish import publish as publish_version
+@dataclass(frozen=True)
+class Finisher:
+    """Takes one trained adapter after the other through judging, its gate and publishing."""
 
-    judged = _judge(trained, asker, digest, say)
-    finding = judged.finding(trained.task.name) if judged is not None else None
-    if not publish:
-        return Outcome(trained, None, finding)
-    licence = next((known.licence for known in registry.backbones.list() if known.name == backbone.name), None)
-    version = publish_version(registry, trained, backbone, finding=finding, licence=licence, allow_noop=allow_noop)
-    if judged is not None:
+    registry: "Registry"
+    backbone: "Backbone"
+    asker: "Asker"
+    held: "HeldAdapters"
+    probe: "Probe"
+    publish: bool
+    allow_noop: bool
+    say: Say
+
+    def outcome(self, trained: "TrainedAdapter") -> Outcome:
+        from umbel.core.gate import parse_gate
+        from umbel.evaluation.serving_cost import serving_cost
+
+        assert trained.adapter is not None
+        gate = None if trained.task.gate is None else parse_gate(trained.task.gate)
+        judged, notes = self._judge(trained, gate.metrics if gate else ())
+        forgetting = self.probe.of(trained.adapter)
+        values = forgetting.values | (judged.report.summary if judged is not None else {})
+        failures = tuple(gate.failures(values)) if gate else ()
+        cost = serving_cost(trained.adapter, self.backbone)
+        finding = None if judged is None else replace(judged.finding(trained.task.name), notes=notes)
+        effects = _effects(forgetting, cost, gate, failures)
+        version = self._publish(trained, finding, effects, crown=not failures) if self.publish else None
+        kept = self._keep(version, judged) if version is not None and judged is not None else None
+        if version is not None and gate is not None and not failures:
+            version = self._promote(version, f"passed its gate: {gate}", kept)
+        champion = self._resolve(f"{trained.task.name}@champion")
+        return Outcome(trained, version, finding, effects, cost, failures, champion)
+
+    def _judge(self, trained: "TrainedAdapter", also: "Sequence[str]") -> "tuple[Judged | None, list[str]]":
+        from umbel.evaluation.judge import judge
+        from umbel.evaluation.questions import questions_of
+        from umbel.evaluation.scoring import metrics_of
+
+        prepared, adapter = trained.prepared, trained.adapter
+        assert prepared is not None
+        assert adapter is not None
+        if not prepared.test:
+            return None, []
+        head, digest = adapter.contract.output_head, self.held.hold(adapter)
+        questions = questions_of(prepared.test, head, prepared.metric, f"{prepared.splits.name}/test")
+        rivals, notes = self._rivals(trained, digest)
+        began, name = time.monotonic(), trained.task.name
+        self.say(f"{name}: judging on {len(questions.rows)} held-out rows")
+        scored = [metric for metric in also if metric in metrics_of(head)]
+        train = prepared.splits.train
+        found = judge(self.asker, digest, adapter.contract, questions, train, rivals=rivals, also=scored)
+        self.say(f"{name}: judged in {time.monotonic() - began:.0f} s")
+        return found, notes
+
+    def _rivals(self, trained: "TrainedAdapter", own: str) -> "tuple[list[Rival], list[str]]":
+        """The parent and the champion that can be asked the same rows, and why the others cannot."""
+        from umbel.evaluation.judge import Rival, why_not
+
+        assert trained.adapter is not None
+        rivals, notes = [], []
+        for ref, roles in self._before(trained).items():
+            name, manifest = f"{ref} ({' and '.join(roles)})", self.registry.fetch(ref.digest).manifest
+            why = why_not(trained.adapter.contract, manifest.contract)
+            if manifest.backbone != self.backbone.fingerprint:
+                why = "it was made for another backbone"
+            if why is not None:
+                notes.append(f"not compared with {name}: {why}")
+            elif ref.digest != own:
+                rivals.append(Rival(name, ref.digest, manifest.contract))
+        return rivals, notes
+
+    def _before(self, trained: "TrainedAdapter") -> "dict[VersionRef, list[str]]":
+        """The versions that this one would follow, and what they are to it."""
+        wanted = {"parent": trained.task.parent, "champion": f"{trained.task.name}@champion"}
+        found: dict[VersionRef, list[str]] = {}
+        for role, name in wanted.items():
+            ref = self._resolve(name) if name is not None else None
+            if ref is not None:
+                found.setdefault(ref, []).append(role)
+        return found
+
+    def _resolve(self, name: str) -> VersionRef | None:
+        """None where there is none: a first version has no champion, a yanked one answers nobody."""
+        try:
+            return self.registry.resolve(name)
+        except (NotFound, Unavailable):
+            return None
+
+    def _publish(
+        self, trained: "TrainedAdapter", finding: "Finding | None", effects: "Effects", *, crown: bool
+    ) -> "Version":
+        from umbel.training.publish import publish
+
+        backbones = self.registry.backbones.list()
+        licence = next((known.licence for known in backbones if known.name == self.backbone.name), None)
+        version = publish(
+            self.registry,
+            trained,
+            self.backbone,
+            finding=finding,
+            effects=effects,
+            licence=licence,
+            allow_noop=self.allow_noop,
+            crown=crown,
+        )
+        if trained.run:
+            facts = {"version": str(version.ref), **version.metrics}
+            self.registry.event(trained.run, f"published {version.ref}", data=facts)
+        return version
+
+    def _keep(self, version: "Version", judged: "Judged") -> str:
         from umbel.cli.eval import keep
 
-        keep(registry, str(version.ref), judged.questions, judged.report)
-    if trained.run:
-        registry.event(trained.run, f"published {version.ref}", data={"version": str(version.ref), **version.metrics})
-    return Outcome(trained, version, finding)
+        return keep(self.registry, str(version.ref), judged.questions, judged.report)
+
+    def _promote(self, version: "Version", reason: str, evidence: str | None) -> "Version":
+        self.registry.aliases.promote(str(version.ref), reason=reason, evidence=evidence)
+        return self.registry.versions.get(str(version.ref))
 
 
-def _judge(trained: "TrainedAdapter", asker: "Asker", digest: str, say: Say) -> Any:
-    from umbel.evaluation.judge import judge
-    from umbel.evaluation.questions import questions_of
+def _effects(
+    forgetting: "Forgetting", cost: "ServingCost", gate: "Gate | None", failures: "Sequence[str]"
+) -> "Effects":
+    from umbel.training.card import Effects
 
-    prepared, adapter = trained.prepared, trained.adapter
-    assert prepared is not None
-    assert adapter is not None
-    if not prepared.test:
-        return None
-    name = f"{prepared.splits.name}/test"
-    questions = questions_of(prepared.test, adapter.contract.output_head, prepared.metric, name)
-    began = time.monotonic()
-    say(f"{trained.task.name}: judging on {len(questions.rows)} held-out rows")
-    found = judge(asker, digest, adapter.contract, questions, prepared.splits.train)
-    say(f"{trained.task.name}: judged in {time.monotonic() - began:.0f} s")
-    return found
+    verdict = "" if gate is None else f"Gate `{gate}`: {'; '.join(failures) if failures else 'passed'}."
+    return Effects(
+        forgetting=forgetting.rise,
+        perplexity=forgetting.on.perplexity,
+        perplexity_off=forgetting.off.perplexity,
+        general=forgetting.on.accuracy,
+        general_off=forgetting.off.accuracy,
+        bytes=cost.bytes,
+        gate=verdict,
+    )
 
 
 def tell(outcome: Outcome, backbone: str) -> None:
     """The result, and the exact commands to try it."""
-    from umbel.cli.console import human_bytes, print_facts
-
     trained, version, finding = outcome.trained, outcome.version, outcome.finding
     if trained.adapter is None:
         typer.echo(f"{trained.task.name} failed: {trained.error}", err=True)
@@ -129,14 +239,36 @@ def tell(outcome: Outcome, backbone: str) -> None:
         ends = "" if finding.low is None else f" (95 % CI {finding.low:.3f} to {finding.high:.3f})"
         facts.append((finding.metric, f"{finding.value:.3f}{ends} on {finding.rows} held-out rows"))
         facts += [("", f"{value:.3f} {name}") for name, value in finding.baselines.items()]
+    facts += _beside(outcome)
     if version is not None:
         facts.append(("size", human_bytes(version.bytes)))
         facts.append(("answers as", ", ".join([*version.aliases, str(version.number)])))
     print_facts(facts)
     for sentence in finding.sentences if finding is not None else ():
         typer.echo(sentence)
+    if outcome.gate is not None:
+        typer.echo(f"gate {outcome.gate['wanted']}: {'passed' if outcome.gate['passed'] else 'not passed'}")
     if version is not None:
         _tell_how(outcome, version, backbone)
+
+
+def _beside(outcome: Outcome) -> list[tuple[str, object]]:
+    """What it does beside its task, and to serving."""
+    effects, cost = outcome.effects, outcome.cost
+    if effects is None or cost is None:
+        return []
+    skills = f"general questions {effects.general_off:.0%} to {effects.general:.0%} right"
+    added = [
+        f"{on - off:+.1f} ms to {what} ({off:.1f} ms)"
+        for what, on, off in (
+            ("a step of 2 prompts of 32 tokens", cost.prompt_ms, cost.prompt_bare_ms),
+            ("one of 8 rows", cost.decode_ms, cost.decode_bare_ms),
+        )
+    ]
+    return [
+        ("forgetting", f"{effects.forgetting:+.1%} perplexity, {skills}; none with it off"),
+        ("serving", f"adds {human_bytes(cost.bytes)}, {', '.join(added)}"),
+    ]
 
 
 def _tell_how(outcome: Outcome, version: "Version", backbone: str) -> None:
@@ -151,7 +283,25 @@ def _tell_how(outcome: Outcome, version: "Version", backbone: str) -> None:
     for line in [line for text in commands.values() for line in text.splitlines()]:
         typer.echo(f"  {line}")
     if not champion:
-        typer.echo(f"  umbel compare {version.ref} {version.name} --data {task.data}")
+        if outcome.champion is not None:
+            typer.echo(f"  umbel compare {version.ref} {version.name} --data {task.data}")
         typer.echo(f"  umbel promote {version.ref}")
     elif version.output_head is OutputHead.GENERATE:
         typer.echo(f"  umbel compare {model} {backbone} --data {task.data}")
+
+
+def fail_at_gates(outcomes: Sequence[Outcome]) -> None:
+    """Raises GateFailed naming each clause that does not hold, with the figure."""
+    failed = [outcome for outcome in outcomes if outcome.failures]
+    if not failed:
+        return
+    told = [f"{_name(outcome)} did not pass its gate: {'; '.join(outcome.failures)}" for outcome in failed]
+    version = failed[0].version
+    raise GateFailed(
+        ". ".join(told) + ".",
+        hint=f"it is published all the same: umbel promote {version.ref}" if version else "train it better",
+    )
+
+
+def _name(outcome: Outcome) -> str:
+    return outcome.trained.task.name if outcome.version is None else str(outcome.version.ref)

@@ -42,10 +42,22 @@ def read_tasks(files: Sequence[Path], flags: Mapping[str, Any]) -> "list[Task]":
     from umbel.training.taskfile import read_task, task_of
 
     if not files:
-        return [task_of(flags, inherit=inherit)]
+        return _gates_checked([task_of(flags, inherit=inherit)])
     if len(files) > 1 and "name" in flags:
         raise UsageError("--name names one adapter, but there are several task files.", param="name")
-    return [read_task(file, flags, inherit=inherit) for file in files]
+    return _gates_checked([read_task(file, flags, inherit=inherit) for file in files])
+
+
+def _gates_checked(tasks: "list[Task]") -> "list[Task]":
+    """Raises UsageError for a gate on a metric that will not be measured: now, not after the training."""
+    from umbel.core.gate import parse_gate
+
+    for task in tasks:
+        if task.gate is not None:
+            from umbel.evaluation.gates import check_metrics
+
+            check_metrics(parse_gate(task.gate), task.output_head)
+    return tasks
 
 
 def inherit(version: str) -> dict[str, Any]:
