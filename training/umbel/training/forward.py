@@ -30,10 +30,12 @@ class Score:
     """Of one adapter in one pass."""
 
     loss: Tensor
-    """Sum over its supervised tokens or rows."""
+    """Sum over its supervised tokens or rows, each times its row's weight."""
     right: Tensor | None
     """How many of them the adapter would answer right; only told without gradients, as it costs time."""
     count: int
+    mass: float
+    """Sum of the weights of what is counted."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +56,8 @@ class Layout:
     """[M] those tokens."""
     want_rows: list[int]
     """The row of each wanted place."""
+    weights: Tensor | None
+    """[B] of the rows, None where all are 1."""
 
 
 def lay_out(seats: Sequence[Seat], device: torch.device) -> Layout:
@@ -78,7 +82,23 @@ def lay_out(seats: Sequence[Seat], device: torch.device) -> Layout:
         want=torch.tensor(want, dtype=torch.long, device=device),
         targets=torch.tensor(targets, dtype=torch.long, device=device),
         want_rows=want_rows,
+        weights=_weights(seats, device),
     )
+
+
+def _weights(seats: Sequence[Seat], device: torch.device) -> Tensor | None:
+    weights = [seat.example.weight for seat in seats]
+    return (
+        None if all(weight == 1.0 for weight in weights) else torch.tensor(weights, dtype=torch.float64, device=device)
+    )
+
+
+def _weighted(losses: Tensor, laid: Layout, rows: Sequence[int]) -> tuple[Tensor, float]:
+    """(losses times the weights of their rows, the sum of those weights)."""
+    if laid.weights is None:
+        return losses, float(len(rows))
+    weights = laid.weights[torch.tensor(rows, device=losses.device)]
+    return losses * weights.to(losses.dtype), float(weights.sum())
 
 
 def run_pass(
@@ -159,7 +179,8 @@ def _spoken_scores(laid: Layout, output: Output) -> dict[int, Score]:
         places = slice(start, start + len(list(group)))
         start = places.stop
         right = None if right_M is None else right_M[places].sum()
-        scores[trainee] = Score(losses_M[places].sum(), right, places.stop - places.start)
+        losses, mass = _weighted(losses_M[places], laid, laid.want_rows[places])
+        scores[trainee] = Score(losses.sum(), right, places.stop - places.start, mass)
     return scores
 
 
@@ -172,11 +193,14 @@ def _row_score(
     else:
         states = pool(hidden[rows], laid.lengths[rows], laid.skip[rows], adapter.head.config.pooling)
         answers = [seat.example.target for seat in seats]
-    logits = _head_logits(adapter, states, [seat.example.count for seat in seats], None if keys is None else keys[rows])
+    counts = [seat.example.count for seat in seats]
+    logits = _head_logits(adapter, states, counts, None if keys is None else keys[rows])
     targets = torch.tensor(answers, device=logits.device, dtype=logits.dtype)
     losses = row_losses(adapter.contract, logits, targets)
     right = None if torch.is_grad_enabled() else right_rows(adapter.contract, logits, targets)
-    return Score(losses.sum(), right, len(answers))
+    owners = [row for row, count in zip(range(rows.start, rows.stop), counts, strict=True) for _ in range(count)]
+    losses, mass = _weighted(losses, laid, owners)
+    return Score(losses.sum(), right, len(answers), mass)
 
 
 def _word_states(seats: Sequence[Seat], hidden_BTH: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """One optimizer step of every adapter in training, in shared passes.
 
-Each adapter's loss is the sum over its own tokens (or rows) divided by their number in the whole window, so neither
-micro-batches nor other adapters weigh in; the losses are summed and each adapter steps with its own optimizer.
+Each adapter's loss is the sum over its own tokens (or rows), each times its row's weight, divided by the sum of these
+weights in the whole window, so neither micro-batches nor other adapters weigh in; the losses are summed and each
+adapter steps with its own optimizer.
 """
 
 import math
@@ -68,12 +69,12 @@ def take_window(machine: Machine, trainees: Sequence[Trainee]) -> dict[int, Step
 def _accumulate(machine: Machine, trainees: Sequence[Trainee]) -> tuple[list[float], list[int]]:
     """(mean loss of each, trainees whose loss is not finite); gradients are in the tensors afterwards."""
     rows = [trainee.next_rows() for trainee in trainees]
-    counts = [sum(example.count for example in found) for found in rows]
+    masses = [sum(example.mass for example in found) for found in rows]
     seats = [seat for i, trainee in enumerate(trainees) for seat in trainee.seats(i, rows[i])]
     most = {i: trainee.task.micro_batch for i, trainee in enumerate(trainees)}
     means = torch.zeros(len(trainees), dtype=torch.float64)
     for part in share(seats, machine.packing, machine.group, most):
-        losses = _losses(machine, trainees, part.seats, counts)
+        losses = _losses(machine, trainees, part.seats, masses)
         weight = 0.0 if part.ghost else 1.0
         (torch.stack(list(losses.values())).sum() * weight).backward()  # type: ignore[no-untyped-call]
         for i, loss in losses.items():
@@ -84,14 +85,14 @@ def _accumulate(machine: Machine, trainees: Sequence[Trainee]) -> tuple[list[flo
 
 
 def _losses(
-    machine: Machine, trainees: Sequence[Trainee], part: Sequence[Seat], counts: Sequence[int]
+    machine: Machine, trainees: Sequence[Trainee], part: Sequence[Seat], masses: Sequence[float]
 ) -> dict[int, Tensor]:
     adapters = [trainee.adapter for trainee in trainees]
     worn = fuse_all(adapters, dtype=machine.backbone.dtype)
     keys = _dropout_keys(trainees, part)
     keys = None if keys is None else keys.to(machine.backbone.device)
     scores = run_pass(machine.backbone, adapters, worn, part, keys=keys, recompute=machine.recompute)
-    return {i: score.loss / counts[i] for i, score in scores.items()}
+    return {i: score.loss / masses[i] for i, score in scores.items()}
 
 
 def _dropout_keys(trainees: Sequence[Trainee], part: Sequence[Seat]) -> Tensor | None:
@@ -137,12 +138,13 @@ def validate(machine: Machine, trainees: Sequence[Trainee]) -> None:
     adapters = [trainee.adapter for trainee in there]
     worn = fuse_all(adapters, dtype=machine.backbone.dtype)
     seats = [seat for i, t in enumerate(there) for seat in t.seats(i, t.prepared.validation.examples)]
-    sums = torch.zeros(3, len(there), dtype=torch.float64)
+    sums = torch.zeros(4, len(there), dtype=torch.float64)
     for part in share(seats, machine.packing, machine.group):
         for i, score in run_pass(machine.backbone, adapters, worn, part.seats).items():
             if not part.ghost:
                 answered = 0 if score.right is None else int(score.right)
-                sums[:, i] += torch.tensor([float(score.loss), answered, score.count], dtype=torch.float64)
-    loss, right, count = machine.group.add(sums.to(machine.backbone.device)).tolist()
+                found = [float(score.loss), score.mass, answered, score.count]
+                sums[:, i] += torch.tensor(found, dtype=torch.float64)
+    loss, mass, right, count = machine.group.add(sums.to(machine.backbone.device)).tolist()
     for i, trainee in enumerate(there):
-        trainee.validated(Validation(trainee.step, loss[i] / count[i], right[i] / count[i]))
+        trainee.validated(Validation(trainee.step, loss[i] / mass[i], right[i] / count[i]))

@@ -8,7 +8,7 @@ other rows     the whole text in the contract's template, one target per row
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ class Example:
     """Classify: the label's place, or 0 and 1 for each label. Regress: the value. Tag: each word's tag."""
     words: tuple[int, ...] = ()
     """Tag: where each word's own token stands."""
+    weight: float = 1.0
+    """How much each of its supervised tokens, words, or the row itself counts in the loss."""
 
     @property
     def count(self) -> int:
@@ -41,6 +43,11 @@ class Example:
         if self.spoken is not None:
             return int(self.spoken.sum())
         return len(self.words) or 1
+
+    @property
+    def mass(self) -> float:
+        """What the loss of a step is divided by: supervised places times their weight."""
+        return self.weight * self.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +76,17 @@ def _encode_prompts(rows: Sequence[PromptRow], contract: Contract, backbone: Bac
     answers = backbone.tokenizer.encode_all([row.completion for row in rows])
     end, longest = end_token(backbone), backbone.config.max_positions
     kept = [
-        _spoken(index, prompt.ids, [*answer, end])
-        for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+        _spoken(index, prompt.ids, [*answer, end], row.weight)
+        for index, (row, prompt, answer) in enumerate(zip(rows, prompts, answers, strict=True))
         if 0 < len(prompt.ids) <= contract.max_length and len(prompt.ids) + len(answer) < longest
     ]
     return EncodedRows(kept, truncated=0, left_out=len(rows) - len(kept))
 
 
-def _spoken(index: int, prompt: Sequence[int], answer: Sequence[int]) -> Example:
+def _spoken(index: int, prompt: Sequence[int], answer: Sequence[int], weight: float) -> Example:
     spoken = np.zeros(len(prompt) + len(answer), dtype=np.bool_)
     spoken[len(prompt) :] = True
-    return Example(index, np.array([*prompt, *answer], dtype=np.int32), spoken)
+    return Example(index, np.array([*prompt, *answer], dtype=np.int32), spoken, weight=weight)
 
 
 def end_token(backbone: Backbone) -> int:
@@ -103,7 +110,7 @@ def _encode_chats(rows: Sequence[ChatRow], contract: Contract, backbone: Backbon
     for row in rows:
         found = [part for part in chat_examples(row, backbone) if _fits(part, contract, backbone)]
         left_out += not found
-        examples += [Example(len(examples) + i, part.ids, part.spoken) for i, part in enumerate(found)]
+        examples += [replace(part, index=len(examples) + i, weight=row.weight) for i, part in enumerate(found)]
     return EncodedRows(examples, truncated=0, left_out=left_out)
 
 
@@ -174,7 +181,8 @@ def _encode_tags(rows: Sequence[TaggedRow], contract: Contract, backbone: Backbo
         left_out += not kept
         if kept:
             ids = np.array(found.ids, dtype=np.int32)
-            examples.append(Example(index, ids, None, tuple(tag for _, tag in kept), tuple(at for at, _ in kept)))
+            tags, places_of = tuple(tag for _, tag in kept), tuple(at for at, _ in kept)
+            examples.append(Example(index, ids, None, tags, places_of, row.weight))
     return EncodedRows(examples, truncated, left_out)
 
 
@@ -193,7 +201,7 @@ def _encode_texts(rows: Sequence[Row], contract: Contract, backbone: Backbone) -
     encoded = encode_texts(backbone.tokenizer, contract, [_text(row) for row in rows])
     target = _target(contract)
     examples = [
-        Example(index, _filled(row, found), None, target(row))
+        Example(index, _filled(row, found), None, target(row), weight=row.weight)
         for index, (row, found) in enumerate(zip(rows, encoded, strict=True))
     ]
     return EncodedRows(examples, truncated=sum(found.cut > 0 for found in encoded), left_out=0)

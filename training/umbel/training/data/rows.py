@@ -1,11 +1,12 @@
 """Rows of JSONL or CSV in six forms, each checked as it is read: a wrong row is told with its line and the right form.
 
-Keys beyond a form's own are left alone (an id, a source), so a file may carry more than training needs.
+Every form may have a ``weight`` above 0: how much the row counts in the loss (1 where there is none). Keys beyond a
+form's own are left alone (an id, a source), so a file may carry more than training needs.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ class LabelledRow:
     text: str
     labels: tuple[str, ...]
     multi: bool
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class ValuedRow:
     line: int
     text: str
     value: float
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class TaggedRow:
     line: int
     tokens: tuple[str, ...]
     tags: tuple[str, ...]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class PairRow:
     text: str
     positive: str
     negative: str | None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,7 @@ class PromptRow:
     prompt: str
     completion: str
     accepted: tuple[str, ...]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,7 @@ class ChatRow:
 
     line: int
     messages: tuple[dict[str, str], ...]
+    weight: float = 1.0
 
 
 Row = LabelledRow | ValuedRow | TaggedRow | PairRow | PromptRow | ChatRow
@@ -178,7 +185,15 @@ def form_of(raw: Mapping[str, Any], place: _Place, allowed: tuple[str, ...]) -> 
 def _parse(raw: Mapping[str, Any], form: str, place: _Place) -> Row:
     if missing := sorted(_KEYS[form] - raw.keys()):
         raise place.wrong(f"{place.key(missing[0])} is missing", form)
-    return _PARSERS[form](raw, place)
+    row = _PARSERS[form](raw, place)
+    return replace(row, weight=_weight(raw, form, place)) if "weight" in raw else row
+
+
+def _weight(raw: Mapping[str, Any], form: str, place: _Place) -> float:
+    weight = raw["weight"]
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        raise place.wrong(f"{place.key('weight')} is {weight!r}, no number above 0", form)
+    return float(weight)
 
 
 def _labelled(raw: Mapping[str, Any], place: _Place) -> LabelledRow:
