@@ -1,5 +1,6 @@
 """The command itself: tasks in, versions out."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,14 +10,17 @@ import typer
 
 from umbel.cli.console import Json, Quiet, examples, print_json, say_to_stderr
 from umbel.cli.opened import open_registry
+from umbel.cli.train import spread
+from umbel.cli.train.begin import begin, folder_of, was_begun
 from umbel.cli.train.flags import load_parents, read_tasks, split_words
-from umbel.core.errors import Interrupted, NotFound, UmbelError
+from umbel.cli.train.launch import launch
+from umbel.core.errors import Interrupted, UmbelError
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
     from umbel.backbone.backbone import Backbone
     from umbel.cli.train.finish import Outcome
-    from umbel.registry.records import Run
+    from umbel.cli.train.spread import Mates
     from umbel.registry.registry import Registry
     from umbel.training import Task, TrainedAdapter
 
@@ -33,6 +37,7 @@ app = typer.Typer(help="Train an adapter and publish it.")
         "umbel train --name stars --data reviews.csv --task classify --text-column review --label-column stars",
         "umbel train mood.toml --gate 'accuracy>=0.8, forgetting<=0.1'",
         "umbel train --resume run-01k9...",
+        "umbel train mood.toml --nproc 2 --strategy fsdp",
         note="Every key of a task file is a flag, and so are the method's own options (--rank, --alpha, --targets, "
         "--dropout ...). docs/training.md lists them all.",
     ),
@@ -68,6 +73,16 @@ def train(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Keep no activations: less memory, a third slower.")
     ] = False,
+    nproc: Annotated[
+        int | None, typer.Option(help="Train in N processes of this machine; torchrun for more.", metavar="N")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="ddp, fsdp, fsdp-grad-op, hsdp=N; ddp for several processes.")
+    ] = None,
+    wrap: Annotated[str, typer.Option(help="Units of fsdp: layer, size=1e6, modules=layers.0,...")] = "layer",
+    cpu_offload: Annotated[bool, typer.Option("--cpu-offload", help="Keep fsdp's shards in CPU memory.")] = False,
+    max_restarts: Annotated[int, typer.Option(help="Go on after so many deaths of a process of --nproc.")] = 0,
+    save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.", min=0)] = 60.0,
     queue: Annotated[bool, typer.Option("--queue", help="Leave it to a worker (umbel worker).")] = False,
     publish: Annotated[bool, typer.Option("--publish/--no-publish", help="Publish what was trained.")] = True,
     allow_noop: Annotated[bool, typer.Option("--allow-noop", hidden=True)] = False,
@@ -95,11 +110,18 @@ def train(
     say = say_to_stderr(quiet)
     if queue:
         return enqueue(tasks or [], as_json=as_json)
-    with open_registry() as registry:
-        loaded = _load(settings, backbone or _backbone_of(settings, resume), dtype, device)
-        trained = _train(registry, settings, loaded, tasks, resume, quiet=quiet, recompute=recompute)
+    if nproc is not None and not spread.under_torchrun():
+        return launch(sys.argv[1:], nproc, max_restarts=max_restarts)
+    with spread.over_processes(device, strategy, wrap=wrap, offload=cpu_offload) as mates, open_registry() as registry:
+        named = backbone or _backbone_of(settings, resume)
+        loaded = spread.load(settings, named, mates, dtype=dtype, device=device)
+        more: dict[str, Any] = {"recompute": recompute, "save_every": save_every}
+        trained = _train(registry, settings, loaded, tasks, resume, mates, quiet=quiet, **more)
+        if not mates.group.leads:
+            return None
         with _told_how_to_go_on(trained):
-            outcomes = finish(registry, loaded, trained, publish=publish, allow_noop=allow_noop, say=say)
+            whole = spread.whole(loaded, mates, dtype=dtype, device=device)
+            outcomes = finish(registry, whole, trained, publish=publish, allow_noop=allow_noop, say=say)
     if as_json:
         print_json([outcome.as_json() for outcome in outcomes])
     else:
@@ -143,26 +165,16 @@ def _told_how_to_go_on(trained: "Sequence[TrainedAdapter]") -> Iterator[None]:
         ) from None
 
 
-def _load(settings: Settings, name: str | None, dtype: str, device: str) -> "Backbone":
-    """Dense weights: packed ones have no gradient."""
-    from umbel.backbone.loading import load_backbone
-    from umbel.cli.known import ensure_backbone
-    from umbel.cli.serve import choose_backbone
-
-    found = choose_backbone(settings, name)
-    ensure_backbone(settings, found)
-    return load_backbone(found.folder, dtype=dtype, device=device, name=found.name)
-
-
 def _train(
     registry: "Registry",
     settings: Settings,
     backbone: "Backbone",
     tasks: "Sequence[Task] | None",
     run: str | None,
+    mates: "Mates",
     *,
     quiet: bool,
-    recompute: bool,
+    **further: Any,
 ) -> "list[TrainedAdapter]":
     from umbel.cli.train.interrupt import stopping
     from umbel.cli.train.watch import Watch
@@ -170,61 +182,30 @@ def _train(
     from umbel.training import resume as resume_fit
     from umbel.training.observer import Observer
     from umbel.training.runlog import OpenedRuns
-    from umbel.training.taskfile import task_of
 
-    watch: Observer = Observer() if quiet else Watch()
-    more: dict[str, Any] = {"observer": watch, "settings": settings, "recompute": recompute}
+    group = mates.group
+    watch: Observer = Watch() if group.leads and not quiet else Observer()
+    log = registry if group.leads else None
+    more: dict[str, Any] = {"observer": watch, "settings": settings, "group": group, **further}
     try:
-        with stopping() as stop:
-            if run is not None and _was_begun(settings, run):
-                return resume_fit(backbone, _folder_of(settings, run), run_log=registry, stop=stop, **more)
-            if run is not None:
-                tasks, runs = [task_of(_queued(registry, run).params)], [run]
-            else:
-                assert tasks is not None
-                runs = [registry.start(name=each.name, params=each.as_json(), seed=each.seed) for each in tasks]
-            parents = load_parents(registry, tasks, backbone)
-            more |= {"parents": parents, "folder": _new_folder(settings, runs, backbone.name)}
-            return fit(backbone, tasks, run_log=OpenedRuns(registry, runs), stop=stop, **more)
+        with stopping(told=group.leads) as stop:
+            begun = group.from_first(begin(registry, settings, tasks, run, backbone.name) if group.leads else None)
+            assert begun is not None
+            if begun.goes_on:
+                return resume_fit(backbone, begun.folder, run_log=log, stop=stop, **more)
+            parents = load_parents(registry, begun.tasks, backbone)
+            opened = None if log is None else OpenedRuns(log, begun.runs)
+            return fit(backbone, begun.tasks, run_log=opened, stop=stop, parents=parents, folder=begun.folder, **more)
     finally:
         if isinstance(watch, Watch):
             watch.close()
 
 
-def _new_folder(settings: Settings, runs: Sequence[str], backbone: str) -> Path:
-    """The runs share their passes and so their checkpoints: one folder, and a link for each further run."""
-    folder = settings.runs / runs[0]
-    folder.mkdir(parents=True, mode=0o700)
-    (folder / "backbone").write_text(backbone)
-    for other in runs[1:]:
-        (settings.runs / other).symlink_to(runs[0])
-    return folder
-
-
-def _queued(registry: "Registry", run: str) -> "Run":
-    """A run that waited for a worker, and now takes its first step. Any other has nothing to go on from."""
-    found = registry.runs.get(run)
-    if found.status != "queued" and found.lease_owner is None:
-        raise NotFound(f"run {run} left no checkpoint.", code="run_not_found", hint="start it anew: umbel train")
-    return found
-
-
-def _was_begun(settings: Settings, run: str) -> bool:
-    return "/" not in run and (settings.runs / run).is_dir()
-
-
-def _folder_of(settings: Settings, run: str) -> Path:
-    folder = settings.runs / run
-    if "/" in run or not folder.is_dir():
-        raise NotFound(f"there is no run {run!r} in {settings.runs}.", code="run_not_found", hint="umbel runs list")
-    return folder.resolve()
-
-
 def _backbone_of(settings: Settings, run: str | None) -> str | None:
     """The backbone that a run was begun on."""
-    if run is None or not _was_begun(settings, run):
+    if run is None or not was_begun(settings, run):
         return None
-    noted = _folder_of(settings, run) / "backbone"
+    noted = folder_of(settings, run) / "backbone"
     return noted.read_text() if noted.is_file() else None
 
 

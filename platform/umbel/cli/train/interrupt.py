@@ -20,8 +20,11 @@ class Stopping:
 
 
 @contextmanager
-def stopping() -> Iterator[Stopping]:
-    """Listens while the block runs. In another thread than the main one signals cannot be heard, and are not."""
+def stopping(*, told: bool = True) -> Iterator[Stopping]:
+    """Listens while the block runs; a signal is answered in words where ``told``.
+
+    In another thread than the main one signals cannot be heard, and are not.
+    """
     asked = Stopping()
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -31,7 +34,8 @@ def stopping() -> Iterator[Stopping]:
     def heard(number: int, frame: FrameType | None) -> None:
         asked.reason = "interrupted"
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        typer.echo("\nsaving and stopping after this step; Ctrl-C again stops at once", err=True)
+        if told:
+            typer.echo("\nsaving and stopping after this step; Ctrl-C again stops at once", err=True)
 
     for number in before:
         signal.signal(number, heard)

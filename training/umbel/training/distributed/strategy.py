@@ -6,6 +6,7 @@ fsdp-grad-op   as fsdp, but weights stay gathered until the backward is over  (S
 hsdp=N         fsdp inside groups of N processes, ddp between the groups      (HYBRID_SHARD)
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,8 @@ def shard(
         if modules:
             fully_shard(modules if len(modules) > 1 else modules[0], **settings)
     fully_shard(decoder, **settings)
+    # the logits are a view, which nobody writes into; a copy would cost as many bytes again
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     return units
 
 

@@ -1,0 +1,107 @@
+"""Where a training starts: a new run, one that waited in the queue, or one that stands at a checkpoint."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from umbel.core.errors import NotFound
+from umbel.core.folders import folders_in
+from umbel.core.settings import Settings
+
+if TYPE_CHECKING:
+    from umbel.registry.records import Run
+    from umbel.registry.registry import Registry
+    from umbel.training import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What every process has to know; plain values, so that it can be sent."""
+
+    folder: Path
+    """Of the checkpoints; the same for tasks that share their passes."""
+    tasks: "Sequence[Task]" = ()
+    runs: Sequence[str] = ()
+    """Ids in the run log, in the order of the tasks. Empty where the folder's checkpoint has both."""
+
+    @property
+    def goes_on(self) -> bool:
+        return not self.runs
+
+
+def begin(
+    registry: "Registry", settings: Settings, tasks: "Sequence[Task] | None", run: str | None, backbone: str
+) -> Begun:
+    """Opens runs for ``tasks``, or takes up ``run``. Under torchrun, after a death, it goes on by itself."""
+    from umbel.training.taskfile import task_of
+
+    run = run or _run_before_death(registry, settings)
+    if run is not None and was_begun(settings, run):
+        return Begun(folder_of(settings, run))
+    if run is not None:
+        tasks, runs = [task_of(_queued(registry, run).params)], [run]
+    else:
+        assert tasks is not None
+        runs = [registry.start(name=each.name, params=each.as_json(), seed=each.seed) for each in tasks]
+    _note_for_restarts(settings, runs[0])
+    return Begun(_new_folder(settings, runs, backbone), tasks, runs)
+
+
+def was_begun(settings: Settings, run: str) -> bool:
+    return "/" not in run and (settings.runs / run).is_dir()
+
+
+def folder_of(settings: Settings, run: str) -> Path:
+    folder = settings.runs / run
+    if "/" in run or not folder.is_dir():
+        raise NotFound(f"there is no run {run!r} in {settings.runs}.", code="run_not_found", hint="umbel runs list")
+    return folder.resolve()
+
+
+def _new_folder(settings: Settings, runs: Sequence[str], backbone: str) -> Path:
+    """The runs share their passes and so their checkpoints: one folder, and a link for each further run."""
+    folder = settings.runs / runs[0]
+    folder.mkdir(parents=True, mode=0o700)
+    (folder / "backbone").write_text(backbone)
+    for other in runs[1:]:
+        (settings.runs / other).symlink_to(runs[0])
+    return folder
+
+
+def _queued(registry: "Registry", run: str) -> "Run":
+    """A run that waited for a worker, and now takes its first step. Any other has nothing to go on from."""
+    found = registry.runs.get(run)
+    if found.status != "queued" and found.lease_owner is None:
+        raise NotFound(f"run {run} left no checkpoint.", code="run_not_found", hint="start it anew: umbel train")
+    return found
+
+
+def _restart_note(settings: Settings) -> Path | None:
+    """Where torchrun's job notes its run: torchrun starts the same command line again after a death."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID")
+    if job is None:
+        return None
+    safe = "".join(letter if letter.isalnum() else "-" for letter in job)
+    return settings.runs / f".torchrun-{safe}.json"
+
+
+def _note_for_restarts(settings: Settings, run: str) -> None:
+    if (note := _restart_note(settings)) is not None:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps({"run": run}))
+
+
+def _run_before_death(registry: "Registry", settings: Settings) -> str | None:
+    """The run that this job began before one of its processes died. One without a checkpoint is closed, not resumed."""
+    note = _restart_note(settings)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or note is None or not note.is_file():
+        return None
+    noted: dict[str, Any] = json.loads(note.read_text())
+    run = str(noted["run"])
+    if folders_in(settings.runs / run / "checkpoints"):
+        return run
+    registry.finish(run, status="failed", error="a process died before the first checkpoint")
+    return None
