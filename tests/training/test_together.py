@@ -53,9 +53,11 @@ def test_padding_and_the_order_of_rows_in_a_pass_change_nothing(tasks, train, fu
             assert furthest(one, other) < EXACT, packing
 
 
-def test_recomputed_activations_give_the_same_weights(tasks, train, furthest):
-    for kept, again in zip(train(*tasks.values()), train(*tasks.values(), recompute=True), strict=True):
-        assert furthest(kept, again) < EXACT
+@pytest.mark.parametrize("checkpointing", ["full", "every=2", "selective"])
+def test_recomputed_activations_give_the_same_weights(tasks, train, furthest, checkpointing):
+    again = train(*tasks.values(), checkpointing=checkpointing)
+    for one, other in zip(train(*tasks.values()), again, strict=True):
+        assert furthest(one, other) < EXACT
 
 
 @pytest.mark.parametrize(

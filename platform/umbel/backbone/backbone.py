@@ -33,7 +33,8 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.decoder.norm.weight.dtype
+        """Of activations, and of every weight that is not being trained."""
+        return self.decoder.compute_dtype
 
     @property
     def device(self) -> torch.device:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from umbel.adapters.sites import BARE, LM_HEAD, SITES, Sites
 from umbel.backbone.attention import Attention, WholeAttention
+from umbel.backbone.checkpointing import KEEP_ALL, Checkpointing
 from umbel.backbone.config import BackboneConfig, inverse_frequencies
 from umbel.backbone.linears import DenseLinear, Linear
 from umbel.core.shape import BackboneShape
@@ -32,8 +32,8 @@ class Step:
     """[M] indices into the B*T places whose next-token logits are computed; None computes none."""
     want_sites: Sites = BARE
     """Sites for a batch whose rows are the M wanted places, T = 1 (LoRA on lm_head)."""
-    checkpoint: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
+    checkpointing: Checkpointing = KEEP_ALL
+    """Which layers' activations are computed again in the backward pass instead of being kept."""
     _rotation: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
 
@@ -66,6 +66,8 @@ class Decoder(nn.Module):
         self.lm_head = (
             None if shape.tied else DenseLinear(shape.hidden, shape.vocab, bias=False, dtype=dtype, device=device)
         )
+        self.compute_dtype = dtype
+        """Of activations; parameters that are trained under mixed precision are held in a wider one."""
         self.register_buffer("inverse_frequencies", _frequencies(config, dtype, device), persistent=False)
         self.requires_grad_(False)
 
@@ -73,11 +75,8 @@ class Decoder(nn.Module):
         """tokens [B,T] -> hidden states, and logits where the step wants them."""
         x = step.sites.embed(self.embedding(tokens), step.positions)
         step._rotation = self._rotate_by(step.positions, x.dtype)
-        for layer in self.layers:
-            if step.checkpoint:
-                x = checkpoint(layer, x, step, use_reentrant=False)
-            else:
-                x = layer(x, step)
+        for index, layer in enumerate(self.layers):
+            x = step.checkpointing.run(index, layer, x, step)
         hidden = self.norm(x)
         return Output(hidden, None if step.want is None else self._logits(hidden, step))
 
@@ -148,7 +147,10 @@ class Layer(nn.Module):
 
     def _site(self, site: str, x: Tensor, step: Step) -> Tensor:
         x = step.sites.input(self.index, site, x)
-        return step.sites.linear(self.index, site, x, getattr(self, site)(x), self)
+        y = getattr(self, site)(x)
+        if step.checkpointing.selective and step.sites is not BARE:
+            y = y.clone()  # adapters may write into y, but what the backward pass finds kept must stay as it was
+        return step.sites.linear(self.index, site, x, y, self)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -6,14 +6,17 @@ new template changes texts but not what an adapter's weights mean.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from umbel.backbone.config import read_config
+from umbel.backbone.config import BackboneConfig, read_config
 from umbel.core.digests import digest_bytes, digest_json
 from umbel.core.errors import NotFound
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
@@ -31,6 +34,27 @@ def fingerprint(folder: Path) -> str:
     """``sha256:...`` of a Hugging Face folder with safetensors weights."""
     tensors = sorted(entry for file in weight_files(folder) for entry in _hashed(file))
     return digest_json({"config": read_config(folder).maths, "tensors": tensors})
+
+
+def fingerprint_of(config: BackboneConfig, tensors: Mapping[str, "Tensor"]) -> str:
+    """The fingerprint that a folder with these tensors would have."""
+    hashed = sorted(
+        (name, _CODES[str(tensor.dtype)], list(tensor.shape), hashlib.sha256(raw_bytes(tensor)).hexdigest())
+        for name, tensor in tensors.items()
+    )
+    return digest_json({"config": config.maths, "tensors": hashed})
+
+
+_CODES = {"torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
+"""Dtypes as safetensors' headers name them."""
+
+
+def raw_bytes(tensor: "Tensor") -> memoryview:
+    """As safetensors stores them: row by row, little-endian."""
+    import torch
+
+    flat = tensor.detach().contiguous().cpu().view(torch.uint8).flatten()
+    return flat.numpy().data
 
 
 def identity(folder: Path) -> Identity:

@@ -64,7 +64,7 @@ def torch_dtype(dtype: str, checkpoint: str) -> torch.dtype:
 
 def load_decoder(folder: Path, config: BackboneConfig, dtype: torch.dtype, device: torch.device) -> Decoder:
     decoder = Decoder(config, dtype, device)
-    targets = _targets(decoder)
+    targets = checkpoint_views(decoder)
     for name, tensor in _tensors(folder):
         if name == "lm_head.weight" and config.shape.tied:
             continue
@@ -94,8 +94,8 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def _targets(decoder: Decoder) -> dict[str, Tensor]:
-    """Where each tensor of a checkpoint goes: views into the fused weights."""
+def checkpoint_views(decoder: Decoder) -> dict[str, Tensor]:
+    """Where each tensor of a checkpoint goes, by its name there: views into the fused weights."""
     found: dict[str, Tensor] = {"model.embed_tokens.weight": decoder.embedding.weight.data}
     found["model.norm.weight"] = decoder.norm.weight.data
     if decoder.lm_head is not None:
@@ -107,6 +107,25 @@ def _targets(decoder: Decoder) -> dict[str, Tensor]:
             found[f"{prefix}.{theirs}.weight"] = getattr(layer, ours).weight.data
         for theirs, (site, part) in _FUSED.items():
             found |= _linear_targets(f"{prefix}.{theirs}", layer, site, part)
+    return found
+
+
+def checkpoint_names(decoder: Decoder) -> dict[str, tuple[str, ...]]:
+    """The decoder's parameters by their own names, each with the tensors of a checkpoint that it holds, in order."""
+    found: dict[str, tuple[str, ...]] = {
+        "embedding.weight": ("model.embed_tokens.weight",),
+        "norm.weight": ("model.norm.weight",),
+    }
+    if decoder.lm_head is not None:
+        found["lm_head.weight"] = ("lm_head.weight",)
+    fused: dict[str, list[str]] = {}
+    for theirs, (site, _) in _FUSED.items():
+        fused.setdefault(site, []).append(theirs)
+    parts = {**fused, **{ours: [theirs] for theirs, ours in _NORMS.items()}}
+    for name, _ in decoder.named_parameters():
+        if name.startswith("layers."):
+            _, index, module, kind = name.split(".")
+            found[name] = tuple(f"model.layers.{index}.{theirs}.{kind}" for theirs in parts[module])
     return found
 
 

@@ -65,7 +65,7 @@ def alone(crowd, wide, home):
     [
         (2, "ddp", {}),
         (2, "fsdp", {}),
-        (2, "fsdp", {"recompute": True}),
+        (2, "fsdp", {"checkpointing": "full"}),
         (2, "fsdp-grad-op", {"wrap": "size=20000"}),
         (2, "fsdp", {"wrap": "modules=layers.1"}),
         (4, "hsdp=2", {}),

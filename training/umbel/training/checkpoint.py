@@ -82,7 +82,7 @@ def _read(checkpoint: Path) -> dict[str, Any]:
 
 def _tensors(trainees: Sequence[Trainee]) -> Iterator[tuple[str, Tensor]]:
     for place, trainee in enumerate(trainees):
-        for name, tensor in trainee.adapter.tensors.items():
+        for name, tensor in trainee.tensors.items():
             yield f"{place}/master/{name}", tensor.detach().cpu().contiguous()
             for key, value in trainee.optimizer.state.get(tensor, {}).items():
                 yield f"{place}/{key}/{name}", value.cpu().contiguous()
@@ -101,6 +101,7 @@ def _state(trainee: Trainee) -> dict[str, Any]:
         "status": trainee.status.value,
         "error": None if error is None else {"message": error.message, "code": error.code, "hint": error.hint},
         "tokens": trainee.tokens,
+        "scaler": None if trainee.scaler is None else trainee.scaler.state_dict(),
         "losses": trainee.losses,
         "history": [asdict(each) for each in trainee.history],
     }
@@ -137,7 +138,7 @@ def _restore(trainee: Trainee, saved: dict[str, Any], tensors: dict[str, Tensor]
         _, kind, name = key.split("/", 2)
         kinds.setdefault(kind, {})[name] = tensor
     with torch.no_grad():
-        for name, tensor in trainee.adapter.tensors.items():
+        for name, tensor in trainee.tensors.items():
             tensor.copy_(kinds["master"][name])
             moments = {kind: found[name] for kind, found in kinds.items() if name in found and kind not in _OWN}
             if moments:
@@ -148,6 +149,8 @@ def _restore(trainee: Trainee, saved: dict[str, Any], tensors: dict[str, Tensor]
     trainee.step, trainee.status, trainee.run = saved["step"], Status(saved["status"]), saved["run"]
     trainee.tokens, trainee.losses = saved["tokens"], list(saved["losses"])
     trainee.history = [Validation(**each) for each in saved["history"]]
+    if trainee.scaler is not None and saved.get("scaler"):
+        trainee.scaler.load_state_dict(saved["scaler"])
     trainee.error = UmbelError(**saved["error"]) if saved["error"] else None
 
 
@@ -155,4 +158,4 @@ _OWN = ("master", "best")
 
 
 def _device(trainee: Trainee) -> torch.device:
-    return next(iter(trainee.adapter.tensors.values())).device
+    return next(iter(trainee.tensors.values())).device

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from umbel.adapters.adapter import Adapter
 from umbel.backbone.backbone import Backbone
+from umbel.backbone.checkpointing import Checkpointing
 from umbel.backbone.linears import PackedLinear
 from umbel.core.errors import ConfigError, Interrupted, UmbelError
 from umbel.core.protocols import RunLog
@@ -68,7 +69,7 @@ def fit(
     stop: Stop | None = None,
     settings: Settings | None = None,
     packing: Packing | None = None,
-    recompute: bool = False,
+    checkpointing: str = "none",
     group: Group = ALONE,
     save_every: float = SAVE_EVERY,
 ) -> list[TrainedAdapter]:
@@ -76,16 +77,18 @@ def fit(
 
     ``parents`` are adapters to continue from, by the task's name; ``Task.parent`` only says which they are.
     A task that fails leaves alone and the others go on; if all fail, the first one's error is raised. ``folder``
-    keeps checkpoints for ``resume``, one each ``save_every`` seconds. In a ``group`` every process calls this alike and
-    has the same result; run log, observer and folder are the first one's business.
+    keeps checkpoints for ``resume``, one each ``save_every`` seconds. ``checkpointing`` (none, full, every=2,
+    selective) trades time for memory. In a ``group`` every process calls this alike and has the same result; run log,
+    observer and folder are the first one's business.
 
     Raises Interrupted where ``stop`` gives a reason or the run log was cancelled.
     """
     settings = settings or Settings.load()
     _check_names(tasks)
-    _check_dense(backbone)
+    check_dense(backbone)
+    _check_frozen(tasks)
     started = [_start(task, backbone, settings, (parents or {}).get(task.name)) for task in tasks]
-    log = _Log(run_log, tasks)
+    log = RunLogs(run_log, tasks)
     for trainee, run, task in zip(started, log.runs, tasks, strict=True):
         if isinstance(trainee, Trainee):
             trainee.run = run
@@ -93,8 +96,8 @@ def fit(
             log.failed(run, task, trainee)
     if not any(isinstance(each, Trainee) for each in started):
         raise next(each for each in started if isinstance(each, UmbelError))
-    machine = Machine(backbone, packing or Packing(), recompute, group)
-    return _train(machine, tasks, started, log, folder=folder, observer=observer, stop=stop, save_every=save_every)
+    machine = Machine(backbone, packing or Packing(), Checkpointing.parse(checkpointing), group)
+    return train_all(machine, tasks, started, log, folder=folder, observer=observer, stop=stop, save_every=save_every)
 
 
 def resume(
@@ -106,7 +109,7 @@ def resume(
     stop: Stop | None = None,
     settings: Settings | None = None,
     packing: Packing | None = None,
-    recompute: bool = False,
+    checkpointing: str = "none",
     group: Group = ALONE,
     save_every: float = SAVE_EVERY,
 ) -> list[TrainedAdapter]:
@@ -115,14 +118,14 @@ def resume(
     The number of processes may be another than before.
     """
     settings = settings or Settings.load()
-    _check_dense(backbone)
+    check_dense(backbone)
     saved = checkpoint.newest(folder)
     tasks = checkpoint.read_tasks(saved)
     trainees = [trainee_of(prepare(task, backbone, settings), backbone) for task in tasks]
     windows = checkpoint.load(saved, trainees)
-    log = _Log(run_log, tasks, runs=checkpoint.read_runs(saved))
-    machine = Machine(backbone, packing or Packing(), recompute, group)
-    return _train(
+    log = RunLogs(run_log, tasks, runs=checkpoint.read_runs(saved))
+    machine = Machine(backbone, packing or Packing(), Checkpointing.parse(checkpointing), group)
+    return train_all(
         machine, tasks, trainees, log,
         folder=folder, observer=observer, stop=stop, windows=windows, save_every=save_every,
     )  # fmt: skip
@@ -136,7 +139,17 @@ def _check_names(tasks: Sequence[Task]) -> None:
         raise ConfigError(f"two tasks are called {double!r}.", param="name", hint="give each its own --name")
 
 
-def _check_dense(backbone: Backbone) -> None:
+def _check_frozen(tasks: Sequence[Task]) -> None:
+    if own := next((task for task in tasks if task.selection.tunes), None):
+        raise ConfigError(
+            f"{own.name} trains the backbone's own tensors (train = {own.train!r}), so it shares none with others.",
+            code="trains_alone",
+            param="train",
+            hint="train it alone; in Python with umbel.training.tune(backbone, task)",
+        )
+
+
+def check_dense(backbone: Backbone) -> None:
     if any(isinstance(module, PackedLinear) for module in backbone.decoder.modules()):
         raise ConfigError(
             f"backbone {backbone.name} was loaded for serving: its packed weights have no gradient.",
@@ -152,7 +165,7 @@ def _start(task: Task, backbone: Backbone, settings: Settings, parent: Adapter |
         return error
 
 
-class _Log:
+class RunLogs:
     """A run log that may be missing: one run per task."""
 
     def __init__(self, log: RunLog | None, tasks: Sequence[Task], runs: Sequence[str] | None = None) -> None:
@@ -206,11 +219,11 @@ class _Log:
         return why
 
 
-def _train(
+def train_all(
     machine: Machine,
     tasks: Sequence[Task],
     started: Sequence[Trainee | UmbelError],
-    log: _Log,
+    log: RunLogs,
     *,
     folder: Path | None,
     observer: Observer | None,
@@ -218,6 +231,7 @@ def _train(
     windows: int = 0,
     save_every: float = SAVE_EVERY,
 ) -> list[TrainedAdapter]:
+    """What ``fit``, ``resume`` and ``tuning`` have in common: the plan, the loop, the frozen rule, the results."""
     trainees = [each for each in started if isinstance(each, Trainee)]
     plan = plan_fit(trainees, machine.backbone, machine.packing)
     told = log.observers(observer)
@@ -259,12 +273,15 @@ def _trained(task: Task, started: Trainee | UmbelError, plan: TaskPlan | None, f
 
 
 def frozen_digest(backbone: Backbone) -> str:
-    """sha256 over the bytes of every parameter in memory, as they are held now; of a shard, this process's part."""
+    """sha256 over the bytes of every parameter in memory that is not being trained, as they are held now; of a shard,
+    this process's part."""
     digest = hashlib.sha256()
     for module in backbone.decoder.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
     for _, parameter in sorted(backbone.decoder.named_parameters()):
+        if parameter.requires_grad:
+            continue
         held = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         digest.update(held.detach().contiguous().cpu().view(torch.uint8).flatten().numpy().data)
     return digest.hexdigest()

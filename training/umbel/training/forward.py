@@ -18,6 +18,7 @@ from umbel.adapters.sites import BARE, LM_HEAD, Sites
 from umbel.adapters.wear import Worn, fuse_all, wear
 from umbel.backbone.attention import WholeAttention
 from umbel.backbone.backbone import Backbone
+from umbel.backbone.checkpointing import KEEP_ALL, Checkpointing
 from umbel.backbone.decoder import Layer, Output, Step
 from umbel.core.contract import OutputHead
 from umbel.training.data.encode import Example
@@ -108,11 +109,11 @@ def run_pass(
     seats: Sequence[Seat],
     *,
     keys: Tensor | None = None,
-    recompute: bool = False,
+    checkpointing: Checkpointing = KEEP_ALL,
 ) -> dict[int, Score]:
-    """Scores by adapter index. ``keys`` [B] turns dropout on; ``recompute`` keeps no activations for backward."""
+    """Scores by adapter index. ``keys`` [B] turns dropout on."""
     laid = lay_out(seats, backbone.device)
-    output = backbone.decoder(laid.tokens, _step(laid, adapters, worn, keys, recompute))
+    output = backbone.decoder(laid.tokens, _step(laid, adapters, worn, keys, checkpointing))
     scores = _spoken_scores(laid, output)
     start = 0
     for trainee, group in groupby(seats, key=lambda seat: seat.trainee):
@@ -134,14 +135,14 @@ def text_losses(backbone: Backbone, adapter: Adapter | None, examples: Sequence[
     found = [0.0] * len(seats)
     for part in pack(seats, Packing()):
         laid = lay_out(part, backbone.device)
-        output = backbone.decoder(laid.tokens, _step(laid, adapters, worn, None, False))
+        output = backbone.decoder(laid.tokens, _step(laid, adapters, worn, None, KEEP_ALL))
         for row, loss in zip(laid.want_rows, token_losses(output.logits, laid.targets).tolist(), strict=True):
             found[part[row].example.index] += loss
     return found
 
 
 def _step(
-    laid: Layout, adapters: Sequence[Adapter], worn: Sequence[Worn], keys: Tensor | None, recompute: bool
+    laid: Layout, adapters: Sequence[Adapter], worn: Sequence[Worn], keys: Tensor | None, checkpointing: Checkpointing
 ) -> Step:
     device = laid.tokens.device
     sites = wear(worn, laid.owners, device=device, dropout_keys=keys)
@@ -152,7 +153,7 @@ def _step(
         sites=sites,
         want=laid.want if len(laid.want_rows) else None,
         want_sites=_want_sites(laid, worn, keys),
-        checkpoint=recompute,
+        checkpointing=checkpointing,
     )
 
 

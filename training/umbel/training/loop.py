@@ -11,7 +11,9 @@ from umbel.training.trainee import Status, Trainee
 from umbel.training.window import Machine, take_window, validate
 
 SAVE_EVERY = 60.0
-"""Seconds between checkpoints: what a crash costs at most."""
+"""Seconds between checkpoints: what a crash costs at most, where saving is quick."""
+_SAVING = 0.05
+"""Most of the time that saving may take: a whole backbone with its optimizer is gigabytes."""
 
 
 class Loop:
@@ -35,6 +37,7 @@ class Loop:
         self.observer, self.folder, self.stop = observer, folder, stop
         self.windows, self.save_every = windows, save_every
         self._saved = time.monotonic()
+        self._every = save_every
 
     def run(self) -> None:
         """Raises Interrupted, with all work saved, where somebody asked to stop."""
@@ -42,15 +45,17 @@ class Loop:
             if why := self._asked_to_stop():
                 self._interrupt(why)
             self._window(active)
-            if self.folder is not None and time.monotonic() - self._saved > self.save_every:
+            if self.folder is not None and time.monotonic() - self._saved > self._every:
                 self.save()
         self.save()
 
     def save(self) -> Path | None:
         if self.folder is None or not self.machine.group.leads:
             return None
+        began = time.monotonic()
         saved = checkpoint.save(self.folder, self.trainees, windows=self.windows)
         self._saved = time.monotonic()
+        self._every = max(self.save_every, (self._saved - began) / _SAVING)
         self.observer.saved(saved)
         return saved
 

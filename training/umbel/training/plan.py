@@ -13,6 +13,7 @@ from umbel.core.contract import OutputHead
 from umbel.core.shape import LINEARS
 from umbel.training.data.source import balance
 from umbel.training.passes import Packing, pack, padding
+from umbel.training.schedule import TUNING_RATE
 from umbel.training.trainee import Trainee
 
 _EFFICIENCY = 0.5
@@ -126,6 +127,8 @@ def plan_task(trainee: Trainee, backbone: Backbone, packing: Packing) -> TaskPla
 def _why(trainee: Trainee, backbone: Backbone) -> str:
     if trainee.task.lr is not None:
         return "given"
+    if trainee.tuned:
+        return f"a backbone's own {TUNING_RATE:g} x (2000 / hidden {backbone.shape.hidden}) ** 0.781"
     base = catalog.method(trainee.task.method).learning_rate
     return f"{trainee.task.method}'s {base:g} x (2000 / hidden {backbone.shape.hidden}) ** 0.781"
 

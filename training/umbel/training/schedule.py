@@ -11,10 +11,17 @@ _POWER = 0.781
 """Llama's exponent in ``lr = base * (2000 / hidden) ** 0.781``, fitted over many models by Thinking Machines
 (tinker-cookbook, hyperparam_utils.py): narrow backbones want larger steps, and the rank does not matter."""
 
+TUNING_RATE = 5e-5
+"""Base for a backbone's own tensors: a tenth of LoRA's, by the same authors' fit."""
+
 
 def default_learning_rate(method: Method, hidden: int) -> float:
     """Peak learning rate for a method on a backbone of this width, two digits of it."""
-    return float(f"{method.learning_rate * (_WIDTH / hidden) ** _POWER:.2g}")
+    return by_width(method.learning_rate, hidden)
+
+
+def by_width(base: float, hidden: int) -> float:
+    return float(f"{base * (_WIDTH / hidden) ** _POWER:.2g}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from umbel.core.contract import OutputHead
 from umbel.core.errors import ConfigError
 from umbel.core.gate import parse_gate
 from umbel.core.names import check_name
+from umbel.training.selection import Selection
 
 Decay = Literal["cosine", "linear", "constant"]
 
@@ -26,6 +27,17 @@ class Task:
     method: str = DEFAULT_METHOD
     options: Mapping[str, Any] = field(default_factory=dict)
     """The method's own settings, such as rank and alpha."""
+
+    train: str = "adapter"
+    """What is trained: adapter; head or mlp-head (the output head alone); layers=last:4, layers=first:2, layers=3,7,11
+    or layers=regex:... (those layers of the backbone and the head); all."""
+    train_embeddings: bool | None = None
+    """Also the embeddings (and lm_head); all does where not said, layers does not."""
+    train_norms: bool | None = None
+    """Also the norms; where not said those of the trained layers."""
+    precision: str | None = None
+    """Of a trained backbone: fp32, bf16-mixed (fp32 masters, bf16 computation), bf16 or fp16-mixed; the backbone's own
+    over fp32 masters where not given."""
 
     parent: str | None = None
     """``from`` in files, ``--from`` as a flag: the version whose weights training starts with, such as name:3."""
@@ -109,6 +121,7 @@ class Task:
     def __post_init__(self) -> None:
         check_name(self.name)
         object.__setattr__(self, "task", _output_head(self.task))
+        self._settle_what_is_trained()
         for name in ("max_length", "batch_size", "validation_limit", "test_limit"):
             self._at_least(name, 1)
         for name in ("max_tokens", "steps", "micro_batch", "limit", "eval_every", "patience"):
@@ -130,6 +143,33 @@ class Task:
             )
         if self.epochs <= 0 or (self.lr is not None and self.lr <= 0):
             raise ConfigError("epochs and lr must be above 0.", param="lr" if self.epochs > 0 else "epochs")
+
+    def _settle_what_is_trained(self) -> None:
+        """Where no adapter is trained the method is ``none``, and an MLP head has a hidden layer."""
+        tunes = self.selection.tunes
+        if self.precision is not None and not tunes:
+            raise ConfigError(
+                "precision is of a backbone that is trained; adapters and heads are fp32 on a frozen one of --dtype.",
+                param="precision",
+                hint="leave it out, or say what is trained: --train layers=last:4",
+            )
+        if self.train == "adapter":
+            return
+        if self.method not in (DEFAULT_METHOD, "none") or self.options:  # a Task made in Python has the default one
+            raise ConfigError(
+                f"train = {self.train!r} trains no adapter, so it has no method {self.method!r}.",
+                param="method",
+                hint="leave out --method and its options, or --train",
+            )
+        object.__setattr__(self, "method", "none")
+        if self.train == "mlp-head" and self.head_depth == 0:
+            object.__setattr__(self, "head_depth", 1)
+        if self.train == "head" and self.head_depth > 0:
+            raise ConfigError("head_depth is for mlp-head, train is 'head'.", param="train", hint="--train mlp-head")
+
+    @property
+    def selection(self) -> Selection:
+        return Selection(text=self.train, embeddings=self.train_embeddings, norms=self.train_norms)
 
     def _at_least(self, name: str, least: int) -> None:
         if getattr(self, name) < least:

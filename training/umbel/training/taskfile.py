@@ -46,6 +46,8 @@ def task_of(options: Mapping[str, Any], *, where: str = "the command line", inhe
     if "from" in options and inherit is not None:
         given = {key: value for key, value in options.items() if key != "from"}
         options = {**inherit(str(options["from"])), **given}
+    if options.get("train", "adapter") != "adapter":
+        options = {"method": "none", **options}
     method = str(options.get("method", DEFAULT_METHOD))
     own, theirs = known_options(), method_options(method)
     if unknown := next((key for key in options if key not in own and key not in theirs), None):

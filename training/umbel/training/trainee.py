@@ -1,6 +1,9 @@
-"""One adapter in training: its master tensors, its own optimizer, schedule and batches, and the best it has been."""
+"""One adapter in training: its master tensors, its own optimizer, schedule and batches, and the best it has been.
 
-from collections.abc import Sequence
+Where a task trains the backbone's own tensors too (``tuning``), they are among what its optimizer moves.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -19,8 +22,9 @@ from umbel.core.errors import ConfigError, UmbelError
 from umbel.training.batches import Batches
 from umbel.training.data.encode import Example
 from umbel.training.passes import Seat
+from umbel.training.precision import Precision
 from umbel.training.prepared import Prepared
-from umbel.training.schedule import Schedule, default_learning_rate
+from umbel.training.schedule import TUNING_RATE, Schedule, by_width, default_learning_rate
 from umbel.training.task import Task
 
 
@@ -64,6 +68,12 @@ class Trainee:
     """Training loss of every step."""
     tokens: int = 0
     """Seen so far, padding not counted."""
+    tuned: Mapping[str, Tensor] = field(default_factory=dict)
+    """Parameters of the backbone's decoder that this task trains, by their names there; none on a frozen one."""
+    precision: Precision | None = None
+    """Of ``tuned``; None on a frozen backbone."""
+    scaler: torch.amp.GradScaler | None = None
+    """Of the loss, where gradients would vanish in fp16."""
 
     @property
     def task(self) -> Task:
@@ -87,20 +97,37 @@ class Trainee:
     @property
     def trained(self) -> dict[str, Tensor]:
         """The tensors that steps move."""
-        return trained_tensors(self.adapter)
+        return {**trained_tensors(self.adapter), **self._own_names()}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint has to hold: the adapter's tensors, and the backbone's that are trained."""
+        return {**self.adapter.tensors, **self._own_names()}
+
+    def _own_names(self) -> dict[str, Tensor]:
+        return {f"backbone/{name}": tensor for name, tensor in self.tuned.items()}
 
     def take_step(self) -> float:
         """Clips and applies the gradient; returns its norm before clipping. Not finite: nothing is applied."""
         parameters = [tensor for tensor in self.trained.values() if tensor.grad is not None]
         limit = self.task.clip or float("inf")
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
         if norm == norm and norm != float("inf"):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.schedule.at(self.step)
             self.optimizer.step()
             self.step += 1
+        if self.scaler is not None:
+            self.scaler.update()
         self.optimizer.zero_grad()
         return norm
+
+    @property
+    def may_try_again(self) -> bool:
+        """Whether a step that was not finite is one that a smaller scale of the loss may save."""
+        return self.scaler is not None and self.scaler.get_scale() >= 1.0
 
     def fail(self, error: UmbelError) -> None:
         self.status, self.error = Status.FAILED, error
@@ -115,9 +142,15 @@ class Trainee:
         best = self.best_validation
         self.history.append(found)
         if best is None or found.loss < best.loss:
-            self.best = {name: tensor.detach().clone() for name, tensor in self.adapter.tensors.items()}
+            self.best = {name: self._copy(name, tensor.detach()) for name, tensor in self.tensors.items()}
         elif self._patience_is_over():
             self.status = Status.STOPPED
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        """The backbone's are kept as they will be served: half the bytes under bf16-mixed."""
+        if self.precision is None or name in self.adapter.tensors:
+            return tensor.clone()
+        return tensor.to("cpu", self.precision.compute, copy=True)
 
     def _patience_is_over(self) -> bool:
         if self.task.patience is None:
@@ -128,15 +161,23 @@ class Trainee:
     @torch.no_grad()
     def finish(self) -> None:
         """Puts the best tensors back, and frees what only training needs."""
-        for name, tensor in self.adapter.tensors.items():
+        for name, tensor in self.tensors.items():
             tensor.copy_(self.best.get(name, tensor))
             tensor.requires_grad_(False)
         self.adapter.weights.bake()
 
 
-def trainee_of(prepared: Prepared, backbone: Backbone, parent: Adapter | None = None) -> Trainee:
+def trainee_of(
+    prepared: Prepared,
+    backbone: Backbone,
+    parent: Adapter | None = None,
+    *,
+    tuned: Mapping[str, Tensor] | None = None,
+    precision: Precision | None = None,
+) -> Trainee:
     """At step 0, fresh or with a parent's weights. Masters are fp32 (float64 on a float64 backbone), on its device.
 
+    ``tuned`` are the backbone's own parameters that are trained with the adapter, under ``precision``.
     Raises ConfigError (``parent_mismatch``) for a parent of another shape, labels or template.
     """
     task = prepared.task
@@ -155,22 +196,31 @@ def trainee_of(prepared: Prepared, backbone: Backbone, parent: Adapter | None = 
             pooling=task.pooling,
         ),
     )
-    _own_masters(adapter, backbone)
+    _own_masters(adapter, backbone, may_be_empty=bool(tuned))
     if parent is not None:
         _start_from(adapter, parent)
     virtual = adapter.weights.num_virtual
     lengths = [virtual + len(example.ids) for example in prepared.train.examples]
     batches = Batches(lengths, batch_size=task.batch_size, seed=task.seed)
     steps = batches.steps(epochs=task.epochs, steps=task.steps)
-    peak = task.lr or default_learning_rate(catalog.method(task.method), backbone.shape.hidden)
+    peak = task.lr or _rate(task, backbone, tunes=bool(tuned))
+    trained = [*trained_tensors(adapter).values(), *(tuned or {}).values()]
     return Trainee(
         prepared=prepared,
         adapter=adapter,
-        optimizer=_optimizer(adapter, peak, task.weight_decay),
+        optimizer=_optimizer(trained, peak, task.weight_decay),
         batches=batches,
         schedule=Schedule.of(task, peak, steps),
         eval_every=task.eval_every or max(1, round(steps / 8)),
+        tuned=tuned or {},
+        precision=precision,
+        scaler=torch.amp.GradScaler(backbone.device.type) if precision is not None and precision.scaled else None,
     )
+
+
+def _rate(task: Task, backbone: Backbone, *, tunes: bool) -> float:
+    width = backbone.shape.hidden
+    return by_width(TUNING_RATE, width) if tunes else default_learning_rate(catalog.method(task.method), width)
 
 
 def trained_tensors(adapter: Adapter) -> dict[str, Tensor]:
@@ -178,7 +228,7 @@ def trained_tensors(adapter: Adapter) -> dict[str, Tensor]:
     return {**{name: adapter.weights.tensors[name] for name in adapter.weights.trainable}, **adapter.head.tensors}
 
 
-def _own_masters(adapter: Adapter, backbone: Backbone) -> None:
+def _own_masters(adapter: Adapter, backbone: Backbone, *, may_be_empty: bool) -> None:
     dtype = torch.promote_types(backbone.dtype, torch.float32)
     for tensors in (adapter.weights.tensors, adapter.head.tensors):
         for name, tensor in tensors.items():
@@ -186,11 +236,11 @@ def _own_masters(adapter: Adapter, backbone: Backbone) -> None:
     layers = [layer for layer in backbone.decoder.layers if isinstance(layer, Layer)]
     adapter.weights.initialise(layers, runner(backbone))
     trained = trained_tensors(adapter)
-    if not trained:
+    if not trained and not may_be_empty:
         raise ConfigError(
             f"method {adapter.method.name!r} under a {adapter.contract.output_head} head has nothing to train.",
             code="nothing_to_train",
-            hint="choose another --method",
+            hint="choose another --method, or train the backbone's own layers: --train layers=last:4",
         )
     for tensor in trained.values():
         tensor.requires_grad_()
@@ -234,8 +284,7 @@ def runner(backbone: Backbone) -> Run:
     return run
 
 
-def _optimizer(adapter: Adapter, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    tensors = trained_tensors(adapter).values()
+def _optimizer(tensors: Sequence[Tensor], lr: float, weight_decay: float) -> torch.optim.AdamW:
     groups = [
         {"params": [tensor for tensor in tensors if tensor.dim() >= 2], "weight_decay": weight_decay},
         {"params": [tensor for tensor in tensors if tensor.dim() < 2], "weight_decay": 0.0},

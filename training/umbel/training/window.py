@@ -15,6 +15,7 @@ from torch import Tensor
 from umbel.adapters.dropout import row_keys
 from umbel.adapters.wear import dropout_of, fuse_all
 from umbel.backbone.backbone import Backbone
+from umbel.backbone.checkpointing import KEEP_ALL, Checkpointing
 from umbel.core.errors import UmbelError
 from umbel.training.distributed.group import ALONE, Group
 from umbel.training.distributed.reduce import add_gradients
@@ -42,8 +43,8 @@ class Machine:
 
     backbone: Backbone
     packing: Packing
-    recompute: bool = False
-    """Compute activations again in the backward pass instead of keeping them."""
+    checkpointing: Checkpointing = KEEP_ALL
+    """Which activations the backward pass computes again instead of finding them kept."""
     group: Group = ALONE
     """The processes that share each step's rows."""
 
@@ -76,12 +77,18 @@ def _accumulate(machine: Machine, trainees: Sequence[Trainee]) -> tuple[list[flo
     for part in share(seats, machine.packing, machine.group, most):
         losses = _losses(machine, trainees, part.seats, masses)
         weight = 0.0 if part.ghost else 1.0
-        (torch.stack(list(losses.values())).sum() * weight).backward()  # type: ignore[no-untyped-call]
+        _scaled(trainees, torch.stack(list(losses.values())).sum() * weight).backward()  # type: ignore[no-untyped-call]
         for i, loss in losses.items():
             means[i] += weight * float(loss.detach())
     found = machine.group.add(means.to(machine.backbone.device)).tolist()
     add_gradients([tensor for trainee in trainees for tensor in trainee.trained.values()], machine.group)
     return found, [i for i, mean in enumerate(found) if not math.isfinite(mean)]
+
+
+def _scaled(trainees: Sequence[Trainee], loss: Tensor) -> Tensor:
+    """Larger under fp16, where a task trains alone; its step divides the gradient again."""
+    scaler = trainees[0].scaler
+    return loss if scaler is None else scaler.scale(loss)
 
 
 def _losses(
@@ -91,7 +98,7 @@ def _losses(
     worn = fuse_all(adapters, dtype=machine.backbone.dtype)
     keys = _dropout_keys(trainees, part)
     keys = None if keys is None else keys.to(machine.backbone.device)
-    scores = run_pass(machine.backbone, adapters, worn, part, keys=keys, recompute=machine.recompute)
+    scores = run_pass(machine.backbone, adapters, worn, part, keys=keys, checkpointing=machine.checkpointing)
     return {i: score.loss / masses[i] for i, score in scores.items()}
 
 
@@ -113,6 +120,8 @@ def _step_all(trainees: Sequence[Trainee], healthy: Sequence[int], means: Sequen
         lr, tokens = trainee.schedule.at(trainee.step), sum(len(example.ids) for example in trainee.next_rows())
         norm = trainee.take_step()
         if not math.isfinite(norm):
+            if trainee.may_try_again:
+                continue
             trainee.fail(_not_finite(trainee, "gradient"))
             continue
         trainee.tokens += tokens

@@ -115,7 +115,7 @@ def train(
     with spread.over_processes(device, strategy, wrap=wrap, offload=cpu_offload) as mates, open_registry() as registry:
         named = backbone or _backbone_of(settings, resume)
         loaded = spread.load(settings, named, mates, dtype=dtype, device=device)
-        more: dict[str, Any] = {"recompute": recompute, "save_every": save_every}
+        more: dict[str, Any] = {"checkpointing": "full" if recompute else "none", "save_every": save_every}
         trained = _train(registry, settings, loaded, tasks, resume, mates, quiet=quiet, **more)
         if not mates.group.leads:
             return None
