@@ -6,12 +6,13 @@ new template changes texts but not what an adapter's weights mean.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umbel.backbone.config import BackboneConfig, read_config
+from umbel.backbone.installed import CHANGED_FILE
 from umbel.core.digests import digest_bytes, digest_json
 from umbel.core.errors import NotFound
 
@@ -31,16 +32,20 @@ class Identity:
 
 
 def fingerprint(folder: Path) -> str:
-    """``sha256:...`` of a Hugging Face folder with safetensors weights."""
+    """``sha256:...`` of a Hugging Face folder with safetensors weights, or of one that holds changed tensors only."""
+    if (folder / CHANGED_FILE).is_file():
+        from umbel.backbone.loading import tensors_of
+
+        return fingerprint_of(read_config(folder), tensors_of(folder))
     tensors = sorted(entry for file in weight_files(folder) for entry in _hashed(file))
     return digest_json({"config": read_config(folder).maths, "tensors": tensors})
 
 
-def fingerprint_of(config: BackboneConfig, tensors: Mapping[str, "Tensor"]) -> str:
+def fingerprint_of(config: BackboneConfig, tensors: Iterable[tuple[str, "Tensor"]]) -> str:
     """The fingerprint that a folder with these tensors would have."""
     hashed = sorted(
         (name, _CODES[str(tensor.dtype)], list(tensor.shape), hashlib.sha256(raw_bytes(tensor)).hexdigest())
-        for name, tensor in tensors.items()
+        for name, tensor in tensors
     )
     return digest_json({"config": config.maths, "tensors": hashed})
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.config import BackboneConfig, read_config
 from umbel.backbone.decoder import Decoder, Layer
-from umbel.backbone.fingerprint import identity, weight_files
+from umbel.backbone.fingerprint import Identity, fingerprint, identity, weight_files
+from umbel.backbone.installed import CHANGED_FILE, SOURCE_FILE, Source, parent_folder
 from umbel.backbone.linears import DenseLinear, PackedLinear, can_pack
 from umbel.backbone.tokenizer import load_tokenizer
-from umbel.core.errors import ConfigError
+from umbel.core.errors import ConfigError, Conflict
 
 _FUSED = {
     "self_attn.q_proj": ("qkv", 0),
@@ -47,8 +48,21 @@ def load_backbone(
         config=config,
         decoder=decoder,
         tokenizer=load_tokenizer(folder),
-        identity=identity(folder),
+        identity=_checked_identity(folder),
     )
+
+
+def _checked_identity(folder: Path) -> Identity:
+    """Raises Conflict (``backbone_damaged``) where one that was trained here has not the bytes of its training."""
+    found = identity(folder)
+    wanted = Source.read(folder).fingerprint if (folder / SOURCE_FILE).is_file() else None
+    if wanted is not None and wanted != found.fingerprint:
+        raise Conflict(
+            f"{folder.name} was {wanted} when it was trained, and is {found.fingerprint} now: its files were changed.",
+            code="backbone_damaged",
+            hint=f"put them back from a backup, or umbel backbones rm {folder.name} and train it again",
+        )
+    return found
 
 
 def torch_dtype(dtype: str, checkpoint: str) -> torch.dtype:
@@ -65,11 +79,9 @@ def torch_dtype(dtype: str, checkpoint: str) -> torch.dtype:
 def load_decoder(folder: Path, config: BackboneConfig, dtype: torch.dtype, device: torch.device) -> Decoder:
     decoder = Decoder(config, dtype, device)
     targets = checkpoint_views(decoder)
-    for name, tensor in _tensors(folder):
-        if name == "lm_head.weight" and config.shape.tied:
+    for name, tensor in tensors_of(folder):
+        if unused(name, config):
             continue
-        if name.endswith("rotary_emb.inv_freq"):
-            continue  # a buffer that old checkpoints carry; config.json decides
         target = targets.pop(name, None)
         if target is None or target.shape != tensor.shape:
             raise ConfigError(
@@ -86,11 +98,50 @@ def load_decoder(folder: Path, config: BackboneConfig, dtype: torch.dtype, devic
     return decoder
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
-                yield name, opened.get_tensor(name)
+def unused(name: str, config: BackboneConfig) -> bool:
+    """Whether a checkpoint's tensor is none of the decoder's: a copy of tied embeddings, or a buffer that old ones
+    carry (config.json decides)."""
+    return (name == "lm_head.weight" and config.shape.tied) or name.endswith("rotary_emb.inv_freq")
+
+
+def tensors_of(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a checkpoint. Changed tensors stand in for their parent's, which come in the child's dtype.
+
+    Raises Conflict (``parent_changed``) where the parent is not the one that they were trained from.
+    """
+    if not (folder / CHANGED_FILE).is_file():
+        for file in weight_files(folder):
+            yield from _read(file)
+        return
+    parent, config = _checked_parent(folder), read_config(folder)
+    changed = dict(_read(folder / CHANGED_FILE))
+    dtype = torch_dtype("auto", config.dtype)
+    for name, tensor in tensors_of(parent):
+        if not unused(name, config):
+            yield name, changed.pop(name) if name in changed else tensor.to(dtype)
+    if changed:
+        raise ConfigError(
+            f"{folder.name}: {CHANGED_FILE} holds {min(changed)}, which {parent.name} has not.",
+            code="backbone_mismatch",
+        )
+
+
+def _checked_parent(folder: Path) -> Path:
+    wanted, parent = Source.read(folder).parent, parent_folder(folder)
+    assert wanted is not None
+    if (found := fingerprint(parent)) != wanted.fingerprint:
+        raise Conflict(
+            f"{folder.name} was trained from {wanted.name} as {wanted.fingerprint}; {parent} is {found}.",
+            code="parent_changed",
+            hint=f"bring the old one back under its name: umbel backbones rm {wanted.name}, then umbel pull backbone",
+        )
+    return parent
+
+
+def _read(file: Path) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(file, framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
+            yield name, opened.get_tensor(name)
 
 
 @torch.no_grad()

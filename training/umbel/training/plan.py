@@ -15,6 +15,7 @@ from umbel.training.data.source import balance
 from umbel.training.passes import Packing, pack, padding
 from umbel.training.schedule import TUNING_RATE
 from umbel.training.trainee import Trainee
+from umbel.training.tuning.memory import Held, held, lowest, saved_by_freezing
 
 _EFFICIENCY = 0.5
 """Of the machine's matrix products, what a whole step reaches; measured on two cores with a 135M backbone."""
@@ -64,6 +65,14 @@ class TaskPlan:
     metric: str
     padding: float
     """Share of the places of a pass that hold no token, over the first steps."""
+    trains: str = "adapter"
+    """As ``Task.train``."""
+    backbone_parameters: int = 0
+    """Of the backbone's own, those that are trained."""
+    precision: str | None = None
+    """Of a trained backbone."""
+    freezing_saves: Held | None = None
+    """Memory that a training of the whole backbone would take beyond this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +130,18 @@ def plan_task(trainee: Trainee, backbone: Backbone, packing: Packing) -> TaskPla
         lr_why=_why(trainee, backbone),
         metric=prepared.metric,
         padding=_padding(trainee, packing),
+        trains=task.train,
+        backbone_parameters=sum(tensor.numel() for tensor in trainee.tuned.values()),
+        precision=None if trainee.precision is None else trainee.precision.name,
+        freezing_saves=_saved(trainee, backbone, packing),
     )
+
+
+def _saved(trainee: Trainee, backbone: Backbone, packing: Packing) -> Held | None:
+    if trainee.precision is None:
+        return None
+    places = min(packing.tokens, _places(trainee))
+    return saved_by_freezing(backbone, list(trainee.tuned), trainee.precision, places)
 
 
 def _why(trainee: Trainee, backbone: Backbone) -> str:
@@ -140,6 +160,8 @@ def _padding(trainee: Trainee, packing: Packing) -> float:
 
 
 def _memory(trainees: Sequence[Trainee], backbone: Backbone, packing: Packing) -> int:
+    if own := next((trainee for trainee in trainees if trainee.precision is not None), None):
+        return _memory_of_tuning(own, backbone, packing)
     size = backbone.dtype.itemsize
     weights = sum(parameter.numel() for parameter in backbone.decoder.parameters()) * size
     optimizer = sum(trainee.adapter.num_parameters for trainee in trainees) * _COPIES * 4
@@ -150,6 +172,16 @@ def _memory(trainees: Sequence[Trainee], backbone: Backbone, packing: Packing) -
     step = trains * (widths * backbone.shape.layers * size + logits)
     look = packing.tokens * logits
     return int(_PROGRAM + weights + optimizer + _SLACK * max(step, look))
+
+
+def _memory_of_tuning(trainee: Trainee, backbone: Backbone, packing: Packing) -> int:
+    """The given backbone stays beside the copy that is trained; what is frozen lies in the same memory."""
+    assert trainee.precision is not None
+    places = min(packing.tokens, _places(trainee))
+    found = held(backbone, list(trainee.tuned), trainee.precision, places)
+    given = sum(tensor.numel() for tensor in trainee.tuned.values()) * backbone.dtype.itemsize
+    logits = packing.tokens * _supervised_share(trainee) * backbone.shape.vocab * (backbone.dtype.itemsize + 8)
+    return int(_PROGRAM + given + found.total - found.activations + _SLACK * (found.activations + logits))
 
 
 def _places(trainee: Trainee) -> int:
@@ -165,16 +197,27 @@ def _supervised_share(trainee: Trainee) -> float:
 
 
 def _seconds(trainees: Sequence[Trainee], tasks: Sequence[TaskPlan], backbone: Backbone, packing: Packing) -> float:
-    """A step costs 2 operations per weight and token forwards, and as many backwards, as no weight has a gradient."""
+    """A step costs 2 operations per weight and token forwards, and as many backwards for activations and for weights,
+    where those want a gradient."""
     shape = backbone.shape
     body = sum(d_in * d_out for d_in, d_out in map(shape.linear, LINEARS)) * shape.layers
     work = calls = 0.0
     for trainee, plan in zip(trainees, tasks, strict=True):
         per_token = 2 * (body + _supervised_share(trainee) * shape.vocab * shape.hidden)
         looks = plan.steps / trainee.eval_every * sum(len(e.ids) for e in trainee.prepared.validation.examples)
-        work += per_token * (2 * plan.total_tokens / (1 - plan.padding) + looks)
+        work += per_token * ((1 + _backwards(trainee, backbone)) * plan.total_tokens / (1 - plan.padding) + looks)
         calls = max(calls, plan.steps) + plan.total_tokens / packing.tokens
     return work / (_EFFICIENCY * operations_per_second(backbone)) + calls * (shape.layers * _CALL + _STEP)
+
+
+def _backwards(trainee: Trainee, backbone: Backbone) -> float:
+    """Work of the backward pass over that of the forward one."""
+    if not trainee.tuned:
+        return 1.0
+    layers = backbone.shape.layers
+    own = sum(tensor.numel() for name, tensor in trainee.tuned.items() if name.startswith("layers."))
+    inside = sum(p.numel() for name, p in backbone.decoder.named_parameters() if name.startswith("layers."))
+    return (layers - lowest(trainee.tuned)) / layers + own / inside
 
 
 def operations_per_second(backbone: Backbone) -> float:

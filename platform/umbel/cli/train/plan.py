@@ -28,11 +28,33 @@ def _task_facts(task: "TaskPlan") -> Facts:
         ("learning rate", f"{task.lr:g} ({task.lr_why})"),
         ("judged by", f"{task.metric} on {human_count(task.test_rows)} held-out rows"),
     ]
+    if task.freezing_saves is not None:
+        facts[0:1] = list(_backbone_facts(task))
     if task.balance:
-        facts.insert(2, ("labels", _balance(task)))
+        facts.insert([name for name, _ in facts].index("data") + 1, ("labels", _balance(task)))
     if task.leaks:
         facts.append(("beware", f"{human_count(task.leaks)} test rows have a text that is in train, too"))
     return facts
+
+
+def _backbone_facts(task: "TaskPlan") -> Iterator[tuple[str, str]]:
+    """Of a task that trains the backbone's own tensors."""
+    assert task.freezing_saves is not None
+    saved = task.freezing_saves
+    yield (
+        "trains",
+        f"{task.name}: {task.trains}, {human_count(task.backbone_parameters)} of the backbone's parameters "
+        f"and a {task.output_head} head, {task.precision}",
+    )
+    if saved.total > 0:
+        parts = {
+            "optimizer": saved.optimizer,
+            "gradients": saved.gradients,
+            "weights": saved.weights + saved.best,
+            "activations": saved.activations,
+        }
+        told = ", ".join(f"{human_bytes(size)} {what}" for what, size in parts.items() if size > 0)
+        yield ("freezing saves", f"{human_bytes(saved.total)} beside training all: {told}")
 
 
 def _rows(task: "TaskPlan") -> str:

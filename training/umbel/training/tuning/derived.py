@@ -22,7 +22,7 @@ def derive(trained: Backbone, dtype: torch.dtype, *, task: str) -> Backbone:
         parameter.requires_grad_(False)
         parameter.data = parameter.data.to(dtype)
     config = replace(trained.config, dtype=str(dtype).removeprefix("torch."))
-    found = fingerprint_of(config, checkpoint_views(trained.decoder))
+    found = fingerprint_of(config, checkpoint_views(trained.decoder).items())
     return replace(
         trained,
         name=f"{task[:_NAME]}.{found.removeprefix('sha256:')[:8]}",
