@@ -11,6 +11,7 @@ import torch
 from starlette.testclient import TestClient
 
 from umbel.adapters.adapter import Adapter, fresh_adapter
+from umbel.adapters.head import HeadConfig
 from umbel.adapters.peft_io import export_files, load_adapter
 from umbel.adapters.wear import fuse_all, wear
 from umbel.backbone.backbone import Backbone
@@ -50,9 +51,19 @@ class Home:
     backbone: Backbone
     settings: Settings
 
-    def publish(self, name: str, contract: Contract, *, seed: int, method: str = "lora", **options: Any) -> Version:
-        backbone, options = self.backbone, options or {"rank": 4}
-        adapter = fresh_adapter(method, options, contract, backbone.shape, backbone=backbone.fingerprint, seed=seed)
+    def publish(
+        self,
+        name: str,
+        contract: Contract,
+        *,
+        seed: int,
+        method: str = "lora",
+        head: HeadConfig | None = None,
+        **options: Any,
+    ) -> Version:
+        backbone, options = self.backbone, options or ({"rank": 4} if method == "lora" else {})
+        bound = backbone.fingerprint
+        adapter = fresh_adapter(method, options, contract, backbone.shape, backbone=bound, seed=seed, head=head)
         adapter = randomised(adapter, seed)
         return self.registry.publish(
             export_files(adapter, backbone_name=backbone.name),
@@ -74,6 +85,11 @@ class Home:
         step = whole_step(sites, rows=1, tokens=len(ids), want=torch.arange(len(ids)))
         with torch.no_grad():
             return adapter, self.backbone.decoder(torch.tensor([ids]), step)
+
+
+@pytest.fixture(scope="session", name="contract")
+def _contract() -> Callable[..., Contract]:
+    return contract
 
 
 def contract(head: str, **fields: Any) -> Contract:

@@ -14,7 +14,7 @@ import heapq
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -140,20 +140,34 @@ class Engine:
 
         Raises UsageError for a request that can never run, Overloaded when too many wait, Unavailable after ``close``.
         """
-        self.limits.check(request)
-        handle = Handle(request, drive=self.step if drive else None)
+        return self.submit_together([request], drive=drive)[0]
+
+    def submit_together(self, requests: Sequence[Request], *, drive: bool = True) -> list[Handle]:
+        """As ``submit`` for each, all or none. Of those that read the same tokens, adapters that change nothing below
+        their output heads share one prefill; every handle has its own answer, usage, cancel and deadline all the same.
+        """
+        for request in requests:
+            self.limits.check(request)
         with self._lock:
             if self._closed is not None:
                 raise self._closed
             waiting = len(self._inbox) + len(self.scheduler.waiting)
-            if waiting >= self.limits.max_waiting:
+            if waiting + len(requests) > self.limits.max_waiting:
                 raise self.limits.overloaded(waiting, self._retry_after(waiting))
-            self._numbers += 1
-            row = Row(handle, Marks(self._clock()), self._numbers)
-            handle.on_cancel(functools.partial(self._cancel, row))
-            self._inbox.append(row)
+            rows = [self._row(request, drive) for request in requests]
+            mates = list(rows)
+            for row in rows:
+                row.mates = mates
+            self._inbox.extend(rows)
         self.wakeup.set()
-        return handle
+        return [row.handle for row in rows]
+
+    def _row(self, request: Request, drive: bool) -> Row:
+        self._numbers += 1
+        handle = Handle(request, drive=self.step if drive else None)
+        row = Row(handle, Marks(self._clock()), self._numbers)
+        handle.on_cancel(functools.partial(self._cancel, row))
+        return row
 
     def warm(self, digest: str) -> Future[bool]:
         """Loads an adapter and gives it a slot, evicting idle ones if need be, before anybody asks it anything.
@@ -284,15 +298,17 @@ class Engine:
         if row.prefilling:
             return
         if row.generating is None:
-            self._give_pooled(row)
+            states, row.pooled = torch.cat(row.pooled), []
+            for reader in row.readers:
+                self._give_pooled(reader, states)
         elif row.max_tokens:
             self.scheduler.running.graduate(row)
         else:
             self._end_scored(row)
 
-    def _give_pooled(self, row: Row) -> None:
+    def _give_pooled(self, row: Row, states: Tensor) -> None:
         row.marks.first_token = self._clock()
-        logits = head_logits(row)
+        logits = head_logits(row, states)
         if not bool(logits.isfinite().all()):
             self._end(row, "error", _non_finite(row), tainted=True)
             return
@@ -306,8 +322,10 @@ class Engine:
         self._end(row, "length")
 
     def _take_inbox(self) -> None:
-        while self._inbox:
-            row = self._inbox.popleft()
+        with self._lock:  # those submitted together are taken together
+            rows = list(self._inbox)
+            self._inbox.clear()
+        for row in rows:
             self._alive[row.number] = row
             self.scheduler.waiting.push(row)
             if row.request.deadline is not None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections.abc import Sequence
 
 from umbel.core.errors import UmbelError
 from umbel.engine.engine import Engine, Stats
@@ -40,6 +41,10 @@ class EngineThread:
     def submit(self, request: Request) -> Handle:
         """As ``Engine.submit``; read the handle by ``for``, ``async for`` or ``await handle.answer()``."""
         return self.engine.submit(request, drive=False)
+
+    def submit_together(self, requests: Sequence[Request]) -> list[Handle]:
+        """As ``Engine.submit_together``."""
+        return self.engine.submit_together(requests, drive=False)
 
     async def answer(self, request: Request) -> Answer:
         """Submits and waits; raises the request's error. Cancelling the task cancels the request."""

@@ -12,35 +12,36 @@ from umbel.engine.row import Row
 
 
 def gather(row: Row, hidden: Tensor) -> None:
-    """Keeps what the head will read of a chunk's hidden states [count, H]; ``row.done`` still counts those before."""
-    resident = row.resident
-    assert resident is not None
-    if resident.head.config.pooling == "last":
+    """Keeps what the heads will read of a chunk's hidden states [count, H]; ``row.done`` still counts those before."""
+    if all(_head(reader).pooling == "last" for reader in row.readers):
         row.pooled = [hidden[-1:].clone()]
     else:
         row.pooled.append(hidden.clone())
 
 
-def head_logits(row: Row) -> Tensor:
-    """[outputs], or [tokens, outputs] for a head that reads each token; on CPU, an ordinary tensor."""
-    logits = _head_logits(row).cpu()
+def head_logits(reader: Row, states: Tensor) -> Tensor:
+    """[outputs], or [tokens, outputs] for a head that reads each token; on CPU, an ordinary tensor.
+
+    ``states`` [tokens, H] are all of the row that the reader is or rides on, or the last one alone.
+    """
+    logits = _logits(_head(reader), reader.virtual, states).cpu()
     with torch.inference_mode(False):
         return logits.clone()
 
 
-def _head_logits(row: Row) -> Tensor:
-    resident = row.resident
-    assert resident is not None
-    head, states = resident.head, torch.cat(row.pooled)
-    row.pooled = []
-    pooling = head.config.pooling
-    if pooling == "tokens":
-        return _apply(head, states[row.virtual :])
-    if pooling == "mean":
-        length = torch.tensor([states.shape[0]], device=states.device)
-        skip = torch.tensor([row.virtual], device=states.device)
-        states = pool(states[None], length, skip, pooling)
-    return _apply(head, states)[0]
+def _head(reader: Row) -> Head:
+    assert reader.resident is not None
+    return reader.resident.head
+
+
+def _logits(head: Head, virtual: int, states: Tensor) -> Tensor:
+    if head.pooling == "tokens":
+        return _apply(head, states[virtual:])
+    if head.pooling == "last":
+        return _apply(head, states[-1:].clone())[0]
+    length = torch.tensor([states.shape[0]], device=states.device)
+    skip = torch.tensor([virtual], device=states.device)
+    return _apply(head, pool(states[None], length, skip, head.pooling))[0]
 
 
 def _apply(head: Head, states: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ class Resident:
     num_virtual: int
     """Places of its soft prompt."""
     adapts_lm_head: bool
+    head_only: bool
+    """It changes nothing below its output head: what it reads are the bare backbone's hidden states."""
     fused: Fused | None
     """Until it has a slot; the stack holds the only copy afterwards."""
     stack: "Stack | None" = None
@@ -72,6 +74,7 @@ def make_resident(digest: str, adapter: Adapter, backbone: Backbone) -> Resident
         past_length=adapter.weights.num_past,
         num_virtual=adapter.weights.num_virtual,
         adapts_lm_head=any(layer == LM_HEAD for layer, _ in fused),
+        head_only=not (fused or adapter.weights.num_past or adapter.weights.num_virtual),
         fused=fused,
     )
 

@@ -54,6 +54,12 @@ class Row:
     marks: Marks
     number: int
     """Order of submission."""
+    mates: list["Row"] = field(default_factory=list)
+    """Rows that were asked for together with it and still wait, itself among them; one list, shared by all of them."""
+    leader: "Row | None" = None
+    """The row that reads the prompt for both."""
+    riders: list["Row"] = field(default_factory=list)
+    """Rows whose output heads read this one's hidden states; they have no slot and no keys of their own."""
     resident: Resident | None = None
     """What it wears; given at admission, pinned until it leaves."""
     offset: int = 0
@@ -93,6 +99,11 @@ class Row:
     @property
     def adapter(self) -> str | None:
         return self.request.adapter
+
+    @property
+    def readers(self) -> list["Row"]:
+        """All rows whose output heads read its hidden states, itself last."""
+        return [*self.riders, self]
 
     @property
     def prefilling(self) -> bool:

@@ -61,6 +61,16 @@ class Running:
         row.slot = -1
         self.cache.free(len(self.rows))
 
+    def hand_over(self, row: Row) -> None:
+        """A row leaves while others ride along: one of them takes its slot and reads on."""
+        heir, *others = row.riders
+        heir.leader, heir.riders, row.riders = None, others, []
+        for other in others:
+            other.leader = heir
+        heir.done, heir.reserved, heir.pooled = row.done, row.reserved, row.pooled
+        heir.slot, row.slot = row.slot, -1
+        self.rows[heir.slot] = heir
+
     def graduate(self, row: Row) -> None:
         """Its prompt is read: it goes to the end of the decoding rows."""
         other = self.rows[self.decoding]

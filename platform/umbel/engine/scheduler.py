@@ -69,10 +69,16 @@ class Scheduler:
 
     def leave(self, row: Row, *, tainted: bool = False) -> None:
         """Takes a row out, wherever it is; its memory is free and its adapter unpinned."""
-        if row.slot < 0:
+        if row.leader is not None:
+            row.leader.riders.remove(row)
+            row.leader = None
+        elif row.slot < 0:
             self.waiting.remove(row)
             return
-        self.running.remove(row, tainted=tainted)
+        elif row.riders:
+            self.running.hand_over(row)
+        else:
+            self.running.remove(row, tainted=tainted)
         self.waiting.ended(row)
         if row.resident is not None:
             self.bank.unpin(row.resident)
@@ -120,6 +126,8 @@ class Scheduler:
         resident = self._resident(row)
         if isinstance(resident, _State):
             return resident
+        if resident is not None and resident.head_only and self._mate_loads(row):
+            return _State.LOADING
         try:
             self._fit(row, resident)
         except UmbelError as error:
@@ -159,6 +167,12 @@ class Scheduler:
         row.max_tokens = self.limits.check_length(row.request, virtual=virtual)
         row.reserved = virtual + len(row.request.tokens) + row.max_tokens
 
+    def _mate_loads(self, row: Row) -> bool:
+        """Whether an adapter that may share the row's prompt is on its way. Only such a load is waited for: it ends."""
+        for mate in _others(row):
+            self._resident(mate)
+        return any(mate.adapter in self.loader.loading for mate in _others(row))
+
     def _has_memory(self, row: Row, resident: Resident | None) -> bool:
         if self.running.reserved + row.reserved > self.kv_tokens:
             return False
@@ -167,6 +181,15 @@ class Scheduler:
         return self.bank.has_room(resident.nbytes, evicting=True)
 
     def _admit(self, row: Row) -> None:
+        resident = self._begin(row)
+        self.running.add(row)
+        self.waiting.started(row)
+        self.forward.begin(row)
+        if resident is not None and resident.head_only:
+            self._take_along(row)
+
+    def _begin(self, row: Row) -> Resident | None:
+        """From the queue to an adapter that is pinned."""
         digest, resident = row.adapter, None
         self.waiting.remove(row)
         if digest is not None:
@@ -176,10 +199,33 @@ class Scheduler:
             self.bank.pin(resident)
         row.begin(resident, row.max_tokens, self._ends, self.backbone.tokenizer)
         row.marks.admitted = self._clock()
-        self.running.add(row)
-        self.waiting.started(row)
-        self.forward.begin(row)
+        return resident
+
+    def _take_along(self, leader: Row) -> None:
+        """Rows that came with it and read the same hidden states ride along; the others run for themselves."""
+        for mate in _others(leader):
+            if self._rides(mate):
+                self._begin(mate)
+                mate.leader = leader
+                leader.riders.append(mate)
+                self.waiting.started(mate)
+
+    def _rides(self, mate: Row) -> bool:
+        resident = self._resident(mate)
+        if not isinstance(resident, Resident) or not resident.head_only:
+            return False
+        try:
+            self._fit(mate, resident)
+        except UmbelError:
+            return False  # it is told when its own turn comes
+        return resident.digest in self.bank or self.bank.has_room(resident.nbytes, evicting=True)
 
     def _fail(self, row: Row, error: UmbelError) -> None:
         self.waiting.remove(row)
         self._finish(row, "error", error)
+
+
+def _others(row: Row) -> list[Row]:
+    """Mates whose output heads read the same tokens; none of a row that generates."""
+    pooled = [mate for mate in row.mates if mate.generating is None and row.generating is None]
+    return [mate for mate in pooled if mate is not row and mate.request.tokens == row.request.tokens]

@@ -41,6 +41,7 @@ class Waiting:
         """Raises ValueError if the row does not wait."""
         queue = self._queues[row.adapter]
         queue.remove(row)
+        row.mates.remove(row)
         self._count -= 1
         if not queue:
             del self._queues[row.adapter]
@@ -53,9 +54,10 @@ class Waiting:
         return list(self._queues.get(adapter, ()))
 
     def started(self, row: Row) -> None:
-        """It left the queue and runs."""
+        """It left the queue and runs. One that rides along pays nothing: the prompt is read anyway."""
         self._running[row.adapter] = self._running.get(row.adapter, 0) + 1
-        self.charge(row.adapter, PROMPT_COST * len(row.request.tokens))
+        if row.leader is None:
+            self.charge(row.adapter, PROMPT_COST * len(row.request.tokens))
 
     def ended(self, row: Row) -> None:
         """It runs no more. Counters of adapters with nothing to do are forgotten, so they do not pile up."""

@@ -118,4 +118,5 @@ def _gauges(service: Service) -> dict[str, float]:
 def _totals(service: Service) -> dict[str, float]:
     stats = service.engine.stats()
     ended = {f"rows_{reason}": float(count) for reason, count in stats.finished.items()}
-    return {"steps": stats.steps, "adapter_evictions": stats.evictions, **ended}
+    did = {"steps": stats.steps, "tokens_prefilled": stats.prompt_tokens, "adapter_evictions": stats.evictions}
+    return {**did, **ended}

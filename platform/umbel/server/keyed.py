@@ -1,19 +1,19 @@
 """One model or several in a pooled request: each is asked, and the answers are keyed by what the request named."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
+from torch import Tensor
 
-from umbel.core.contract import OutputHead
+from umbel.core.contract import Contract, OutputHead
 from umbel.core.wire.base import Usage
 from umbel.core.wire.pooled import PooledReply, PooledRequest
 from umbel.engine import Timing
 from umbel.server.answers import reply, target_headers
 from umbel.server.enrolling import Caller
-from umbel.server.pooling import Pooled, all_or_none
+from umbel.server.pooling import Pooled, pool
 from umbel.server.rows import server_timing, unless_gone
 from umbel.server.service import Service
 from umbel.server.target import Target
@@ -21,15 +21,14 @@ from umbel.server.target import Target
 Item = TypeVar("Item")
 
 
-class Part(Generic[Item]):
-    """One model's answers."""
+class Tokens(Protocol):
+    """A text as an adapter's contract reads it."""
 
-    def __init__(self, items: list[Item], pooled: Pooled) -> None:
-        self.items = items
-        self.pooled = pooled
+    @property
+    def ids(self) -> Sequence[int]: ...
 
 
-Ask = Callable[[Target], Awaitable[Part[Item]]]
+Read = TypeVar("Read", bound=Tokens)
 
 
 async def keyed(
@@ -38,23 +37,38 @@ async def keyed(
     body: PooledRequest,
     head: OutputHead,
     kind: type[PooledReply[Item]],
-    ask: Ask[Item],
+    read: Callable[[Contract], Awaitable[Sequence[Read]]],
+    tell: Callable[[int, Tensor, Read, Contract], Item],
 ) -> Response:
-    """Resolves every model before any is asked, so that one wrong name costs nothing."""
+    """Resolves every model before any is asked, so that one wrong name costs nothing.
+
+    ``read`` makes the texts' tokens by a contract; ``tell`` makes an answer of (place, logits, text, contract).
+    """
     caller = Caller.of(request, body.safety_identifier)
     targets = [await service.targets.find(model, head, caller=caller) for model in body.models]
-    tasks = [asyncio.ensure_future(ask(target)) for target in targets]
-    parts = await unless_gone(request, all_or_none(tasks))
-    timings: list[Timing] = [timing for part in parts for timing in part.pooled.timings]
+
+    async def ask() -> tuple[list[list[Item]], list[Pooled]]:
+        texts = [await read(target.contract) for target in targets]
+        pooled = await pool(service, targets, [[text.ids for text in of_target] for of_target in texts])
+        items = [
+            [tell(place, *found, target.contract) for place, found in enumerate(zip(one.logits, own, strict=True))]
+            for target, one, own in zip(targets, pooled, texts, strict=True)
+        ]
+        return items, pooled
+
+    items, pooled = await unless_gone(request, ask())
+    timings: list[Timing] = [timing for one in pooled for timing in one.timings]
     headers = {**target_headers(targets), **server_timing(timings)}
-    return reply(_body(body, kind, targets, parts), headers)
+    return reply(_body(body, kind, targets, items, Usage.of(sum(one.usage.prompt_tokens for one in pooled))), headers)
 
 
 def _body(
-    body: PooledRequest, kind: type[PooledReply[Item]], targets: Sequence[Target], parts: Sequence[Part[Item]]
+    body: PooledRequest,
+    kind: type[PooledReply[Item]],
+    targets: Sequence[Target],
+    items: Sequence[list[Item]],
+    usage: Usage,
 ) -> PooledReply[Item]:
-    usage = Usage.of(sum(part.pooled.usage.prompt_tokens for part in parts))
     if isinstance(body.model, str):
-        return kind(model=targets[0].shown, data=parts[0].items, usage=usage)
-    results = {model: part.items for model, part in zip(body.models, parts, strict=True)}
-    return kind(results=results, usage=usage)
+        return kind(model=targets[0].shown, data=items[0], usage=usage)
+    return kind(results=dict(zip(body.models, items, strict=True)), usage=usage)

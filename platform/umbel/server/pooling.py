@@ -29,20 +29,39 @@ def _logits(answer: Answer) -> Tensor:
     return answer.logits
 
 
-async def pool(service: Service, target: Target, inputs: Sequence[Sequence[int]]) -> Pooled:
-    """One row for each input, a window of them in the engine at once, so that one request cannot fill the queue."""
-    assert target.adapter is not None
+async def pool(service: Service, targets: Sequence[Target], inputs: Sequence[Sequence[Sequence[int]]]) -> list[Pooled]:
+    """``inputs[i][j]`` are the tokens of text j as target i reads it; what comes of each target, in order.
+
+    All targets are asked a text together, so that the engine can read it once for those that read it alike. A window
+    of texts is in the engine at once, so that one request cannot fill the queue.
+    """
     deadline = service.deadline
-    requests = [PoolRequest(tokens=tuple(ids), adapter=target.adapter, deadline=deadline) for ids in inputs]
-    window = asyncio.Semaphore(service.config.rows_in_flight)
+    window = asyncio.Semaphore(max(1, service.config.rows_in_flight // len(targets)))
 
-    async def one(request: PoolRequest) -> Answer:
+    async def one(requests: Sequence[PoolRequest]) -> list[Answer]:
         async with window:
-            rows = Rows(service, target)
-            rows.submit([request])
-            return (await rows.answers())[0]
+            return await _together(service, targets, requests)
 
-    return Pooled(await all_or_none([asyncio.create_task(one(request)) for request in requests]))
+    texts = [
+        [_request(target, ids, deadline) for target, ids in zip(targets, text, strict=True)]
+        for text in zip(*inputs, strict=True)
+    ]
+    answers = await all_or_none([asyncio.create_task(one(requests)) for requests in texts])
+    return [Pooled(of_target) for of_target in zip(*answers, strict=True)]
+
+
+def _request(target: Target, ids: Sequence[int], deadline: float) -> PoolRequest:
+    assert target.adapter is not None
+    return PoolRequest(tokens=tuple(ids), adapter=target.adapter, deadline=deadline)
+
+
+async def _together(service: Service, targets: Sequence[Target], requests: Sequence[PoolRequest]) -> list[Answer]:
+    """One text's answers: each target's rows are its own, in metrics and experiments too."""
+    asked = [Rows(service, target) for target in targets]
+    for rows, handle in zip(asked, service.submit_together(requests), strict=True):
+        rows.handles.append(handle)
+    found = await all_or_none([asyncio.create_task(rows.answers()) for rows in asked])
+    return [answer for answers in found for answer in answers]
 
 
 async def all_or_none(tasks: Sequence[asyncio.Task[T]]) -> list[T]:

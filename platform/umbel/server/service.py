@@ -1,6 +1,7 @@
 """What the routes work with: one object per app, passed, never global."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol
 
@@ -24,6 +25,10 @@ class EngineFace(Protocol):
 
     def submit(self, request: EngineRequest) -> Handle:
         """Raises UsageError, or Overloaded where the queue is full. Thread-safe."""
+        ...
+
+    def submit_together(self, requests: Sequence[EngineRequest]) -> list[Handle]:
+        """All or none; those that read the same tokens without a method share one prefill."""
         ...
 
     async def warm(self, digest: str) -> bool:
@@ -98,6 +103,11 @@ class Service:
         if self.draining:
             raise shutting_down()
         return self.engine.submit(request)
+
+    def submit_together(self, requests: Sequence[EngineRequest]) -> list[Handle]:
+        if self.draining:
+            raise shutting_down()
+        return self.engine.submit_together(requests)
 
     @property
     def deadline(self) -> float:

@@ -4,14 +4,13 @@ from fastapi import APIRouter, Request, Response
 from torch import Tensor
 
 from umbel.adapters.heads.classify import probabilities
+from umbel.backbone.texts import Encoded
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.wire.pooled import Classified, ClassifyReply, ClassifyRequest
 from umbel.registry.records import Scope
-from umbel.server.keyed import Part, keyed
-from umbel.server.pooling import pool
+from umbel.server.keyed import keyed
 from umbel.server.security import needs
 from umbel.server.service import ServiceDep
-from umbel.server.target import Target
 
 router = APIRouter(prefix="/v1", dependencies=[needs(Scope.INFER)], tags=["output heads"])
 
@@ -20,16 +19,13 @@ router = APIRouter(prefix="/v1", dependencies=[needs(Scope.INFER)], tags=["outpu
 async def classify(body: ClassifyRequest, request: Request, service: ServiceDep) -> Response:
     """Label texts with the version that ``model`` names right now; a list of models answers keyed by model."""
 
-    async def ask(target: Target) -> Part[Classified]:
-        encoded = await service.texts.pooled(target.contract, body.texts)
-        pooled = await pool(service, target, [text.ids for text in encoded])
-        items = [
-            classified(place, logits, target.contract, truncated=text.cut > 0, abstain_below=body.abstain_below)
-            for place, (logits, text) in enumerate(zip(pooled.logits, encoded, strict=True))
-        ]
-        return Part(items, pooled)
+    async def read(contract: Contract) -> list[Encoded]:
+        return await service.texts.pooled(contract, body.texts)
 
-    return await keyed(request, service, body, OutputHead.CLASSIFY, ClassifyReply, ask)
+    def tell(place: int, logits: Tensor, text: Encoded, contract: Contract) -> Classified:
+        return classified(place, logits, contract, truncated=text.cut > 0, abstain_below=body.abstain_below)
+
+    return await keyed(request, service, body, OutputHead.CLASSIFY, ClassifyReply, read, tell)
 
 
 def classified(

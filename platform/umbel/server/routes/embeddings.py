@@ -6,15 +6,14 @@ from fastapi import APIRouter, Request, Response
 from torch import Tensor
 from torch.nn import functional as F
 
-from umbel.core.contract import OutputHead
+from umbel.backbone.texts import Encoded
+from umbel.core.contract import Contract, OutputHead
 from umbel.core.errors import UsageError
 from umbel.core.wire.pooled import Embedded, EmbeddingsReply, EmbeddingsRequest
 from umbel.registry.records import Scope
-from umbel.server.keyed import Part, keyed
-from umbel.server.pooling import pool
+from umbel.server.keyed import keyed
 from umbel.server.security import needs
 from umbel.server.service import ServiceDep
-from umbel.server.target import Target
 
 router = APIRouter(prefix="/v1", dependencies=[needs(Scope.INFER)], tags=["output heads"])
 
@@ -23,16 +22,14 @@ router = APIRouter(prefix="/v1", dependencies=[needs(Scope.INFER)], tags=["outpu
 async def embeddings(body: EmbeddingsRequest, request: Request, service: ServiceDep) -> Response:
     """Embed texts or token ids with the version that ``model`` names right now."""
 
-    async def ask(target: Target) -> Part[Embedded]:
-        encoded = await service.texts.pooled(target.contract, body.inputs)
-        pooled = await pool(service, target, [text.ids for text in encoded])
-        items = [
-            Embedded(index=place, embedding=_coded(_shortened(logits, body.dimensions), body.encoding_format))
-            for place, logits in enumerate(pooled.logits)
-        ]
-        return Part(items, pooled)
+    async def read(contract: Contract) -> list[Encoded]:
+        return await service.texts.pooled(contract, body.inputs)
 
-    return await keyed(request, service, body, OutputHead.EMBED, EmbeddingsReply, ask)
+    def tell(place: int, logits: Tensor, text: Encoded, contract: Contract) -> Embedded:
+        vector = _shortened(logits, body.dimensions)
+        return Embedded(index=place, embedding=_coded(vector, body.encoding_format))
+
+    return await keyed(request, service, body, OutputHead.EMBED, EmbeddingsReply, read, tell)
 
 
 def _shortened(vector: Tensor, dimensions: int | None) -> Tensor:

@@ -8,11 +8,9 @@ from umbel.backbone.words import EncodedWords
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.wire.pooled import Tagged, TaggedWord, TagReply, TagRequest
 from umbel.registry.records import Scope
-from umbel.server.keyed import Part, keyed
-from umbel.server.pooling import pool
+from umbel.server.keyed import keyed
 from umbel.server.security import needs
 from umbel.server.service import ServiceDep
-from umbel.server.target import Target
 
 router = APIRouter(prefix="/v1", dependencies=[needs(Scope.INFER)], tags=["output heads"])
 
@@ -21,16 +19,13 @@ router = APIRouter(prefix="/v1", dependencies=[needs(Scope.INFER)], tags=["outpu
 async def tag(body: TagRequest, request: Request, service: ServiceDep) -> Response:
     """Tag the words of texts, or words given as lists, with the version that ``model`` names right now."""
 
-    async def ask(target: Target) -> Part[Tagged]:
-        encoded = await service.texts.words(target.contract, body.inputs)
-        pooled = await pool(service, target, [text.ids for text in encoded])
-        items = [
-            Tagged(index=place, tags=_tags(logits, text, target.contract), truncated=text.cut > 0)
-            for place, (logits, text) in enumerate(zip(pooled.logits, encoded, strict=True))
-        ]
-        return Part(items, pooled)
+    async def read(contract: Contract) -> list[EncodedWords]:
+        return await service.texts.words(contract, body.inputs)
 
-    return await keyed(request, service, body, OutputHead.TAG, TagReply, ask)
+    def tell(place: int, logits: Tensor, text: EncodedWords, contract: Contract) -> Tagged:
+        return Tagged(index=place, tags=_tags(logits, text, contract), truncated=text.cut > 0)
+
+    return await keyed(request, service, body, OutputHead.TAG, TagReply, read, tell)
 
 
 def _tags(logits: Tensor, text: EncodedWords, contract: Contract) -> list[TaggedWord]:
