@@ -20,7 +20,7 @@ from torch import Tensor
 
 from umbel.adapters.peft_config import PeftConfig
 from umbel.adapters.rows import Rows
-from umbel.adapters.sites import Frozen, Sites
+from umbel.adapters.sites import Ends, Frozen, Sites
 from umbel.core.errors import AdapterRefused
 from umbel.core.shape import BackboneShape
 
@@ -96,7 +96,9 @@ class Weights(ABC):
         """Names of the tensors that training moves."""
         return list(self.tensors)
 
-    def initialise(self, layers: Sequence[Frozen], run: Run) -> None:  # noqa: B027 (most methods need none)
+    def initialise(  # noqa: B027 (most methods need none)
+        self, layers: Sequence[Frozen], run: Run, ends: Ends | None = None
+    ) -> None:
         """Once before training: starts from the backbone's own weights or from a text, where the method does so."""
 
     def bake(self) -> None:  # noqa: B027 (most methods need none)
@@ -119,6 +121,11 @@ class Batch(Sites):
         self.rows = rows
         self.shape = shape
         self.dropout = dropout
+
+    @classmethod
+    def kind_for(cls, stack: Mapping[Key, Tensor]) -> "type[Batch]":
+        """The class that acts for this stack: one with more sites where some of its adapters need more."""
+        return cls
 
 
 def _none_extra(config: Any) -> Callable[[str], bool]:
@@ -147,6 +154,8 @@ class Method:
     """What PEFT puts before the tensors' names."""
     head_prefix: str = "base_model.model."
     """What PEFT puts before the output head's names."""
+    saved_modules: frozenset[str] = frozenset()
+    """Backbone modules of which it can carry a full copy (PEFT's ``modules_to_save``)."""
     peft_saves_head: bool = True
     """Whether PEFT's format has a place for an output head beside this method."""
     read_peft: Callable[[PeftConfig, BackboneShape], Any] | None = None
@@ -168,11 +177,14 @@ class Method:
 
 
 def cast(weights: Weights, fused: Fused, dtype: torch.dtype | None) -> Fused:
-    """Fused tensors in the dtype of a bank or of the backbone's activations; master weights stay fp32."""
+    """Fused tensors in the dtype of a bank or of the backbone's activations; master weights stay fp32, ids integers."""
     if dtype is None:
         return fused
     at_least = torch.promote_types(dtype, torch.float32)
-    return {key: t.to(at_least if key[1] in weights.wide else dtype) for key, t in fused.items()}
+    return {
+        key: t.to(at_least if key[1] in weights.wide else dtype) if t.is_floating_point() else t
+        for key, t in fused.items()
+    }
 
 
 def signature(method: str, fused: Mapping[Key, Tensor]) -> Hashable:

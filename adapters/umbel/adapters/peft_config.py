@@ -42,30 +42,30 @@ class PeftConfig:
         """A whole number; raises AdapterRefused for any other value, or where it is absent and has no default."""
         value = self.take(key, default)
         if type(value) is not int:
-            raise self._mistyped(key, value, "a whole number")
+            raise self.mistyped(key, value, "a whole number")
         return value
 
     def number(self, key: str, default: float) -> float:
         value = self.take(key, default)
         if type(value) not in (int, float):
-            raise self._mistyped(key, value, "a number")
+            raise self.mistyped(key, value, "a number")
         return float(value)
 
     def names(self, key: str, default: Iterable[str] = ()) -> tuple[str, ...]:
         """A list of names. A single string is a pattern in PEFT, and patterns are refused."""
         value = self.take(key, list(default))
         if not isinstance(value, list | tuple | set) or not all(isinstance(name, str) for name in value):
-            raise self._mistyped(key, value, "a list of module names")
+            raise self.mistyped(key, value, "a list of module names")
         return tuple(value)
 
     def table(self, key: str) -> dict[str, float]:
         """Names to numbers, such as ``rank_pattern``."""
         value = self.take(key, {})
         if not isinstance(value, dict) or not all(type(n) in (int, float) for n in value.values()):
-            raise self._mistyped(key, value, "a table of numbers")
+            raise self.mistyped(key, value, "a table of numbers")
         return value
 
-    def _mistyped(self, key: str, value: Any, wanted: str) -> AdapterRefused:
+    def mistyped(self, key: str, value: Any, wanted: str) -> AdapterRefused:
         return AdapterRefused(
             f"adapter_config.json has {key} = {json.dumps(value)[:80]}, where {wanted} is needed.",
             code="invalid_adapter_config",
@@ -88,6 +88,11 @@ class PeftConfig:
         for key, value in self.raw.items():
             if key not in self._taken and value:
                 raise self._refused(key, value)
+
+    def one_of(self, key: str, default: str, *others: str) -> Any:
+        """One of these words; any other is refused by name."""
+        self.only(key, default, *others)
+        return self.take(key, default)
 
     def _refused(self, key: str, value: Any) -> AdapterRefused:
         return AdapterRefused(

@@ -7,7 +7,7 @@ umbel_extra.safetensors      tensors that PEFT's format cannot carry, where ther
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,15 @@ _TASK_TYPES = {
 _HEAD_MODULES = {"classifier", "score"}
 _BODY = "model."
 """What stands before the decoder's layers in a model with an lm_head or a classifier."""
+_COPIES = {
+    f"{path}.{what}": name
+    for name, path in (("embed_tokens", "model.embed_tokens"), ("lm_head", "lm_head"))
+    for what in ("weight", "base_layer.weight")
+}
+"""Where PEFT's ``save_embedding_layers`` writes the backbone's own matrices; it does so unasked beside LoRA on them."""
+
+Frozen = Callable[[str], Tensor]
+"""``embed_tokens`` or ``lm_head`` -> the backbone's matrix [V, H]."""
 
 
 def export_files(adapter: Adapter, *, backbone_name: str) -> dict[str, bytes]:
@@ -66,14 +75,15 @@ def umbel_json(adapter: Adapter) -> dict[str, Any]:
 def _peft_json(adapter: Adapter, backbone_name: str) -> dict[str, Any]:
     assert adapter.method.write_peft is not None
     task_types = {head: task for task, head in _TASK_TYPES.items()} | {OutputHead.REGRESS: "SEQ_CLS"}
+    own = adapter.method.write_peft(adapter.weights.config, adapter.weights.shape)
     carries_head = any(not beyond_peft(adapter, name) for name in adapter.head.tensors)
     return {
         "peft_type": adapter.method.peft_type,
         "task_type": task_types[adapter.contract.output_head],
         "base_model_name_or_path": backbone_name,
         "inference_mode": True,
-        **({"modules_to_save": ["classifier", "score"]} if carries_head else {}),
-        **adapter.method.write_peft(adapter.weights.config, adapter.weights.shape),
+        **own,
+        **({"modules_to_save": [*sorted(_HEAD_MODULES), *own.get("modules_to_save", ())]} if carries_head else {}),
     }
 
 
@@ -105,10 +115,17 @@ def load_adapter(stored: StoredAdapter, shape: BackboneShape) -> Adapter:
 
 
 def import_folder(
-    folder: Path, shape: BackboneShape, *, backbone: str, labels: Sequence[str] = (), contract: Contract | None = None
+    folder: Path,
+    shape: BackboneShape,
+    *,
+    backbone: str,
+    labels: Sequence[str] = (),
+    contract: Contract | None = None,
+    frozen: Frozen | None = None,
 ) -> Adapter:
     """Reads a folder that PEFT or umbel made. ``backbone`` is the fingerprint it is imported for.
 
+    ``frozen`` is asked where the folder brings matrices of the backbone itself; without it those are refused.
     Raises AdapterRefused, each reason with its own code; nothing is guessed.
     """
     own = _read_umbel_json(folder)
@@ -118,13 +135,13 @@ def import_folder(
     method = _method_of(raw)
     assert method.read_peft is not None
     task = str(raw.take("task_type", "CAUSAL_LM"))
-    _check_saved_modules(raw)
+    _check_saved_modules(raw, method)
     config = method.read_peft(raw, shape)
     raw.finish()
     contract = contract or _contract_of(task, labels, folder, method)
     kind = catalog.head(contract.output_head)
     head = kind.configure(contract, HeadConfig(), shape.hidden)
-    return assemble(folder, method, config, head, contract, shape, backbone=backbone)
+    return assemble(folder, method, config, head, contract, shape, backbone=backbone, frozen=frozen)
 
 
 def _import_own(folder: Path, own: dict[str, Any], shape: BackboneShape, backbone: str) -> Adapter:
@@ -139,7 +156,7 @@ def _import_own(folder: Path, own: dict[str, Any], shape: BackboneShape, backbon
     if method.read_peft is not None:
         raw = read_peft_config(folder)
         raw.take("task_type")
-        _check_saved_modules(raw)
+        _check_saved_modules(raw, method)
         if raw.peft_type != method.peft_type or not method.same_config(method.read_peft(raw, shape), config):
             raise AdapterRefused(
                 "adapter_config.json and umbel.json disagree.",
@@ -152,18 +169,21 @@ def _import_own(folder: Path, own: dict[str, Any], shape: BackboneShape, backbon
 
 def assemble(
     folder: Path, method: Method, config: Any, head: HeadConfig, contract: Contract, shape: BackboneShape,
-    *, backbone: str, digest: str = "", name: str = "",
+    *, backbone: str, digest: str = "", name: str = "", frozen: Frozen | None = None,
 ) -> Adapter:  # fmt: skip
     """Puts tensors of a folder into their places; every tensor is used and every place is filled."""
     kind = catalog.head(contract.output_head)
     head = kind.configure(contract, head, shape.hidden)
     tensors = read_tensors(folder / WEIGHTS_FILE)
     theirs, own = _split(tensors, method, kind.expected(head, shape.hidden))
+    expected = method.weights.expected(config, shape)
+    if frozen is not None:
+        _drop_copies(theirs, expected, frozen)
     if (folder / EXTRA_FILE).is_file():
         extra = read_tensors(folder / EXTRA_FILE)
         own |= {key: extra.pop(key) for key in list(extra) if key in kind.expected(head, shape.hidden)}
         theirs |= extra
-    check_tensors(method.weights.expected(config, shape), theirs)
+    check_tensors(expected, theirs)
     check_tensors(kind.expected(head, shape.hidden), own)
     return Adapter(
         method=method,
@@ -174,6 +194,28 @@ def assemble(
         digest=digest,
         name=name,
     )
+
+
+def _drop_copies(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]], frozen: Frozen) -> None:
+    """Forgets copies of the backbone's matrices that say nothing new; refuses any other (PEFT would replace those)."""
+    for key in _COPIES.keys() & tensors.keys() - expected.keys():
+        copy, own = tensors.pop(key), frozen(_COPIES[key])
+        if copy.shape == own.shape and _equal(copy, own):
+            continue
+        end = _COPIES[key]
+        raise AdapterRefused(
+            f"{key} {list(copy.shape)} is not the backbone's own {end} {list(own.shape)}: it belongs to another model.",
+            code="other_embeddings",
+            param=key,
+            hint=f"pull that model as a backbone; or, where {end} was trained on purpose, save the adapter again with "
+            f'modules_to_save=["{end}"], and with save_embedding_layers=False where it was not',
+        )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """In the narrower of the two dtypes: a copy of a matrix that was loaded in another one is still that matrix."""
+    dtype = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
+    return bool((a.to(dtype) == b.to(a.device, dtype)).all())
 
 
 def _split(
@@ -213,13 +255,14 @@ def _method_of(raw: PeftConfig) -> Method:
     return by_type[raw.peft_type]
 
 
-def _check_saved_modules(raw: PeftConfig) -> None:
-    saved = set(raw.names("modules_to_save"))
-    if beyond := sorted(saved - _HEAD_MODULES):
+def _check_saved_modules(raw: PeftConfig, method: Method) -> None:
+    saved = {name.rsplit(".", 1)[-1] for name in raw.names("modules_to_save")}
+    if beyond := sorted(saved - _HEAD_MODULES - method.saved_modules):
+        known = sorted(_HEAD_MODULES | method.saved_modules)
         raise AdapterRefused(
             f"modules_to_save names {beyond[0]!r}, a full copy of a backbone module.",
             code="unsupported_saved_module",
-            hint="train with modules_to_save of the output head only",
+            hint=f"train with modules_to_save of {', '.join(known)} only",
         )
 
 

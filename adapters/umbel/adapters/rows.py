@@ -77,6 +77,16 @@ class Rows:
             flat = torch.cat([own[..., :start], flat, own[..., stop:]], -1)
         return flat if self._whole else y.index_copy(0, self._target, flat)
 
+    def scatter(self, y: Tensor, new: Tensor, columns: Tensor) -> Tensor:
+        """Writes new [S, C * T, n] into each slot's columns of y [B, T, E], in place, and returns y.
+
+        ``columns`` [slots of the whole stack, n].
+        """
+        flat = self._ungroup(new, y.shape[1]).to(y.dtype)
+        own = columns.index_select(0, torch.tensor(self._slots, device=y.device))
+        tokens = torch.arange(y.shape[1], device=y.device)
+        return y.index_put_((self._target[:, None, None], tokens[None, :, None], own[:, None, :]), flat)
+
     def spread(self, stack: Tensor) -> Tensor:
         """Each row's own slot of a stack [S, ...] -> [B, ...]; zeros for rows that wear none of them."""
         own = stack.index_select(0, torch.tensor(self._slots, device=stack.device))

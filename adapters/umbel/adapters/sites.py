@@ -24,6 +24,8 @@ SITES = {
 
 LM_HEAD = -1
 """The layer index under which the ``lm_head`` site is called."""
+EMBEDDING = -2
+"""The layer index under which fused tensors of the ``embed`` site are kept."""
 
 
 class Frozen(Protocol):
@@ -47,11 +49,19 @@ class Frozen(Protocol):
         ...
 
 
+class Ends(Protocol):
+    """The frozen matrices outside of the layers."""
+
+    def matrix(self, name: str) -> Tensor:
+        """``embed_tokens`` or ``lm_head``, [V, H]; one and the same where they are tied."""
+        ...
+
+
 class Sites:
     """One method's adapters in one batch. This base changes nothing; a method overrides the sites where it acts."""
 
-    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
-        """[B,T,H] token embeddings, [B,T] positions -> [B,T,H]. Prompt tuning, p-tuning, trained token rows."""
+    def embed(self, x: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+        """[B,T,H] embeddings of the tokens [B,T] at positions [B,T] -> [B,T,H]. May write into x. Prompts, LoRA."""
         return x
 
     def past(self, layer: int) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -93,9 +103,9 @@ class Composite(Sites):
         self._attend = acting("attend")
         self._after = acting("after")
 
-    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+    def embed(self, x: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
         for part in self._embed:
-            x = part.embed(x, positions)
+            x = part.embed(x, positions, tokens)
         return x
 
     def past(self, layer: int) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -81,4 +81,4 @@ def wear(
 def batch_of(
     method: Method, stack: Mapping[Key, Tensor], rows: Rows, shape: BackboneShape, dropout: Dropout | None = None
 ) -> Sites:
-    return method.batch(stack, rows, shape, dropout)
+    return method.batch.kind_for(stack)(stack, rows, shape, dropout)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from umbel.core.errors import ConfigError, NotFound
-from umbel.core.shape import BackboneShape
+from umbel.core.shape import LINEARS, BackboneShape
 
 _FAMILIES = ("llama", "mistral", "qwen2")
 _ROPE_TYPES = ("default", "linear", "llama3", "dynamic")
@@ -75,6 +75,9 @@ def parse_config(raw: Mapping[str, Any]) -> BackboneConfig:
     if raw.get("quantization_config"):
         raise _refused("a quantised checkpoint", "use the unquantised folder")
     rope = _rope(raw)
+    qkv_bias = family == "qwen2" or bool(raw.get("attention_bias", False))
+    o_bias, mlp_bias = (family == "llama" and bool(raw.get(key, False)) for key in ("attention_bias", "mlp_bias"))
+    with_bias = dict(zip(LINEARS, [qkv_bias] * 3 + [o_bias] + [mlp_bias] * 3, strict=True))
     heads = int(raw["num_attention_heads"])
     shape = BackboneShape(
         hidden=int(raw["hidden_size"]),
@@ -85,6 +88,7 @@ def parse_config(raw: Mapping[str, Any]) -> BackboneConfig:
         intermediate=int(raw["intermediate_size"]),
         vocab=int(raw["vocab_size"]),
         tied=bool(raw.get("tie_word_embeddings", False)),
+        biases=tuple(name for name, has in with_bias.items() if has),
     )
     eos = raw.get("eos_token_id")
     return BackboneConfig(
@@ -94,9 +98,9 @@ def parse_config(raw: Mapping[str, Any]) -> BackboneConfig:
         rope_theta=float(rope.pop("rope_theta", 10_000.0)),
         rope_type=str(rope.pop("rope_type")),
         rope={key: float(value) for key, value in rope.items()},
-        qkv_bias=family == "qwen2" or bool(raw.get("attention_bias", False)),
-        o_bias=family == "llama" and bool(raw.get("attention_bias", False)),
-        mlp_bias=family == "llama" and bool(raw.get("mlp_bias", False)),
+        qkv_bias=qkv_bias,
+        o_bias=o_bias,
+        mlp_bias=mlp_bias,
         max_positions=_max_positions(raw),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
         bos=raw.get("bos_token_id"),

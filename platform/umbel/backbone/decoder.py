@@ -73,12 +73,16 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, step: Step) -> Output:
         """tokens [B,T] -> hidden states, and logits where the step wants them."""
-        x = step.sites.embed(self.embedding(tokens), step.positions)
+        x = step.sites.embed(self.embedding(tokens), step.positions, tokens)
         step._rotation = self._rotate_by(step.positions, x.dtype)
         for index, layer in enumerate(self.layers):
             x = step.checkpointing.run(index, layer, x, step)
         hidden = self.norm(x)
         return Output(hidden, None if step.want is None else self._logits(hidden, step))
+
+    def matrix(self, name: str) -> Tensor:
+        """``embed_tokens`` or ``lm_head``, [V,H]: to adapters the decoder is the ``Ends`` of its own weights."""
+        return self.embedding.weight if name == "embed_tokens" or self.lm_head is None else self.lm_head.weight
 
     def _logits(self, hidden: Tensor, step: Step) -> Tensor:
         assert step.want is not None

@@ -144,6 +144,12 @@ def _read(file: Path) -> Iterator[tuple[str, Tensor]]:
             yield name, opened.get_tensor(name)
 
 
+def read_matrix(folder: Path, name: str) -> Tensor:
+    """``embed_tokens`` or ``lm_head`` [V, H] of a folder, as the checkpoint has it, without loading a decoder."""
+    name = "lm_head.weight" if name == "lm_head" and not read_config(folder).shape.tied else "model.embed_tokens.weight"
+    return next(tensor for found, tensor in tensors_of(folder) if found == name)
+
+
 @torch.no_grad()
 def checkpoint_views(decoder: Decoder) -> dict[str, Tensor]:
     """Where each tensor of a checkpoint goes, by its name there: views into the fused weights."""

@@ -19,6 +19,8 @@ class BackboneShape:
     vocab: int
     tied: bool = True
     """Whether lm_head is the embedding matrix."""
+    biases: tuple[str, ...] = ()
+    """The linears of ``LINEARS`` that have a bias."""
 
     def linear(self, name: str) -> tuple[int, int]:
         """(in, out) features of one linear, named as in ``LINEARS`` or ``lm_head``."""

@@ -58,7 +58,7 @@ def make_service(
         gate=Gate(registry.keys, free=_free(config)),
         metrics=metrics,
         guardrails=Guardrails(registry),
-        importer=Importer(registry, Base(backbone.name, backbone.fingerprint, backbone.shape)),
+        importer=Importer(registry, Base(backbone.name, backbone.fingerprint, backbone.shape, backbone.decoder.matrix)),
         config=config,
     )
     metrics.watch(lambda: _gauges(service), lambda: _totals(service))

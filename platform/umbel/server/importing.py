@@ -12,7 +12,7 @@ from anyio import CapacityLimiter, to_thread
 from pydantic import ValidationError
 
 from umbel.adapters.adapter import Adapter
-from umbel.adapters.peft_io import check_effect, export_files, import_folder
+from umbel.adapters.peft_io import Frozen, check_effect, export_files, import_folder
 from umbel.core.clock import now_ms
 from umbel.core.contract import Contract
 from umbel.core.errors import AdapterRefused, Overloaded
@@ -34,6 +34,8 @@ class Base:
     name: str
     fingerprint: str
     shape: BackboneShape
+    frozen: Frozen
+    """Its embeddings and lm_head, for folders that bring a copy of them."""
 
 
 class Importer:
@@ -96,7 +98,7 @@ def read_folder(folder: Path, base: Base, asked: UploadFields) -> Adapter:
             hint="upload it to a server that runs its backbone, or umbel adapters import --backbone",
         )
     try:
-        adapter = import_folder(folder, base.shape, backbone=base.fingerprint, labels=asked.labels)
+        adapter = import_folder(folder, base.shape, backbone=base.fingerprint, labels=asked.labels, frozen=base.frozen)
         adapter = replace(adapter, contract=_contract(adapter.contract, asked, own=(folder / UMBEL_FILE).is_file()))
     except ValidationError as error:
         raise told(error) from None

@@ -234,7 +234,7 @@ def _own_masters(adapter: Adapter, backbone: Backbone, *, may_be_empty: bool) ->
         for name, tensor in tensors.items():
             tensors[name] = tensor.to(device=backbone.device, dtype=dtype).clone()
     layers = [layer for layer in backbone.decoder.layers if isinstance(layer, Layer)]
-    adapter.weights.initialise(layers, runner(backbone))
+    adapter.weights.initialise(layers, runner(backbone), backbone.decoder)
     trained = trained_tensors(adapter)
     if not trained and not may_be_empty:
         raise ConfigError(

@@ -11,27 +11,41 @@ DoRA (Liu et al. 2024, arXiv 2402.09353) also learns each output's magnitude m:
 
 W + s B A is never built: ||W + s B A||^2 = ||W||^2 + 2 s sum((W A^T) * B) + s^2 sum((B A A^T) * B), by rows.
 
+Embeddings, token rows, full copies and biases are in ``lora_ends``.
+
 Shape letters here:  S slots   M rows x tokens of a slot   D features in   E features out   R rank
 """
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from umbel.adapters import lora_ends
 from umbel.adapters.dropout import drop, token_keys
-from umbel.adapters.method import Batch, Fused, Method, Run, Weights
+from umbel.adapters.lora_targets import (
+    ENDS,
+    Place,
+    by_pattern,
+    check_found,
+    check_targets,
+    chosen,
+    modules,
+    read_targets,
+)
+from umbel.adapters.method import Batch, Fused, Key, Method, Run, Weights
 from umbel.adapters.peft_config import PeftConfig
 from umbel.adapters.products import product
-from umbel.adapters.sites import LM_HEAD, SITES, Frozen
+from umbel.adapters.sites import EMBEDDING, LM_HEAD, SITES, Ends, Frozen
 from umbel.core.errors import ConfigError
 from umbel.core.shape import LINEARS, BackboneShape
 
+_ENDS = ("table", "ids", "rows")
+_BIASES = tuple(f".{kind}" for kind in lora_ends.BIASES)
 _PLACE = {"qkv": 0, "o": 1, "gate_up": 2, "down": 3, "lm_head": 4}
 
 
@@ -40,7 +54,7 @@ class LoraConfig:
     """How one LoRA adapter is shaped. Stored as JSON beside the weights, so plain fields only."""
 
     targets: tuple[str, ...] = LINEARS
-    """Last path segments to adapt: any of the seven linears, and ``lm_head``."""
+    """What to adapt: any of the seven linears, ``lm_head`` and ``embed_tokens``; or longer ends of modules' paths."""
     rank: int = 8
     """Inner width R; memory grows with it."""
     alpha: float = 16.0
@@ -57,95 +71,158 @@ class LoraConfig:
     """Alphas of single places, matched the same way."""
     layers: tuple[int, ...] | None = None
     """Layers that are adapted (PEFT's ``layers_to_transform``); None is all."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Train the backbone's biases too: all of them, or those of the adapted linears. Many backbones have none."""
+    lora_bias: bool = False
+    """Add a learned vector to each B's output."""
+    token_rows: tuple[int, ...] = ()
+    """Token ids whose embeddings are trained; where lm_head is tied to the embeddings, their logits follow."""
+    lm_head_rows: tuple[int, ...] = ()
+    """Token ids whose rows of lm_head are trained, apart from the embeddings."""
+    full_copies: tuple[Literal["embed_tokens", "lm_head"], ...] = ()
+    """Matrices that are trained whole: each is as large as the vocabulary."""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or any(rank < 1 for rank in self.rank_pattern.values()):
             raise ConfigError(f"rank must be at least 1, got {min([self.rank, *self.rank_pattern.values()])}.")
-        if not self.targets:
-            raise ConfigError("targets is empty: this adapter would change nothing.", hint=f"choose from {LINEARS}")
-        if unknown := sorted(set(self.targets) - {*LINEARS, "lm_head"}):
+        check_targets(self.targets)
+        if self.dora and (self.lora_bias or any(target.rsplit(".", 1)[-1] in ENDS for target in self.targets)):
             raise ConfigError(
-                f"targets {unknown} match nothing in a Llama backbone.",
-                code="unknown_target",
-                hint=f"choose from {', '.join(LINEARS)} and lm_head",
+                "DoRA is done in the layers only, and without lora_bias.",
+                code="unsupported_config_key",
+                param="dora",
+                hint="leave dora out, or embed_tokens, lm_head and lora_bias",
             )
-        if self.dora and "lm_head" in self.targets:
-            raise ConfigError("DoRA on lm_head is not done.", code="unsupported_config_key", param="dora")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
+        for ids in (self.token_rows, self.lm_head_rows):
+            if len(set(ids)) < len(ids):
+                raise ConfigError("a token id is named twice.", param="token_rows")
 
     def rank_of(self, path: str) -> int:
-        return int(_by_pattern(self.rank_pattern, path, self.rank))
+        return int(by_pattern(self.rank_pattern, path, self.rank))
 
     def scale_of(self, path: str) -> float:
-        rank, alpha = self.rank_of(path), _by_pattern(self.alpha_pattern, path, self.alpha)
+        rank, alpha = self.rank_of(path), by_pattern(self.alpha_pattern, path, self.alpha)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
-def _by_pattern(patterns: dict[str, float] | dict[str, int], path: str, default: float) -> float:
-    """PEFT's rule: the first key that matches the path's end at a dot, as a regular expression."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            return value
-    return default
+def places(config: LoraConfig, shape: BackboneShape) -> dict[Place, str]:
+    """(layer, linear) -> module path of every place that has an A and a B, in order."""
+    check_found(config.targets, config.layers, shape)
+    return chosen(config.targets, config.layers, shape)
 
 
-def places(config: LoraConfig, shape: BackboneShape) -> dict[tuple[int, str], str]:
-    """(layer, linear) -> module path of every place that is adapted, in order."""
-    wanted = range(shape.layers) if config.layers is None else config.layers
-    if beyond := [layer for layer in wanted if not 0 <= layer < shape.layers]:
-        raise ConfigError(
-            f"layers {beyond} do not exist: this backbone has {shape.layers}.",
-            code="unknown_layer",
-            hint=f"count from 0 to {shape.layers - 1}",
-        )
-    found = {
-        (layer, name): f"model.layers.{layer}.{'self_attn' if name[0] in 'qkvo' else 'mlp'}.{name}"
-        for layer in wanted
-        for name in LINEARS
-        if name in config.targets
-    }
-    if "lm_head" in config.targets:
-        found[LM_HEAD, "lm_head"] = "lm_head"
+def token_rows(config: LoraConfig, shape: BackboneShape) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """End -> (its tensor, token ids). Tied ends share one tensor unless they are given rows of their own."""
+    found = {}
+    follows = shape.tied and config.lm_head_rows in ((), config.token_rows)
+    for end, ids in (("embed_tokens", config.token_rows), ("lm_head", config.lm_head_rows)):
+        if ids or (end == "lm_head" and follows and config.token_rows):
+            holder = ENDS["embed_tokens" if follows else end][1]
+            found[end] = f"{holder}.token_adapter.trainable_tokens_delta", ids or config.token_rows
     return found
 
 
+def biases(config: LoraConfig, shape: BackboneShape) -> dict[Place, str]:
+    """The tensor of every bias of the backbone that the adapter has its own of, named as PEFT names it."""
+    if config.bias == "none":
+        return {}
+    adapted = places(config, shape)
+    return {
+        place: f"{path}.base_layer.bias" if place in adapted else f"{path}.bias"
+        for place, path in modules(shape).items()
+        if place[1] in shape.biases and (config.bias == "all" or place in adapted)
+    }
+
+
+def _check_ends(config: LoraConfig, shape: BackboneShape) -> None:
+    """Raises ConfigError for a token id beyond the vocabulary, or an end that is changed in two ways (as PEFT does)."""
+    own = token_rows(config, shape)
+    if beyond := [i for _, ids in own.values() for i in ids if not 0 <= i < shape.vocab]:
+        raise ConfigError(
+            f"token {beyond[0]} does not exist: this backbone's vocabulary has {shape.vocab}.",
+            code="unknown_token",
+            param="token_rows",
+            hint=f"count from 0 to {shape.vocab - 1}",
+        )
+    targets = {name for layer, name in places(config, shape) if layer < 0}
+    for end in ENDS:
+        if (end in targets) + (end in own) + (end in config.full_copies) > 1:
+            raise ConfigError(
+                f"{end} would be changed in two ways at once: target, token rows and full copy exclude each other.",
+                code="conflicting_places",
+                param="targets",
+                hint=f"name {end} once; where the ends are tied, token_rows change lm_head too",
+            )
+
+
 class LoraWeights(Weights):
-    """A [R, D] and B [E, R] for each adapted linear, named as PEFT names them; with DoRA magnitudes [E]."""
+    """A [R, D] and B [E, R] for each adapted linear, named as PEFT names them; with DoRA magnitudes [E].
+
+    Of the embeddings lora_embedding_A [R, V] and B [H, R]; token rows [n, H]; full copies [V, H]; biases [E].
+    """
 
     config: LoraConfig
-    wide = frozenset(f"{name}.{what}" for name in LINEARS for what in ("magnitude", "scale"))
+    wide = frozenset(
+        f"{name}.{what}" for name in (*LINEARS, "lm_head") for what in ("magnitude", "scale", *lora_ends.BIASES)
+    )
 
     @classmethod
     def expected(cls, config: LoraConfig, shape: BackboneShape) -> dict[str, tuple[int, ...]]:
+        _check_ends(config, shape)
         sizes: dict[str, tuple[int, ...]] = {}
-        for (_, name), path in places(config, shape).items():
-            rank, (d_in, d_out) = config.rank_of(path), shape.linear(name)
+        for (layer, name), path in places(config, shape).items():
+            rank = config.rank_of(path)
+            if layer == EMBEDDING:
+                sizes[f"{path}.lora_embedding_A"] = (rank, shape.vocab)
+                sizes[f"{path}.lora_embedding_B"] = (shape.hidden, rank)
+                continue
+            d_in, d_out = shape.linear(name)
             sizes[f"{path}.lora_A.weight"] = (rank, d_in)
             sizes[f"{path}.lora_B.weight"] = (d_out, rank)
+            if config.lora_bias:
+                sizes[f"{path}.lora_B.bias"] = (d_out,)
             if config.dora:
                 sizes[f"{path}.lora_magnitude_vector"] = (d_out,)
-        return sizes
+        sizes |= {path: (shape.linear(name)[1],) for (_, name), path in biases(config, shape).items()}
+        sizes |= {tensor: (len(ids), shape.hidden) for tensor, ids in token_rows(config, shape).values()}
+        return sizes | {f"{ENDS[end][1]}.weight": (shape.vocab, shape.hidden) for end in config.full_copies}
 
     @classmethod
     def fresh(cls, config: LoraConfig, shape: BackboneShape, generator: torch.Generator) -> Self:
-        """A uniform in +-1/sqrt(D) (Kaiming with a = sqrt 5, as PEFT), B zero: the first answer is the backbone's."""
+        """A uniform in +-1/sqrt(D) (Kaiming with a = sqrt 5, as PEFT), B zero: the first answer is the backbone's.
+
+        Embeddings the other way round, as in PEFT: A zero, B normal.
+        """
         tensors = {}
         for name, size in cls.expected(config, shape).items():
+            if name.endswith("lora_embedding_B"):
+                tensors[name] = torch.randn(size, generator=generator)
+                continue
             bound = 1.0 / math.sqrt(size[1]) if ".lora_A." in name else 0.0
             tensors[name] = (torch.rand(size, generator=generator) * 2 - 1) * bound
         return cls(config, shape, tensors)
 
-    def initialise(self, layers: Sequence[Frozen], run: Run) -> None:
-        """DoRA's magnitudes start as the norms of the backbone's rows."""
+    @torch.no_grad()
+    def initialise(self, layers: Sequence[Frozen], run: Run, ends: Ends | None = None) -> None:
+        """What replaces something of the backbone starts as that: magnitudes, biases, token rows and full copies."""
         for (layer, name), path in places(self.config, self.shape).items():
             if self.config.dora:
-                self.tensors[f"{path}.lora_magnitude_vector"].data.copy_(layers[layer].row_norm2(name).sqrt())
+                self.tensors[f"{path}.lora_magnitude_vector"].copy_(layers[layer].row_norm2(name).sqrt())
+        for (layer, name), tensor in biases(self.config, self.shape).items():
+            self.tensors[tensor].copy_(_own_bias(layers[layer], name, self.shape))
+        for end, (tensor, ids) in token_rows(self.config, self.shape).items():
+            assert ends is not None
+            self.tensors[tensor].copy_(ends.matrix(end)[list(ids)])
+        for end in self.config.full_copies:
+            assert ends is not None
+            self.tensors[f"{ENDS[end][1]}.weight"].copy_(ends.matrix(end))
 
     def fuse(self, layers: Sequence[Frozen] | None) -> Fused:
-        """Per site: A of its linears side by side, [D, sum R]; per linear: scaled B, [R, E]."""
+        """Per site: A of its linears side by side, [D, sum R]; per linear: scaled B, [R, E]. Ends and biases first."""
         paths = places(self.config, self.shape)
-        fused: Fused = {}
+        fused: Fused = dict(self._ends(paths))
         for layer in dict.fromkeys(layer for layer, _ in paths):
             for site, names in SITES.items():
                 here = [name for name in names if (layer, name) in paths]
@@ -161,6 +238,26 @@ class LoraWeights(Weights):
                         fused |= self._magnitude(layer, name, path, layers)
         return fused
 
+    def _ends(self, paths: Mapping[Place, str]) -> Iterator[tuple[Key, Tensor]]:
+        """They come first, so that one look at the first key tells which stacks have any (``kind_for``)."""
+        for end in self.config.full_copies:
+            yield (ENDS[end][0], "table"), self.tensors[f"{ENDS[end][1]}.weight"]
+        for end, (tensor, ids) in token_rows(self.config, self.shape).items():
+            for what, value in lora_ends.sorted_rows(ids, self.tensors[tensor]).items():
+                yield (ENDS[end][0], what), value
+        if path := paths.get((EMBEDDING, "embed_tokens")):
+            up = self.tensors[f"{path}.lora_embedding_B"] * self.config.scale_of(path)
+            yield (EMBEDDING, "embed_tokens.A"), self.tensors[f"{path}.lora_embedding_A"].t().contiguous()
+            yield (EMBEDDING, "embed_tokens.B"), up.t().contiguous()
+        for (layer, name), tensor in biases(self.config, self.shape).items():
+            yield (layer, f"{name}.bias"), self.tensors[tensor].view(1, -1)
+        for (layer, name), path in paths.items():
+            if self.config.lora_bias and layer != EMBEDDING:
+                yield (
+                    (layer, f"{name}.shift"),
+                    (self.tensors[f"{path}.lora_B.bias"] * self.config.scale_of(path)).view(1, -1),
+                )
+
     def _magnitude(self, layer: int, name: str, path: str, layers: Sequence[Frozen] | None) -> Fused:
         """m as it is for training; in serving m / norm, ready to multiply with."""
         magnitude = self.tensors[f"{path}.lora_magnitude_vector"]
@@ -169,6 +266,15 @@ class LoraWeights(Weights):
         down, up = self.tensors[f"{path}.lora_A.weight"], self.tensors[f"{path}.lora_B.weight"]
         norm = adapted_norm(name, down, (up * self.config.scale_of(path)).t(), layers[layer])
         return {(layer, f"{name}.scale"): (magnitude.to(norm.dtype) / norm).view(1, -1)}
+
+
+def _own_bias(layer: Frozen, name: str, shape: BackboneShape) -> Tensor:
+    """The backbone's bias of one linear, [E]."""
+    site, names = next((site, names) for site, names in SITES.items() if name in names)
+    bias = layer.bias(site)
+    assert bias is not None
+    start = sum(shape.linear(other)[1] for other in names[: names.index(name)])
+    return bias[start : start + shape.linear(name)[1]]
 
 
 @torch.no_grad()
@@ -187,6 +293,11 @@ class LoraBatch(Batch):
     In training the Bs of a site are one block-diagonal matrix instead: a gradient of columns written one after another
     would copy all of y for each of them.
     """
+
+    @classmethod
+    def kind_for(cls, stack: Mapping[Key, Tensor]) -> type[Batch]:
+        layer, what = next(iter(stack))
+        return LoraEverywhere if layer == EMBEDDING or what in _ENDS or what.endswith(_BIASES) else cls
 
     def linear(self, layer: int, site: str, x: Tensor, y: Tensor, frozen: Frozen) -> Tensor:
         a_SDR = self.stack.get((layer, f"{site}.A"))
@@ -253,6 +364,21 @@ class LoraBatch(Batch):
         return drop(x_SMD, self.dropout, keys, layer, _PLACE[site])
 
 
+class LoraEverywhere(LoraBatch):
+    """With embeddings, token rows, full copies or biases; plain stacks are never asked for them."""
+
+    def embed(self, x: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+        return lora_ends.embed(self.stack, self.rows, x, tokens)
+
+    def linear(self, layer: int, site: str, x: Tensor, y: Tensor, frozen: Frozen) -> Tensor:
+        if layer == LM_HEAD:
+            y = lora_ends.own_lm_head(self.stack, self.rows, x, y)
+        y = super().linear(layer, site, x, y, frozen)
+        if layer == LM_HEAD:
+            y = lora_ends.own_logits(self.stack, self.rows, x, y)
+        return lora_ends.shifted(self.stack, self.rows, layer, site, y, frozen, self.shape)
+
+
 _INITS = (True, False, "gaussian")  # ways to draw A and B that leave the backbone's own weights alone
 _UNREAD = (
     "eva_config",
@@ -267,12 +393,17 @@ _UNREAD = (
 
 def read_peft(raw: PeftConfig, shape: BackboneShape) -> LoraConfig:
     """PEFT's LoraConfig; what would change the maths and is not done here is refused by name."""
-    raw.only("bias", "none")
     raw.only("init_lora_weights", *_INITS)
     raw.harmless(_UNREAD)
-    layers = raw.take("layers_to_transform")
+    chosen_layers = raw.take("layers_to_transform")
+    layers = (chosen_layers,) if isinstance(chosen_layers, int) else tuple(chosen_layers or ()) or None
+    targets, layers = read_targets(raw, layers, shape)
+    token_ids, lm_head_ids = _read_rows(raw)
+    copies = _copies(raw)
+    if raw.take("ensure_weight_tying") and shape.tied:  # PEFT then writes both ends, though it names one
+        targets, copies = _with_lm_head(targets), _with_lm_head(copies)
     return LoraConfig(
-        targets=_targets(raw),
+        targets=targets,
         rank=raw.integer("r", 8),
         alpha=raw.number("lora_alpha", 8),
         dropout=raw.number("lora_dropout", 0.0),
@@ -280,17 +411,36 @@ def read_peft(raw: PeftConfig, shape: BackboneShape) -> LoraConfig:
         dora=bool(raw.take("use_dora", False)),
         rank_pattern={key: int(value) for key, value in raw.table("rank_pattern").items()},
         alpha_pattern={key: float(value) for key, value in raw.table("alpha_pattern").items()},
-        layers=None if layers is None else (layers,) if isinstance(layers, int) else tuple(layers),
+        layers=layers,
+        bias=raw.one_of("bias", "none", "all", "lora_only"),
+        lora_bias=bool(raw.take("lora_bias", False)),
+        token_rows=token_ids,
+        lm_head_rows=lm_head_ids,
+        full_copies=copies,
     )
 
 
-def _targets(raw: PeftConfig) -> tuple[str, ...]:
-    """Last path segments, in the backbone's order; ``all-linear`` is the seven."""
-    everything = raw.take("target_modules") == "all-linear"
-    modules = LINEARS if everything else raw.names("target_modules", ("q_proj", "v_proj"))
-    wanted = {name.rsplit(".", 1)[-1] for name in modules} - set(raw.names("exclude_modules"))
-    known = tuple(name for name in (*LINEARS, "lm_head") if name in wanted)
-    return known + tuple(sorted(wanted - set(known)))
+def _copies(raw: PeftConfig) -> tuple[Any, ...]:
+    """Full copies in ``modules_to_save``; the output heads in it are read elsewhere."""
+    saved = {name.rsplit(".", 1)[-1] for name in raw.names("modules_to_save")}
+    return tuple(end for end in ENDS if end in saved)
+
+
+def _with_lm_head(names: tuple[Any, ...]) -> tuple[Any, ...]:
+    tied = any(name.rsplit(".", 1)[-1] == "embed_tokens" for name in names) and "lm_head" not in names
+    return (*names, "lm_head") if tied else names
+
+
+def _read_rows(raw: PeftConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of the embeddings and of lm_head; a list is the embeddings'."""
+    value = raw.take("trainable_token_indices", [])
+    table = value if isinstance(value, dict) else {"embed_tokens": value}
+    ids = {str(key).rsplit(".", 1)[-1]: tuple(ids) if isinstance(ids, list) else None for key, ids in table.items()}
+    if not ids.keys() <= ENDS.keys() or not all(
+        found is not None and all(type(i) is int for i in found) for found in ids.values()
+    ):
+        raise raw.mistyped("trainable_token_indices", value, "a list of token ids, of embed_tokens or lm_head,")
+    return ids.get("embed_tokens") or (), ids.get("lm_head") or ()
 
 
 def write_peft(config: LoraConfig, shape: BackboneShape) -> dict[str, Any]:
@@ -301,26 +451,39 @@ def write_peft(config: LoraConfig, shape: BackboneShape) -> dict[str, Any]:
         "rank_pattern": config.rank_pattern,
         "alpha_pattern": config.alpha_pattern,
         "layers_to_transform": None if config.layers is None else list(config.layers),
+        "lora_bias": config.lora_bias,
+        "trainable_token_indices": _written_rows(config),
+        "modules_to_save": list(config.full_copies),
     }
     return {
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "target_modules": sorted(config.targets),
-        "bias": "none",
+        "bias": config.bias,
         "fan_in_fan_out": False,
         **{key: value for key, value in optional.items() if value},
     }
 
 
+def _written_rows(config: LoraConfig) -> list[int] | dict[str, list[int]]:
+    if not config.lm_head_rows:
+        return list(config.token_rows)
+    rows = {"embed_tokens": list(config.token_rows), "lm_head": list(config.lm_head_rows)}
+    return {end: ids for end, ids in rows.items() if ids}
+
+
 def same_config(read: LoraConfig, own: LoraConfig) -> bool:
-    """PEFT keeps targets as a set, so their order is not compared."""
-    same_targets = set(read.targets) == set(own.targets)
-    return same_targets and replace(read, targets=own.targets) == own
+    """PEFT keeps targets and saved modules as sets, so their order is not compared."""
+    same = set(read.targets) == set(own.targets) and set(read.full_copies) == set(own.full_copies)
+    return same and replace(read, targets=own.targets, full_copies=own.full_copies) == own
 
 
 def noop(weights: Weights) -> bool:
-    return all(not tensor.any() for name, tensor in weights.tensors.items() if ".lora_B." in name)
+    """Whether all products are zero. What replaces a part of the backbone is taken as a change."""
+    products = [t for name, t in weights.tensors.items() if ".lora_B." in name or name.endswith("lora_embedding_A")]
+    others = [name for name in weights.tensors if ".lora_" not in name]
+    return not others and all(not tensor.any() for tensor in products)
 
 
 METHOD = Method(
@@ -331,6 +494,7 @@ METHOD = Method(
     peft_type="LORA",
     zero_start=True,
     learning_rate=5e-4,
+    saved_modules=frozenset(ENDS),
     read_peft=read_peft,
     write_peft=write_peft,
     same_config=same_config,

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from umbel.adapters.method import Fused, Method, Weights
 from umbel.adapters.methods.prefix import read_sizes
-from umbel.adapters.methods.prompt import EMBEDDING, PromptBatch
+from umbel.adapters.methods.prompt import PromptBatch
 from umbel.adapters.peft_config import PeftConfig
-from umbel.adapters.sites import Frozen
+from umbel.adapters.sites import EMBEDDING, Frozen
 from umbel.core.errors import ConfigError
 from umbel.core.shape import BackboneShape
 

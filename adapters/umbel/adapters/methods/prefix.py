@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from umbel.adapters.method import Batch, Fused, Method, Run, Weights
 from umbel.adapters.peft_config import PeftConfig
-from umbel.adapters.sites import Frozen, Sites
+from umbel.adapters.sites import Ends, Frozen, Sites
 from umbel.core.errors import ConfigError
 from umbel.core.shape import BackboneShape
 
@@ -83,7 +83,7 @@ class PrefixWeights(Weights):
     def trainable(self) -> list[str]:
         return [name for name in self.tensors if not self.config.projection or name.startswith("encoder.")]
 
-    def initialise(self, layers: Sequence[Frozen], run: Run) -> None:
+    def initialise(self, layers: Sequence[Frozen], run: Run, ends: Ends | None = None) -> None:
         if not self.config.init_text:
             return
         seen = _SeenKeys(self.shape)

@@ -16,12 +16,9 @@ from torch import Tensor
 from umbel.adapters.method import Batch, Fused, Method, Run, Weights
 from umbel.adapters.methods.prefix import read_sizes
 from umbel.adapters.peft_config import PeftConfig
-from umbel.adapters.sites import Frozen, Sites
+from umbel.adapters.sites import EMBEDDING, Ends, Frozen, Sites
 from umbel.core.errors import ConfigError
 from umbel.core.shape import BackboneShape
-
-EMBEDDING = -2
-"""The layer index under which the embeddings' fused tensor is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +54,7 @@ class PromptWeights(Weights):
     def num_virtual(self) -> int:
         return self.config.length
 
-    def initialise(self, layers: Sequence[Frozen], run: Run) -> None:
+    def initialise(self, layers: Sequence[Frozen], run: Run, ends: Ends | None = None) -> None:
         if self.config.init_text:
             seen = _SeenEmbeddings()
             run(seen, self.config.length, self.config.init_text)
@@ -72,7 +69,7 @@ class _SeenEmbeddings(Sites):
 
     found: Tensor
 
-    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+    def embed(self, x: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
         self.found = x[0].detach().to(torch.float32)
         return x
 
@@ -80,7 +77,7 @@ class _SeenEmbeddings(Sites):
 class PromptBatch(Batch):
     """Overwrites the embeddings at positions below V."""
 
-    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+    def embed(self, x: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
         prompt_SVH = self.rows.of(self.stack[EMBEDDING, "prompt"])
         x_SMH, places_SM = self.rows.take(x), self.rows.tokens(positions)
         length = prompt_SVH.shape[1]

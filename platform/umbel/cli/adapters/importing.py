@@ -15,6 +15,7 @@ from umbel.cli.words import commas, pairs
 from umbel.core.clock import now_ms
 from umbel.core.errors import AdapterRefused, NotFound, UsageError
 from umbel.core.manifest import CARD_FILE, UMBEL_FILE
+from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
     from umbel.adapters.adapter import Adapter
@@ -132,8 +133,16 @@ def _bound_to(folder: Path) -> str | None:
 def _read(folder: Path, base: "Backbone", labels: Sequence[str], allow_noop: bool) -> "Adapter":
     from umbel.adapters.peft_io import check_effect, import_folder
     from umbel.backbone.config import parse_config
+    from umbel.backbone.installed import find
+    from umbel.backbone.loading import read_matrix
 
-    adapter = import_folder(folder, parse_config(base.config).shape, backbone=base.fingerprint, labels=labels)
+    adapter = import_folder(
+        folder,
+        parse_config(base.config).shape,
+        backbone=base.fingerprint,
+        labels=labels,
+        frozen=lambda name: read_matrix(find(Settings.load(), base.name).folder, name),
+    )
     if labels and adapter.contract.labels != tuple(labels):
         raise UsageError(
             f"--labels says {', '.join(labels)}; the folder says {', '.join(adapter.contract.labels) or 'none'}.",
