@@ -84,6 +84,7 @@ def peft_model(folder, **config):
 def save(model, folder: Path, **how):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
+        warnings.filterwarnings("ignore", message=".*have invalid shape")  # PEFT takes lora_B.bias for a cut matrix
         model.save_pretrained(str(folder), **how)
 
 

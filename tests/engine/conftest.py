@@ -171,7 +171,7 @@ class Lab:
             slabs[:, 1, slot, :, first:] = 1e30
         for stack in engine.bank.stacks.values():
             for tensor in stack.tensors.values():
-                tensor[len(stack.members) :] = float("nan")
+                tensor[len(stack.members) :] = float("nan") if tensor.is_floating_point() else 1 << 40
 
     def same(self, a: Answer, b: Answer) -> None:
         """Equal tokens, and log-probabilities as equal as correctness rule 2 promises for the dtype."""

@@ -70,6 +70,9 @@ def test_recomputed_activations_give_the_same_weights(tasks, train, furthest, ch
         ("bottleneck", {}),
         ("lora", {"rank": 2, "dora": True, "dropout": 0.1}),
         ("lora", {"rank": 2, "targets": ("q_proj", "lm_head"), "dropout": 0.1}),
+        ("lora", {"rank": 2, "targets": ("q_proj", "embed_tokens"), "bias": "all", "lora_bias": True}),
+        ("lora", {"rank": 2, "token_rows": (97, 101, 110), "lm_head_rows": (97, 98)}),
+        ("lora", {"rank": 2, "full_copies": ("embed_tokens", "lm_head")}),
     ],
 )
 def test_every_method_learns_together_what_it_learns_alone(tasks, train, furthest, task, method, options):

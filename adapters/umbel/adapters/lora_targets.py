@@ -90,7 +90,7 @@ def read_targets(
             return _ordered(met_by or names), layers
         met = chosen(names, layers, shape)
     excluded = _excluded(raw, without, shape) if without else {}
-    return _shortest({place: path for place, path in met.items() if place not in excluded}, layers, shape), layers
+    return shortest({place: path for place, path in met.items() if place not in excluded}, layers, shape), layers
 
 
 def _excluded(raw: PeftConfig, without: object, shape: BackboneShape) -> Mapping[Place, str]:
@@ -106,7 +106,7 @@ def _fullmatch(pattern: str, path: str) -> bool:
         raise ConfigError(f"{pattern!r} is no regular expression: {error}.", code="invalid_adapter_config") from None
 
 
-def _shortest(met: Mapping[Place, str], layers: Sequence[int] | None, shape: BackboneShape) -> tuple[str, ...]:
+def shortest(met: Mapping[Place, str], layers: Sequence[int] | None, shape: BackboneShape) -> tuple[str, ...]:
     """A last segment where all its modules (in ``layers``) are met, whole paths where only some are."""
     found: list[str] = []
     for name in NAMES:

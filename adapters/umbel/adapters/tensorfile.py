@@ -5,6 +5,7 @@ error code.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,17 @@ MAX_HEADER = 1 << 20
 MAX_TENSORS = 20_000
 MAX_METADATA = 64 << 10
 _WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_INTEGERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Names to finite float tensors; raises AdapterRefused for anything that is not exactly that."""
+def read_tensors(path: Path, *, integers: bool = False) -> dict[str, Tensor]:
+    """Names to finite float tensors (``integers``: or whole numbers); raises AdapterRefused for anything else."""
     if not path.is_file():
         raise AdapterRefused(
             f"{path.name} is missing.", code="missing_file", hint="save the adapter with safe_serialization=True"
         )
     data = path.read_bytes()
-    check_header(data, path.name)
+    check_header(data, path.name, _WIDTH | _INTEGERS if integers else _WIDTH)
     tensors: dict[str, Tensor] = load(data)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -45,7 +47,7 @@ def write_tensors(tensors: dict[str, Tensor]) -> bytes:
     return bytes(save(ready, metadata={"format": "pt"}))
 
 
-def check_header(data: bytes, name: str) -> None:
+def check_header(data: bytes, name: str, widths: Mapping[str, int] = _WIDTH) -> None:
     """Refuses truncated, oversized, overlapping or odd files by their first bytes."""
     length = int.from_bytes(data[:8], "little") if len(data) >= 8 else -1
     if not 2 <= length <= len(data) - 8:
@@ -58,7 +60,7 @@ def check_header(data: bytes, name: str) -> None:
     metadata = header.pop("__metadata__", {})
     if len(json.dumps(metadata)) > MAX_METADATA or len(header) > MAX_TENSORS:
         raise AdapterRefused(f"{name}: too many tensors or too much metadata.", code="header_too_large")
-    _check_layout(header, len(data) - 8 - length, name)
+    _check_layout(header, len(data) - 8 - length, name, widths)
 
 
 def _parse(raw: bytes, name: str) -> dict[str, Any]:
@@ -77,10 +79,10 @@ def _parse(raw: bytes, name: str) -> dict[str, Any]:
     return header
 
 
-def _check_layout(header: dict[str, Any], size: int, name: str) -> None:
+def _check_layout(header: dict[str, Any], size: int, name: str, widths: Mapping[str, int]) -> None:
     end = 0
     for key, entry in sorted(header.items(), key=lambda item: str(item[1].get("data_offsets"))):
-        _check_entry(key, entry, name)
+        _check_entry(key, entry, name, widths)
     for _, entry in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
         begin, stop = entry["data_offsets"]
         if begin != end:
@@ -90,11 +92,11 @@ def _check_layout(header: dict[str, Any], size: int, name: str) -> None:
         raise _corrupt(name, f"it holds {size} bytes of tensors, its header speaks of {end}")
 
 
-def _check_entry(key: str, entry: dict[str, Any], name: str) -> None:
+def _check_entry(key: str, entry: dict[str, Any], name: str, widths: Mapping[str, int]) -> None:
     shape, offsets, dtype = entry.get("shape"), entry.get("data_offsets"), entry.get("dtype")
-    if dtype not in _WIDTH:
+    if dtype not in widths:
         raise AdapterRefused(
-            f"{name}: {key} has dtype {dtype}; adapters hold {', '.join(_WIDTH)}.", code="dtype_not_allowed"
+            f"{name}: {key} has dtype {dtype}; adapters hold {', '.join(widths)}.", code="dtype_not_allowed"
         )
     whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
     spans = isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)
@@ -105,7 +107,7 @@ def _check_entry(key: str, entry: dict[str, Any], name: str) -> None:
     count = 1
     for n in shape:
         count *= n
-    if offsets[1] - offsets[0] != count * _WIDTH[dtype]:
+    if offsets[1] - offsets[0] != count * widths[dtype]:
         raise _corrupt(name, f"{key} has {offsets[1] - offsets[0]} bytes, its shape {shape} needs another number")
 
 

@@ -5,10 +5,12 @@ What is stored is always what umbel itself would write, so two folders that mean
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from umbel.cli.adapters.converting import converted
 from umbel.cli.console import Json, examples, human_bytes, human_count, print_facts, print_json
 from umbel.cli.opened import open_registry
 from umbel.cli.words import commas, pairs
@@ -43,6 +45,7 @@ Tag = Annotated[list[str] | None, typer.Option("--tag", help="May be given again
         "umbel adapters import ./my-lora --name tone",
         "umbel adapters import ./my-classifier --name mood --labels negative,neutral,positive",
         "umbel adapters import ./my-lora --name tone --backbone llama --tag team=search",
+        "umbel adapters import ./my-loha --name tone --as-lora --max-error 0.02",
     ),
 )
 def import_(
@@ -51,6 +54,16 @@ def import_(
     labels: Annotated[
         str | None, typer.Option("--labels", help="Names of a classifier's rows, in order.", metavar="A,B,...")
     ] = None,
+    as_lora: Annotated[
+        bool, typer.Option("--as-lora", help="Convert another method of PEFT (LoHa, OFT, VeRA ...) to LoRA.")
+    ] = False,
+    rank: Annotated[
+        int | None, typer.Option("--rank", help="With --as-lora; else the smallest within --max-error.", min=1)
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option("--max-error", help="With --as-lora: the share of a change that may be lost (0.05).", min=0.0),
+    ] = None,
     backbone: For = None,
     allow_noop: Noop = False,
     description: Description = None,
@@ -58,10 +71,16 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Import a folder that PEFT or umbel wrote. Nothing in it is guessed and no pickle is opened."""
-    with open_registry() as registry:
+    if not as_lora and (rank, max_error) != (None, None):
+        raise UsageError("--rank and --max-error are of --as-lora.", hint="add --as-lora, or leave them out")
+    with open_registry() as registry, TemporaryDirectory() as made:
         base = _backbone_for(registry, folder, backbone)
-        adapter = _read(folder, base, commas([labels or ""]), allow_noop)
-        _publish(registry, adapter, folder, base, name, description, pairs(tag or ()), as_json)
+        tags, source = pairs(tag or ()), folder
+        if as_lora:
+            source = Path(made)
+            tags = {**converted(folder, base.name, source, rank=rank, max_error=max_error, quiet=as_json), **tags}
+        adapter = _read(source, base, commas([labels or ""]), allow_noop)
+        _publish(registry, adapter, folder, base, name, description, tags, as_json)
 
 
 @app.command(epilog=examples("umbel adapters publish ./mood-3 --name mood"))

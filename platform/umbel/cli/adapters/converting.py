@@ -1,0 +1,60 @@
+"""``umbel adapters import --as-lora``: another method of PEFT becomes LoRA, and how much of it was lost is told."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from umbel.cli.console import print_table
+from umbel.core.errors import UsageError
+from umbel.core.manifest import UMBEL_FILE
+from umbel.core.settings import Settings
+
+if TYPE_CHECKING:
+    from umbel.adapters.as_lora import Conversion
+
+
+def converted(
+    folder: Path, backbone: str, into: Path, *, rank: int | None, max_error: float | None, quiet: bool
+) -> dict[str, str]:
+    """Writes the LoRA into ``into``; tells how much was lost (unless ``quiet``) and returns it as tags of the version."""
+    from umbel.adapters.as_lora import DEFAULT_MAX_ERROR, PROBES, convert
+    from umbel.backbone.config import read_config
+    from umbel.backbone.installed import find
+    from umbel.backbone.tokenizer import load_tokenizer
+
+    if (folder / UMBEL_FILE).is_file():
+        raise UsageError(f"{folder} was written by umbel, which reads it as it is.", hint="leave --as-lora out")
+    base = find(Settings.load(), backbone).folder
+    tokenizer = load_tokenizer(base)
+    found = convert(
+        folder,
+        base,
+        into,
+        shape=read_config(base).shape,
+        probes=[tokenizer.encode(text) for text in PROBES],
+        rank=rank,
+        max_error=DEFAULT_MAX_ERROR if max_error is None else max_error,
+    )
+    if not quiet:
+        _tell(found)
+    return {
+        "converted_from": found.peft_type,
+        "conversion_error": f"{found.worst[1]:.2g}",
+        "conversion_logit_gap": f"{found.logit_gap:.2g}",
+    }
+
+
+def _tell(found: "Conversion") -> None:
+    """The worst module of each layer, then the logits."""
+    worst: dict[str, tuple[str, float]] = {}
+    for path, error in found.errors.items():
+        place, _, module = path.removeprefix("model.layers.").partition(".")
+        worst[place] = max(worst.get(place, ("", -1.0)), (module or path, error), key=lambda each: each[1])
+    typer.echo(f"{found.peft_type} as LoRA of rank {found.rank}. Lost of each layer's change (Frobenius norm):")
+    rows = [(place, module, f"{error:.3%}") for place, (module, error) in worst.items()]
+    print_table(("layer", "worst module", "lost"), rows, empty="")
+    typer.echo(
+        f"Logits of the probe texts: {found.logit_error:.3%} of the change lost; largest difference "
+        f"{found.logit_gap:.2g}, where the adapter changes a logit by up to {found.logit_change:.2g}.\n"
+    )
