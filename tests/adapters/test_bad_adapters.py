@@ -136,7 +136,7 @@ BAD: dict[str, tuple[str, Break]] = {
     "no peft_type": ("invalid_adapter_config", config(peft_type=None)),
     "rank is text": ("invalid_adapter_config", config(r="8")),
     "targets are a broken pattern": ("invalid_adapter_config", config(target_modules="(_proj")),
-    "a pattern meets modules without tensors": ("missing_tensors", config(task_type="CAUSAL_LM", target_modules=".*(_proj|lm_head)")),
+    "a pattern meets more": ("missing_tensors", config(task_type="CAUSAL_LM", target_modules=".*(_proj|lm_head)")),
     "pattern is a list": ("invalid_adapter_config", config(rank_pattern=["q_proj"])),
     "another method": ("unsupported_method", config(peft_type="LOHA")),
     "another task": ("unsupported_task_type", config(task_type="SEQ_2_SEQ_LM")),

@@ -3,8 +3,11 @@
 import json
 import shutil
 
+import peft
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from umbel.adapters.peft_io import export_files
 from umbel.backbone.tiny import tiny_backbone
@@ -155,3 +158,51 @@ def test_json_of_an_import_is_the_version(run, folder):
     answer = run("adapters", "import", str(folder()), "--name", "mood", "--labels", LABELS, "--json")
     assert json.loads(answer.out)["number"] == 4
     assert answer.err == ""
+
+
+@pytest.fixture
+def loha(tiny, tmp_path):
+    """A LoHa folder as PEFT saves it, trained on the tiny backbone."""
+    target = tmp_path / "loha"
+    base = AutoModelForCausalLM.from_pretrained(str(tiny.folder))
+    config = peft.LoHaConfig(r=2, alpha=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(base, config)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.2
+    model.save_pretrained(str(target))
+    return target
+
+
+def test_another_method_of_peft_becomes_lora_and_what_was_lost_is_told(run, registry, loha):
+    answer = run("adapters", "import", str(loha), "--name", "rare", "--as-lora", "--max-error", "0.001")
+    assert answer.code == 0, answer.err
+    assert "LOHA as LoRA of rank 4" in answer.out
+    assert "Logits of the probe texts" in answer.out
+    version = registry.versions.get("rare:1")
+    assert version.method == "lora"
+    assert "made from LOHA" in version.description
+
+
+def test_in_json_a_conversion_tells_the_version_alone(run, loha):
+    answer = run("adapters", "import", str(loha), "--name", "rare", "--as-lora", "--json")
+    assert json.loads(answer.out)["method"] == "lora"
+
+
+def test_a_rank_that_loses_too_much_is_refused_with_the_one_that_would_do(run, loha):
+    answer = run("adapters", "import", str(loha), "--name", "rare", "--as-lora", "--rank", "1", "--max-error", "0.001")
+    assert answer.code == 1
+    assert "--rank 4" in answer.err
+
+
+def test_without_as_lora_the_hint_names_it_and_its_options_are_refused(run, loha):
+    plain = run("adapters", "import", str(loha), "--name", "rare")
+    assert (plain.code, "--as-lora" in plain.err) == (1, True)
+    alone = run("adapters", "import", str(loha), "--name", "rare", "--rank", "4")
+    assert (alone.code, "--as-lora" in alone.err) == (2, True)
+
+
+def test_a_folder_of_umbels_own_is_not_converted(run, folder):
+    answer = run("adapters", "import", str(folder(own=True)), "--name", "mood", "--as-lora")
+    assert (answer.code, "leave --as-lora out" in answer.err) == (2, True)

@@ -49,6 +49,13 @@ class Frozen(Protocol):
         ...
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a frozen tensor, sharded (FSDP2's DTensor) or not; outside of forward passes."""
+    gather = getattr(tensor, "full_tensor", None)
+    whole: Tensor = tensor if gather is None else gather()
+    return whole
+
+
 class Ends(Protocol):
     """The frozen matrices outside of the layers."""
 

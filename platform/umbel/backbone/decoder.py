@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from umbel.adapters.sites import BARE, LM_HEAD, SITES, Sites
+from umbel.adapters.sites import BARE, LM_HEAD, SITES, Sites, gathered
 from umbel.backbone.attention import Attention, WholeAttention
 from umbel.backbone.checkpointing import KEEP_ALL, Checkpointing
 from umbel.backbone.config import BackboneConfig, inverse_frequencies
@@ -81,8 +81,12 @@ class Decoder(nn.Module):
         return Output(hidden, None if step.want is None else self._logits(hidden, step))
 
     def matrix(self, name: str) -> Tensor:
-        """``embed_tokens`` or ``lm_head``, [V,H]: to adapters the decoder is the ``Ends`` of its own weights."""
-        return self.embedding.weight if name == "embed_tokens" or self.lm_head is None else self.lm_head.weight
+        """``embed_tokens`` or ``lm_head``, [V,H]: to adapters the decoder is the ``Ends`` of its own weights.
+
+        A sharded one is gathered, so every process has to ask.
+        """
+        weight = self.embedding.weight if name == "embed_tokens" or self.lm_head is None else self.lm_head.weight
+        return gathered(weight)
 
     def _logits(self, hidden: Tensor, step: Step) -> Tensor:
         assert step.want is not None

@@ -40,7 +40,7 @@ from umbel.adapters.lora_targets import (
 from umbel.adapters.method import Batch, Fused, Key, Method, Run, Weights
 from umbel.adapters.peft_config import PeftConfig
 from umbel.adapters.products import product
-from umbel.adapters.sites import EMBEDDING, LM_HEAD, SITES, Ends, Frozen
+from umbel.adapters.sites import EMBEDDING, LM_HEAD, SITES, Ends, Frozen, gathered
 from umbel.core.errors import ConfigError
 from umbel.core.shape import LINEARS, BackboneShape
 
@@ -274,7 +274,7 @@ def _own_bias(layer: Frozen, name: str, shape: BackboneShape) -> Tensor:
     bias = layer.bias(site)
     assert bias is not None
     start = sum(shape.linear(other)[1] for other in names[: names.index(name)])
-    return bias[start : start + shape.linear(name)[1]]
+    return gathered(bias)[start : start + shape.linear(name)[1]]
 
 
 @torch.no_grad()

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def converted(
     folder: Path, backbone: str, into: Path, *, rank: int | None, max_error: float | None, quiet: bool
-) -> dict[str, str]:
-    """Writes the LoRA into ``into``; tells how much was lost (unless ``quiet``) and returns it as tags of the version."""
+) -> str:
+    """Writes the LoRA into ``into``, tells (unless ``quiet``) what was lost, and describes it in one line."""
     from umbel.adapters.as_lora import DEFAULT_MAX_ERROR, PROBES, convert
     from umbel.backbone.config import read_config
     from umbel.backbone.installed import find
@@ -38,11 +38,10 @@ def converted(
     )
     if not quiet:
         _tell(found)
-    return {
-        "converted_from": found.peft_type,
-        "conversion_error": f"{found.worst[1]:.2g}",
-        "conversion_logit_gap": f"{found.logit_gap:.2g}",
-    }
+    return (
+        f"LoRA of rank {found.rank} made from {found.peft_type}: at most {found.worst[1]:.2%} of a layer's change and "
+        f"{found.logit_error:.2%} of the logits' change lost"
+    )
 
 
 def _tell(found: "Conversion") -> None:

@@ -75,12 +75,13 @@ def import_(
         raise UsageError("--rank and --max-error are of --as-lora.", hint="add --as-lora, or leave them out")
     with open_registry() as registry, TemporaryDirectory() as made:
         base = _backbone_for(registry, folder, backbone)
-        tags, source = pairs(tag or ()), folder
+        source = folder
         if as_lora:
             source = Path(made)
-            tags = {**converted(folder, base.name, source, rank=rank, max_error=max_error, quiet=as_json), **tags}
+            told = converted(folder, base.name, source, rank=rank, max_error=max_error, quiet=as_json)
+            description = description or told
         adapter = _read(source, base, commas([labels or ""]), allow_noop)
-        _publish(registry, adapter, folder, base, name, description, tags, as_json)
+        _publish(registry, adapter, folder, base, name, description, pairs(tag or ()), as_json)
 
 
 @app.command(epilog=examples("umbel adapters publish ./mood-3 --name mood"))
