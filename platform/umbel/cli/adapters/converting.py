@@ -7,7 +7,7 @@ import typer
 
 from umbel.cli.console import print_table
 from umbel.core.errors import UsageError
-from umbel.core.manifest import UMBEL_FILE
+from umbel.core.manifest import CARD_FILE, UMBEL_FILE
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def converted(
     folder: Path, backbone: str, into: Path, *, rank: int | None, max_error: float | None, quiet: bool
-) -> str:
-    """Writes the LoRA into ``into``, tells (unless ``quiet``) what was lost, and describes it in one line."""
+) -> None:
+    """Writes the LoRA into ``into``; what was lost is told, unless ``quiet``, and added to the folder's card."""
     from umbel.adapters.as_lora import DEFAULT_MAX_ERROR, PROBES, convert
     from umbel.backbone.config import read_config
     from umbel.backbone.installed import find
@@ -38,9 +38,17 @@ def converted(
     )
     if not quiet:
         _tell(found)
-    return (
-        f"LoRA of rank {found.rank} made from {found.peft_type}: at most {found.worst[1]:.2%} of a layer's change and "
-        f"{found.logit_error:.2%} of the logits' change lost"
+    _extend_card(folder / CARD_FILE, into / CARD_FILE, found)
+
+
+def _extend_card(old: Path, new: Path, found: "Conversion") -> None:
+    """The card is the version's own, where an adapter's tags and description are of its name."""
+    words = old.read_text(encoding="utf-8", errors="replace").rstrip() + "\n\n" if old.is_file() else ""
+    new.write_text(
+        f"{words}## Conversion\n\nLoRA of rank {found.rank} made from PEFT's {found.peft_type} by umbel. At most "
+        f"{found.worst[1]:.2%} of a layer's change and {found.logit_error:.2%} of the logits' change were lost; the "
+        f"largest difference of a logit on the probe texts is {found.logit_gap:.2g}.\n",
+        encoding="utf-8",
     )
 
 

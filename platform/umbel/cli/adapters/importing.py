@@ -78,10 +78,9 @@ def import_(
         source = folder
         if as_lora:
             source = Path(made)
-            told = converted(folder, base.name, source, rank=rank, max_error=max_error, quiet=as_json)
-            description = description or told
+            converted(folder, base.name, source, rank=rank, max_error=max_error, quiet=as_json)
         adapter = _read(source, base, commas([labels or ""]), allow_noop)
-        _publish(registry, adapter, folder, base, name, description, pairs(tag or ()), as_json)
+        _publish(registry, adapter, source, base, name, description, pairs(tag or ()), as_json)
 
 
 @app.command(epilog=examples("umbel adapters publish ./mood-3 --name mood"))
