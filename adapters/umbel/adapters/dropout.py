@@ -44,8 +44,15 @@ def drop(x: Tensor, dropout: Dropout, keys: Tensor, layer: int, place: int) -> T
 
 
 def token_keys(keys: Tensor, tokens: int) -> Tensor:
-    """[B] row keys -> [B, T], one per token of the row's own numbering."""
-    return mix(keys[:, None] + torch.arange(tokens, device=keys.device)[None, :])
+    """[B] row keys -> [B, T], one per token of the row's own numbering; [B, T] keys of tokens stay as they are."""
+    if keys.dim() == 2:
+        return keys
+    return token_key(keys[:, None], torch.arange(tokens, device=keys.device)[None, :])
+
+
+def token_key(keys: Tensor, places: Tensor) -> Tensor:
+    """Row keys and places in their rows, of shapes that broadcast -> keys of these tokens."""
+    return mix(keys + places)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

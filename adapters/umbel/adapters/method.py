@@ -49,7 +49,7 @@ class Dropout:
 
     p: float
     keys: Tensor
-    """[B] int64, one per row, mixing adapter seed, step and example index."""
+    """[B] int64, one per row, mixing adapter seed, step and example index; or [B,T], one per token (packed rows)."""
 
 
 class Weights(ABC):

@@ -62,7 +62,7 @@ def wear(
     dropout_keys: Tensor | None = None,
     least: int = 1,
 ) -> Sites:
-    """Sites for a batch whose row i wears adapter ``rows[i]``; ``dropout_keys`` [B] turns dropout on."""
+    """Sites for a batch whose row i wears adapter ``rows[i]``; ``dropout_keys`` [B] (or [B,T]) turns dropout on."""
     parts: list[Sites] = []
     for group in worn:
         slot_of = {member: slot for slot, member in enumerate(group.members)}

@@ -22,6 +22,7 @@ from umbel.backbone.checkpointing import KEEP_ALL, Checkpointing
 from umbel.backbone.decoder import Layer, Output, Step
 from umbel.core.contract import OutputHead
 from umbel.training.data.encode import Example
+from umbel.training.lines import Lines, lie
 from umbel.training.losses import right_rows, row_losses, token_losses
 from umbel.training.passes import Packing, Seat, pack
 
@@ -41,10 +42,12 @@ class Score:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """A pass as tensors, padded on the right; rows are sorted by adapter."""
+    """A pass as tensors, padded on the right; rows are sorted by adapter. Where no rows are packed, P is B."""
 
     tokens: Tensor
-    """[B,T]."""
+    """[P,T]."""
+    lines: Lines
+    """Where the rows lie."""
     lengths: Tensor
     """[B], virtual tokens included."""
     skip: Tensor
@@ -52,7 +55,7 @@ class Layout:
     owners: list[int]
     """Which adapter each row wears."""
     want: Tensor
-    """[M] places, of the B * T, whose next token is supervised."""
+    """[M] places, of the P * T, whose next token is supervised."""
     targets: Tensor
     """[M] those tokens."""
     want_rows: list[int]
@@ -62,21 +65,23 @@ class Layout:
 
 
 def lay_out(seats: Sequence[Seat], device: torch.device) -> Layout:
-    longest = max(seat.length for seat in seats)
-    tokens = np.zeros((len(seats), longest), dtype=np.int64)
+    lines = lie(seats, device)
+    tokens = np.zeros(len(lines.wearers) * lines.places, dtype=np.int64)
     want: list[int] = []
     targets: list[int] = []
     want_rows: list[int] = []
     for row, seat in enumerate(seats):
         ids, spoken = seat.example.ids, seat.example.spoken
-        tokens[row, seat.virtual : seat.length] = ids
+        first = lines.starts[row] + seat.virtual
+        tokens[first : first + len(ids)] = ids
         if spoken is not None:
             places = np.flatnonzero(spoken)
-            want += (row * longest + seat.virtual + places - 1).tolist()
+            want += (first + places - 1).tolist()
             targets += ids[places].tolist()
             want_rows += [row] * len(places)
     return Layout(
-        tokens=torch.from_numpy(tokens).to(device),
+        tokens=torch.from_numpy(tokens).view(-1, lines.places).to(device),
+        lines=lines,
         lengths=torch.tensor([seat.length for seat in seats], device=device),
         skip=torch.tensor([seat.virtual for seat in seats], device=device),
         owners=[seat.trainee for seat in seats],
@@ -115,12 +120,14 @@ def run_pass(
     laid = lay_out(seats, backbone.device)
     output = backbone.decoder(laid.tokens, _step(laid, adapters, worn, keys, checkpointing))
     scores = _spoken_scores(laid, output)
+    pooled = any(adapter.contract.output_head is not OutputHead.GENERATE for adapter in adapters)
+    hidden = laid.lines.split(output.hidden) if pooled else output.hidden
     start = 0
     for trainee, group in groupby(seats, key=lambda seat: seat.trainee):
         rows = slice(start, start + len(list(group)))
         start = rows.stop
         if adapters[trainee].contract.output_head is not OutputHead.GENERATE:
-            scores[trainee] = _row_score(adapters[trainee], seats[rows], output.hidden, laid, rows, keys)
+            scores[trainee] = _row_score(adapters[trainee], seats[rows], hidden, laid, rows, keys)
     return scores
 
 
@@ -144,12 +151,13 @@ def text_losses(backbone: Backbone, adapter: Adapter | None, examples: Sequence[
 def _step(
     laid: Layout, adapters: Sequence[Adapter], worn: Sequence[Worn], keys: Tensor | None, checkpointing: Checkpointing
 ) -> Step:
-    device = laid.tokens.device
-    sites = wear(worn, laid.owners, device=device, dropout_keys=keys)
-    past = torch.tensor([adapters[owner].weights.num_past if adapters else 0 for owner in laid.owners], device=device)
+    device, lines = laid.tokens.device, laid.lines
+    keys = lines.keys(keys)
+    sites = wear(worn, lines.wearers, device=device, dropout_keys=keys)
+    past = torch.tensor([adapters[owner].weights.num_past if adapters else 0 for owner in lines.wearers], device=device)
     return Step(
-        positions=torch.arange(laid.tokens.shape[1], device=device) + past[:, None],
-        attention=WholeAttention(sites),
+        positions=lines.positions + past[:, None],
+        attention=WholeAttention(sites, lines.rows),
         sites=sites,
         want=laid.want if len(laid.want_rows) else None,
         want_sites=_want_sites(laid, worn, keys),
