@@ -76,6 +76,23 @@ def test_json_has_everything_and_quiet_says_nothing_else(run, files):
     assert found["result"]["rows"] == 5
 
 
+def test_packing_is_a_flag_and_gives_the_same_weights(run, files, registry):
+    """In fp32 the sums' order differs, so the weights are the same to rounding only."""
+    import torch
+
+    from umbel.adapters.tensorfile import read_tensors
+
+    for words in ((), ("--pack",)):
+        answer = run("train", str(files / "joy.toml"), "--steps", "3", *words, "--json", "--quiet")
+        assert answer.code == 0, answer.err
+    found = []
+    for version in ("joy:1", "joy:2"):
+        stored = registry.fetch(registry.resolve(version).digest)
+        found.append(read_tensors(stored.folder / "adapter_model.safetensors"))
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, atol=2e-4, rtol=0)
+
+
 def test_a_second_training_is_a_second_version_that_takes_no_traffic(run, files, registry):
     run("train", str(files / "joy.toml"))
     answer = run("train", str(files / "joy.toml"), "--seed", "7")

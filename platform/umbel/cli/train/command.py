@@ -73,6 +73,7 @@ def train(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Keep no activations: less memory, a third slower.")
     ] = False,
+    pack: Annotated[bool, typer.Option("--pack", help="Several short rows share one sequence, isolated.")] = False,
     nproc: Annotated[
         int | None, typer.Option(help="Train in N processes of this machine; torchrun for more.", metavar="N")
     ] = None,
@@ -116,7 +117,7 @@ def train(
         named = backbone or _backbone_of(settings, resume)
         loaded = spread.load(settings, named, mates, dtype=dtype, device=device)
         more: dict[str, Any] = {"checkpointing": "full" if recompute else "none", "save_every": save_every}
-        trained = _train(registry, settings, loaded, tasks, resume, mates, quiet=quiet, **more)
+        trained = _train(registry, settings, loaded, tasks, resume, mates, quiet=quiet, pack=pack, **more)
         if not mates.group.leads:
             return None
         with _told_how_to_go_on(trained):
@@ -174,6 +175,7 @@ def _train(
     mates: "Mates",
     *,
     quiet: bool,
+    pack: bool,
     **further: Any,
 ) -> "list[TrainedAdapter]":
     from umbel.cli.train.interrupt import stopping
@@ -181,12 +183,14 @@ def _train(
     from umbel.training import fit
     from umbel.training import resume as resume_fit
     from umbel.training.observer import Observer
+    from umbel.training.passes import Packing
     from umbel.training.runlog import OpenedRuns
 
     group = mates.group
     watch: Observer = Watch() if group.leads and not quiet else Observer()
     log = registry if group.leads else None
     more: dict[str, Any] = {"observer": watch, "settings": settings, "group": group, **further}
+    more["packing"] = Packing(join=pack)
     try:
         with stopping(told=group.leads) as stop:
             begun = group.from_first(begin(registry, settings, tasks, run, backbone.name) if group.leads else None)
