@@ -145,8 +145,8 @@ def training_page() -> str:
         "",
         "Rows of like length share a batch and a pass, so little is padded (`python -m benchmarks.packing` prints how",
         "much). With `umbel train --pack` several short rows of one task share one sequence: positions start anew with",
-        "each, attention stays inside it, virtual tokens and a prefix are each row's own. Loss and gradients are those of",
-        "padded rows for every method and output head (`tests/training/test_packing.py`, float64, dropout on).",
+        "each, attention stays inside it, virtual tokens and a prefix are each row's own. Loss and gradients are those",
+        "of padded rows for every method and output head (`tests/training/test_packing.py`, float64, dropout on).",
         "",
         "## Options of each method",
     ]
