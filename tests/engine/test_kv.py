@@ -65,6 +65,7 @@ def test_a_row_in_bf16_sums_in_the_same_order_whatever_the_longest_row(heads, kv
     for count in (2, 10, 16, 40, 60, 100, 300, 500, 512, 520, 600, 1000, 1024, 1030, 1500, 2000):
         half = torch.randn(kv_heads, count // 2, head_dim, generator=generator).bfloat16()
         values = torch.cat([half, -half], 1)[:, torch.randperm(count, generator=generator)]
+        cache.touch(0, count)
         cache.slabs[0, 1, 0, :, :count] = values
         v = values[:, -1:].expand(8, -1, -1, -1)
         at = count - 1
@@ -81,6 +82,7 @@ def test_weights_of_few_keys_have_the_same_bits_whatever_the_longest_row():
     """Keys and values that hand the weights through: the context is the softmax itself."""
     shape, width = shape_of(9, 3, 64), 64
     cache = cache_of(shape, slots=2, length=128)
+    cache.touch(1, 128)
     cache.slabs[0, 0, :, :, :width, 0] = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(0)) * 20
     cache.slabs[0, 1, :, :, :width] = torch.eye(width)
     q, keys = torch.zeros(2, 9, 1, width), cache.slabs[0, 0].clone()
@@ -107,6 +109,29 @@ def test_moved_and_swapped_rows_keep_their_content():
     cache.move(0, 3, 30)
     assert torch.equal(cache.slabs[:, :, 1, :, :9], a)
     assert torch.equal(cache.slabs[:, :, 3, :, :30], b)
+
+
+def test_slabs_grow_with_the_longest_row_and_keep_what_running_rows_wrote():
+    cache = cache_of(shape_of(4, 2), slots=4, length=4096)
+    rows = {slot: filled(cache, slot, used) for slot, used in ((0, 9), (1, 60), (3, 40))}
+    cache.free(3)  # the last row left
+    small = cache.window
+    cache.touch(0, 700)
+    assert small < 700 <= cache.window < 1400
+    for slot in (0, 1):
+        used = rows[slot].shape[3]
+        assert torch.equal(cache.slabs[:, :, slot, :, :used], rows[slot])
+        assert not cache.slabs[:, :, slot, :, used:].any()
+    assert not cache.slabs[:, :, 3].any()
+    cache.free(0)
+    assert cache.window == small
+
+
+def test_a_decode_step_looks_at_whole_slabs_unless_they_are_twice_too_long():
+    cache = cache_of(shape_of(9, 3, 64), slots=2, length=4096)
+    cache.touch(0, 300)
+    assert cache.look(290) == cache.window  # a part of each would be copied by oneDNN, in every step
+    assert cache.look(20) == cache.visible(20) < cache.window
 
 
 def test_a_cleared_slot_holds_only_zeros():

@@ -46,9 +46,13 @@ class CachedAttention:
         self.kv_heads, self.group = shape.kv_heads, shape.heads // shape.kv_heads
         self.scale = shape.head_dim**-0.5
         self.device = cache.slabs.device
+        for place, position in enumerate(positions):
+            cache.touch(place if slots is None else slots[place], position + 1)
+        for span in spans:
+            cache.touch(span.slot, span.start + span.count)
         if positions:
             at = torch.tensor(positions, device=self.device)
-            self.length = self.cache.visible(max(positions) + 1)
+            self.length = self.cache.look(max(positions) + 1)
             slot = torch.tensor(range(self.rows) if slots is None else slots, device=self.device)
             self.places = cache.places(slot, at)
             self.slots = None if slots is None or list(slots) == list(range(self.rows)) else slot

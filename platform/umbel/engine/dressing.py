@@ -12,6 +12,11 @@ from umbel.engine.slots import Stack
 
 Worn = tuple[int, Resident | None]
 """(place in the batch, what it wears)."""
+ALONE = 32
+"""Tokens of a chunk that are worth a product of their own: a view of the batch, where nothing is gathered or filled up.
+Shorter chunks of like adapters share one."""
+Chunk = tuple[range, Resident | None]
+"""(places in the batch of a prompt's tokens, what they wear)."""
 
 
 class Dresser:
@@ -26,13 +31,21 @@ class Dresser:
         self._key: object = None
         self._kept: list[Sites] = []
 
-    def dress(self, decode: Sequence[Resident | None], prompts: Sequence[Worn], batch: int) -> Sites:
-        """Row i of the batch wears ``decode[i]``; ``prompts`` say for themselves which place they mean."""
+    def dress(self, decode: Sequence[Resident | None], chunks: Sequence[Chunk], batch: int) -> Sites:
+        """Row i of the batch wears ``decode[i]``; a chunk says for itself which places it means."""
         key = batch, tuple(_place(resident) for resident in decode)
         if key != self._key:
             self._key, self._kept = key, self.parts(list(enumerate(decode)), batch)
-        parts = self._kept + self.parts(prompts, batch) if prompts else self._kept
+        parts = self._kept + self._chunks(chunks, batch) if chunks else self._kept
         return Composite(parts) if parts else BARE
+
+    def _chunks(self, chunks: Sequence[Chunk], batch: int) -> list[Sites]:
+        short = [(place, worn) for places, worn in chunks if len(places) < ALONE for place in places]
+        parts = self.parts(short, batch)
+        for places, worn in chunks:
+            if len(places) >= ALONE:
+                parts += self.parts([(place, worn) for place in places], batch)
+        return parts
 
     def lm_head(self, wanted: Sequence[Resident | None]) -> Sites:
         """For the batch of wanted places, where some adapter acts on lm_head."""

@@ -13,7 +13,7 @@ from umbel.adapters.wear import batch_of
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.decoder import Step
 from umbel.engine.attention import CachedAttention, Span
-from umbel.engine.dressing import Dresser, Worn
+from umbel.engine.dressing import Chunk, Dresser
 from umbel.engine.kv import KVCache
 from umbel.engine.resident import Resident
 from umbel.engine.row import Row
@@ -63,7 +63,7 @@ class Forward:
         step = Step(
             self._column(positions),
             attention,
-            self.dresser.dress([row.resident for row in plan.decode], _prompts(plan), batch),
+            self.dresser.dress([row.resident for row in plan.decode], _chunks(plan), batch),
             want=self._ids(places) if places else None,
             want_sites=self.dresser.lm_head([w.row.resident for w in wanted for _ in range(w.count)]),
         )
@@ -96,8 +96,8 @@ def _inputs(plan: Plan) -> tuple[list[int], list[int]]:
     return (tokens * 2, positions * 2) if len(tokens) == 1 else (tokens, positions)
 
 
-def _prompts(plan: Plan) -> list[Worn]:
-    return [(span.at + i, row.resident) for row, span in plan.chunks if row.resident for i in range(span.count)]
+def _chunks(plan: Plan) -> list[Chunk]:
+    return [(range(span.at, span.at + span.count), row.resident) for row, span in plan.chunks if row.resident]
 
 
 def _wanted(plan: Plan) -> tuple[list[int], list[Wanted]]:

@@ -4,7 +4,9 @@ Shape letters here:  R slots   G key/value heads   L places   D head width   P p
 
 A row's cache index is its position, so ``index <= position`` is the whole mask. On CPU every slot is one contiguous
 slab of virtual memory: pages are zero until they are written, and given back when more were touched than the budget
-allows. Running rows lie in slots 0..R-1 without a hole, so that a decode step is one product over ``[:R]``.
+allows. Running rows lie in slots 0..R-1 without a hole, so that a decode step is one product over ``[:R]``. Slabs are
+as long as the longest row needs, and are laid out anew when it outgrows them: oneDNN multiplies whole slabs as they
+lie, but copies the keys and values of all rows, in every step, to look at a part of each.
 
 On CUDA the same five methods would stand on pages: ``write`` and ``CachedAttention`` take a block table [R, blocks]
 kept in one preallocated tensor (``torch.nn.attention.varlen.varlen_attn`` reads it), ``move`` and ``swap`` exchange
@@ -24,6 +26,8 @@ _KEYS_STEP = 16
 _ONE_BLOCK = 1024
 _BLOCK = 512
 """oneDNN sums up to 1,024 half-precision products in one go, and more in blocks of 512."""
+_WINDOW = 64
+"""Slabs grow in steps of so many places, and by at least a quarter."""
 _SMALL_PRODUCT = 16**3
 """ATen multiplies up to so many half-precision multiply-adds in a loop of its own, with other rounding."""
 
@@ -43,17 +47,41 @@ class KVCache:
         self.budget = budget
         """Bytes that may stay touched after their rows left."""
         self.token_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * dtype.itemsize
-        size = (shape.layers, 2, slots, shape.kv_heads, self.length, shape.head_dim)
-        self._pages, self.slabs = _zeros(size, dtype, device)
-        flat = self.slabs.view(shape.layers, 2, -1, shape.head_dim)
-        self._flat = [(flat[layer, 0], flat[layer, 1]) for layer in range(shape.layers)]
-        self._layers = [(self.slabs[layer, 0], self.slabs[layer, 1]) for layer in range(shape.layers)]
-        self._heads = torch.arange(shape.kv_heads, device=device) * self.length
-        self._slot_stride = shape.kv_heads * self.length
+        self._shape, self._made = shape, (dtype, device)
         self._touched = [0] * slots
+        self._live = [0] * slots
+        """Places of each slot that a running row may have written."""
+        self._lay_out(self._window_for(1))
+
+    def _lay_out(self, window: int) -> None:
+        """Fresh slabs of ``window`` places, which hold nothing."""
+        layers, heads, width = self._shape.layers, self._shape.kv_heads, self._shape.head_dim
+        self.window = window
+        """Places of a slab now; at most ``length``."""
+        self._pages, self.slabs = _zeros((layers, 2, len(self._live), heads, window, width), *self._made)
+        flat = self.slabs.view(layers, 2, -1, width)
+        self._flat = [(flat[layer, 0], flat[layer, 1]) for layer in range(layers)]
+        self._layers = [(self.slabs[layer, 0], self.slabs[layer, 1]) for layer in range(layers)]
+        self._heads = torch.arange(heads, device=self.slabs.device) * window
+        self._slot_stride = heads * window
+
+    def _window_for(self, count: int) -> int:
+        return self.visible(round_up(count, _WINDOW))
+
+    def _grow(self, count: int) -> None:
+        """Slabs of at least ``count`` places, with what running rows wrote; layer by layer, so never all is held twice."""
+        old, pages, layer_bytes = self.slabs, self._pages, self.slabs[0].numel() * self.slabs.element_size()
+        self._lay_out(self._window_for(min(max(count, self.window * 5 // 4), self.length)))
+        for layer in range(self._shape.layers):
+            for slot, live in enumerate(self._live):
+                if live:
+                    self.slabs[layer, :, slot, :, :live] = old[layer, :, slot, :, :live]
+            if pages is not None:
+                _give_back(pages, layer * layer_bytes, layer_bytes)
+        self._touched = list(self._live)
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """All slots' keys and values of one layer, [slots, G, L, D]."""
+        """All slots' keys and values of one layer, [slots, G, window, D]."""
         return self._layers[layer]
 
     def visible(self, count: int) -> int:
@@ -66,6 +94,12 @@ class KVCache:
         if length > _BLOCK:
             length = max(length, _ONE_BLOCK + _KEYS_STEP)
         return min(length, self.length)
+
+    def look(self, count: int) -> int:
+        """Places that a decode step multiplies with where ``count`` are to be seen: the slabs as they lie, unless
+        copying a part of each is less work."""
+        least = self.visible(count)
+        return least if 2 * least <= self.window or self.slabs.device.type != "cpu" else self.window
 
     def places(self, slots: Tensor, positions: Tensor) -> Tensor:
         """[R] slots and positions of rows -> [R*G] places for ``write``."""
@@ -80,25 +114,29 @@ class KVCache:
 
     def write_prefix(self, layer: int, slot: int, k: Tensor, v: Tensor) -> None:
         """Keys and values [G,P,D] that a row starts with."""
+        self.touch(slot, k.shape[1])
         self.slabs[layer, 0, slot, :, : k.shape[1]] = k
         self.slabs[layer, 1, slot, :, : v.shape[1]] = v
 
     def touch(self, slot: int, length: int) -> None:
         """Says that places below ``length`` will be written."""
+        if length > self.window:
+            self._grow(length)
+        self._live[slot] = max(self._live[slot], length)
         self._touched[slot] = max(self._touched[slot], length)
 
     def move(self, source: int, target: int, used: int) -> None:
         """Copies the ``used`` first places of a row into another slot."""
-        self.slabs[:, :, target, :, :used] = self.slabs[:, :, source, :, :used]
         self.touch(target, used)
+        self.slabs[:, :, target, :, :used] = self.slabs[:, :, source, :, :used]
 
     def swap(self, a: int, b: int, used: int) -> None:
         """Exchanges two rows, of which the longer has ``used`` places."""
+        self.touch(a, used)
+        self.touch(b, used)
         kept = self.slabs[:, :, a, :, :used].clone()
         self.slabs[:, :, a, :, :used] = self.slabs[:, :, b, :, :used]
         self.slabs[:, :, b, :, :used] = kept
-        self.touch(a, used)
-        self.touch(b, used)
 
     def clear(self, slot: int) -> None:
         """Zeroes what a row with NaN left behind: masked weights are 0, and 0 * NaN would reach the next row."""
@@ -106,6 +144,10 @@ class KVCache:
 
     def free(self, first: int) -> None:
         """Slots from ``first`` on hold no row; their pages go back if too many stay touched."""
+        self._live[first:] = [0] * (len(self._live) - first)
+        if first == 0 and self.window > 8 * _WINDOW:
+            self._touched = list(self._live)
+            self._lay_out(self._window_for(1))
         if sum(self._touched) * self.token_bytes <= self.budget:
             return
         for slot in range(first, len(self._touched)):
@@ -120,13 +162,17 @@ class KVCache:
     def _release(self, slot: int) -> None:
         if self._pages is None:
             return
-        page, itemsize = mmap.PAGESIZE, self.slabs.element_size()
+        itemsize = self.slabs.element_size()
         size = self.slabs[0, 0, slot].numel() * itemsize
         for keys_or_values in self.slabs[:, :, slot].flatten(0, 1):
-            start = round_up(keys_or_values.storage_offset() * itemsize, page)
-            end = (keys_or_values.storage_offset() * itemsize + size) // page * page
-            if end > start:
-                self._pages.madvise(mmap.MADV_DONTNEED, start, end - start)
+            _give_back(self._pages, keys_or_values.storage_offset() * itemsize, size)
+
+
+def _give_back(pages: mmap.mmap, start: int, size: int) -> None:
+    """The whole pages within; they read as zeros afterwards."""
+    first, end = round_up(start, mmap.PAGESIZE), (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > first:
+        pages.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
 def _least_keys(shape: BackboneShape) -> int:

@@ -88,11 +88,8 @@ class Running:
             count = min(left, row.prompt_end - row.done)
             if count == 0:
                 break
-            self.cache.touch(row.slot, row.used + count)
             chunks.append((row, Span(row.slot, row.used, count, at)))
             left, at = left - count, at + count
-        for row in self.rows[: self.decoding]:
-            self.cache.touch(row.slot, row.used + 1)
         return Plan(sorted(self.rows[: self.decoding], key=_worn), chunks)
 
     def _fill(self, hole: int, source: int) -> int:

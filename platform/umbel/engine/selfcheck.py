@@ -99,6 +99,7 @@ def _check_attention(backbone: Backbone, generator: torch.Generator) -> Check:
     for length in lengths:
         half = torch.randn(shape.kv_heads, length // 2, shape.head_dim, generator=generator)
         values = torch.cat([half, -half], 1)[:, torch.randperm(length, generator=generator)]
+        cache.touch(0, length)
         cache.slabs[0, 1, 0, :, :length] = values
         v = values[:, -1:].expand(rows, -1, -1, -1).to(backbone.device, backbone.dtype)
         for company in COMPANY:
