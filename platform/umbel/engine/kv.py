@@ -53,8 +53,9 @@ class KVCache:
         """Places of each slot that a running row may have written."""
         self._lay_out(self._window_for(1))
 
+    @torch.inference_mode(False)
     def _lay_out(self, window: int) -> None:
-        """Fresh slabs of ``window`` places, which hold nothing."""
+        """Fresh slabs of ``window`` places, which hold nothing and may be written outside of inference mode, too."""
         layers, heads, width = self._shape.layers, self._shape.kv_heads, self._shape.head_dim
         self.window = window
         """Places of a slab now; at most ``length``."""
@@ -69,7 +70,7 @@ class KVCache:
         return self.visible(round_up(count, _WINDOW))
 
     def _grow(self, count: int) -> None:
-        """Slabs of at least ``count`` places, with what running rows wrote; layer by layer, so never all is held twice."""
+        """Slabs of at least ``count`` places, with what running rows wrote; never all held twice."""
         old, pages, layer_bytes = self.slabs, self._pages, self.slabs[0].numel() * self.slabs.element_size()
         self._lay_out(self._window_for(min(max(count, self.window * 5 // 4), self.length)))
         for layer in range(self._shape.layers):
