@@ -92,6 +92,14 @@ class Weights(ABC):
         return 0
 
     @property
+    def lowest_layer(self) -> int:
+        """Layers below it are a fixed function of the tokens, whatever this adapter's weights; 0: none is.
+
+        The number of layers says that the adapter acts on the last hidden states alone.
+        """
+        return 0
+
+    @property
     def trainable(self) -> list[str]:
         """Names of the tensors that training moves."""
         return list(self.tensors)

@@ -7,6 +7,7 @@ Shape letters here:  B rows   T tokens   H hidden   N query heads   G key/value 
 """
 
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,11 @@ class Step:
     """Sites for a batch whose rows are the M wanted places, T = 1 (LoRA on lm_head)."""
     checkpointing: Checkpointing = KEEP_ALL
     """Which layers' activations are computed again in the backward pass instead of being kept."""
+    states: Tensor | None = None
+    """[B,T,H] entering layer ``first``, where the layers below were computed before; the tokens are then not read."""
+    first: int = 0
+    stop: int | None = None
+    """Layer before which the pass ends: the output's hidden states are what enters it, not normed."""
     _rotation: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
 
@@ -73,10 +79,14 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, step: Step) -> Output:
         """tokens [B,T] -> hidden states, and logits where the step wants them."""
-        x = step.sites.embed(self.embedding(tokens), step.positions, tokens)
+        x = step.states
+        if x is None:
+            x = step.sites.embed(self.embedding(tokens), step.positions, tokens)
         step._rotation = self._rotate_by(step.positions, x.dtype)
-        for index, layer in enumerate(self.layers):
+        for index, layer in islice(enumerate(self.layers), step.first, step.stop):
             x = step.checkpointing.run(index, layer, x, step)
+        if step.stop is not None:
+            return Output(x, None)
         hidden = self.norm(x)
         return Output(hidden, None if step.want is None else self._logits(hidden, step))
 

@@ -6,6 +6,10 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
+from umbel.core.errors import ConfigError
+
+_TRUNK_CACHE = 2_000_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -16,6 +20,8 @@ class Settings:
     """SQLAlchemy URL; ``UMBEL_DATABASE_URL``, or ``registry.db`` in the home."""
     store_url: str
     """Folder or ``s3://``; ``UMBEL_STORE_URL``, or ``store/`` in the home."""
+    trunk_cache_bytes: int = _TRUNK_CACHE
+    """Most that training keeps of frozen layers' results; ``UMBEL_TRUNK_CACHE_GB``, 0 keeps nothing."""
 
     @classmethod
     def load(cls, home: Path | None = None) -> "Settings":
@@ -24,6 +30,7 @@ class Settings:
             home=home,
             database_url=os.environ.get("UMBEL_DATABASE_URL") or f"sqlite:///{home / 'registry.db'}",
             store_url=os.environ.get("UMBEL_STORE_URL") or str(home / "store"),
+            trunk_cache_bytes=_trunk_cache(),
         )
 
     @property
@@ -42,3 +49,17 @@ class Settings:
     def cache(self) -> Path:
         """What can be fetched or made again: deleting it costs time only."""
         return self.home / "cache"
+
+
+def _trunk_cache() -> int:
+    """Bytes of ``UMBEL_TRUNK_CACHE_GB``; raises ConfigError where it is no number."""
+    given = os.environ.get("UMBEL_TRUNK_CACHE_GB")
+    if not given:
+        return _TRUNK_CACHE
+    try:
+        size = float(given)
+    except ValueError:
+        size = -1.0
+    if not 0 <= size < float("inf"):
+        raise ConfigError(f"UMBEL_TRUNK_CACHE_GB is {given!r}, not a number of gigabytes.", hint="such as 2 or 0.5")
+    return int(size * 1e9)

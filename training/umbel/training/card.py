@@ -10,6 +10,7 @@ from umbel.core.contract import OutputHead
 from umbel.training.data.rows import ChatRow, PromptRow, text_of
 from umbel.training.fitting import TrainedAdapter
 from umbel.training.plan import TaskPlan
+from umbel.training.sweep import report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,7 @@ def card_of(
         "## Data\n\n" + _table(_data(trained, plan)),
         "## Training\n\n" + _table(_training(trained, plan)),
         _curve(trained),
+        _sweep(trained),
         "## Use\n\n" + _use(trained),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -208,6 +210,14 @@ def _curve(trained: TrainedAdapter) -> str:
     """Validation over the steps; the training loss is in the run log."""
     rows = [(f"{each.step:,}", f"{each.loss:.4g}", f"{each.accuracy:.3g}") for each in trained.history]
     return "## Validation\n\n" + _table(rows, head=("step", "loss", "accuracy")) if rows else ""
+
+
+def _sweep(trained: TrainedAdapter) -> str:
+    """Which other configurations it was chosen from."""
+    if trained.sweep is None:
+        return ""
+    table = _table(report.rows(trained.sweep), head=report.columns(trained.sweep))
+    return f"## Sweep\n\nTrained together; {trained.sweep.rule}.\n\n{table}"
 
 
 def _use(trained: TrainedAdapter) -> str:

@@ -22,6 +22,7 @@ from umbel.core.folders import building, folders_in
 from umbel.training.task import Task
 from umbel.training.taskfile import task_of
 from umbel.training.trainee import Status, Trainee, Validation
+from umbel.training.trunk.trunk import Cut
 
 _KEPT = 2
 """Checkpoints kept: the newest, and the one before it."""
@@ -101,9 +102,11 @@ def _state(trainee: Trainee) -> dict[str, Any]:
         "status": trainee.status.value,
         "error": None if error is None else {"message": error.message, "code": error.code, "hint": error.hint},
         "tokens": trainee.tokens,
+        "cut": None if trainee.cut is None else asdict(trainee.cut),
         "scaler": None if trainee.scaler is None else trainee.scaler.state_dict(),
         "losses": trainee.losses,
         "history": [asdict(each) for each in trainee.history],
+        "rungs": [asdict(each) for each in trainee.rungs],
     }
 
 
@@ -148,7 +151,9 @@ def _restore(trainee: Trainee, saved: dict[str, Any], tensors: dict[str, Tensor]
     trainee.best = {name: tensor.to(_device(trainee)) for name, tensor in kinds.get("best", {}).items()}
     trainee.step, trainee.status, trainee.run = saved["step"], Status(saved["status"]), saved["run"]
     trainee.tokens, trainee.losses = saved["tokens"], list(saved["losses"])
+    trainee.cut = Cut(**saved["cut"]) if saved.get("cut") else None
     trainee.history = [Validation(**each) for each in saved["history"]]
+    trainee.rungs = [Validation(**each) for each in saved.get("rungs", [])]
     if trainee.scaler is not None and saved.get("scaler"):
         trainee.scaler.load_state_dict(saved["scaler"])
     trainee.error = UmbelError(**saved["error"]) if saved["error"] else None

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -22,11 +23,16 @@ from umbel.training.distributed.group import ALONE, Group
 from umbel.training.loop import SAVE_EVERY, Loop
 from umbel.training.observer import LogObserver, Observer, Observers
 from umbel.training.passes import Packing
-from umbel.training.plan import TaskPlan, plan_fit
-from umbel.training.prepared import Prepared, prepare
+from umbel.training.plan import TaskPlan, of_sweep, plan_fit
+from umbel.training.prepared import Prepared, Preparing
+from umbel.training.sweep.halving import Halving
 from umbel.training.task import Task
 from umbel.training.trainee import Status, Trainee, Validation, trainee_of
+from umbel.training.trunk.choice import choose_cut, open_trunk
 from umbel.training.window import Machine
+
+if TYPE_CHECKING:
+    from umbel.training.sweep.sweeping import Sweep
 
 Stop = Callable[[], str | None]
 """Asked before every step: None, or why to stop."""
@@ -51,6 +57,9 @@ class TrainedAdapter:
     history: tuple[Validation, ...] = ()
     frozen: str = ""
     """sha256 of the backbone's bytes in memory: the same before and after."""
+    rungs: tuple[Validation, ...] = ()
+    sweep: "Sweep | None" = None
+    """The others, where it won a sweep."""
 
     @property
     def best(self) -> Validation | None:
@@ -72,6 +81,7 @@ def fit(
     checkpointing: str = "none",
     group: Group = ALONE,
     save_every: float = SAVE_EVERY,
+    halving: Halving | None = None,
 ) -> list[TrainedAdapter]:
     """Trains every task's adapter and returns them in the order of the tasks.
 
@@ -81,13 +91,17 @@ def fit(
     selective) trades time for memory. In a ``group`` every process calls this alike and has the same result; run log,
     observer and folder are the first one's business.
 
+    ``halving`` lets a sweep's poorer half leave at each rung.
+
     Raises Interrupted where ``stop`` gives a reason or the run log was cancelled.
     """
     settings = settings or Settings.load()
     _check_names(tasks)
     check_dense(backbone)
     _check_frozen(tasks)
-    started = [_start(task, backbone, settings, (parents or {}).get(task.name)) for task in tasks]
+    prepare = Preparing(backbone, settings)
+    shared = halving is not None  # they train on the same rows
+    started = [_start(task, prepare, (parents or {}).get(task.name), shared) for task in tasks]
     log = RunLogs(run_log, tasks)
     for trainee, run, task in zip(started, log.runs, tasks, strict=True):
         if isinstance(trainee, Trainee):
@@ -96,8 +110,13 @@ def fit(
             log.failed(run, task, trainee)
     if not any(isinstance(each, Trainee) for each in started):
         raise next(each for each in started if isinstance(each, UmbelError))
-    machine = Machine(backbone, packing or Packing(), Checkpointing.parse(checkpointing), group)
-    return train_all(machine, tasks, started, log, folder=folder, observer=observer, stop=stop, save_every=save_every)
+    machine = Machine(
+        backbone, packing or Packing(), Checkpointing.parse(checkpointing), group, open_trunk(backbone, settings)
+    )
+    return train_all(
+        machine, tasks, started, log,
+        folder=folder, observer=observer, stop=stop, save_every=save_every, halving=halving,
+    )  # fmt: skip
 
 
 def resume(
@@ -112,6 +131,7 @@ def resume(
     checkpointing: str = "none",
     group: Group = ALONE,
     save_every: float = SAVE_EVERY,
+    halving: Halving | None = None,
 ) -> list[TrainedAdapter]:
     """Goes on from a folder's newest checkpoint; the result has the same bytes as a run that was never stopped.
 
@@ -121,13 +141,16 @@ def resume(
     check_dense(backbone)
     saved = checkpoint.newest(folder)
     tasks = checkpoint.read_tasks(saved)
-    trainees = [trainee_of(prepare(task, backbone, settings), backbone) for task in tasks]
+    prepare = Preparing(backbone, settings)
+    trainees = [trainee_of(prepare(task), backbone) for task in tasks]
     windows = checkpoint.load(saved, trainees)
     log = RunLogs(run_log, tasks, runs=checkpoint.read_runs(saved))
-    machine = Machine(backbone, packing or Packing(), Checkpointing.parse(checkpointing), group)
+    machine = Machine(
+        backbone, packing or Packing(), Checkpointing.parse(checkpointing), group, open_trunk(backbone, settings)
+    )
     return train_all(
         machine, tasks, trainees, log,
-        folder=folder, observer=observer, stop=stop, windows=windows, save_every=save_every,
+        folder=folder, observer=observer, stop=stop, windows=windows, save_every=save_every, halving=halving,
     )  # fmt: skip
 
 
@@ -158,11 +181,24 @@ def check_dense(backbone: Backbone) -> None:
         )
 
 
-def _start(task: Task, backbone: Backbone, settings: Settings, parent: Adapter | None) -> Trainee | UmbelError:
+def _start(task: Task, prepare: Preparing, parent: Adapter | None, shared: bool) -> Trainee | UmbelError:
     try:
-        return trainee_of(prepare(task, backbone, settings), backbone, parent)
+        trainee = trainee_of(prepare(task), prepare.backbone, parent)
+        trainee.cut = choose_cut(trainee, prepare.backbone, prepare.settings, again=shared)
+        if shared and not trainee.prepared.validation.examples:
+            raise _nothing_to_compare()
+        return trainee
     except UmbelError as error:
         return error
+
+
+def _nothing_to_compare() -> ConfigError:
+    return ConfigError(
+        "a sweep chooses by the validation loss, and there are no validation rows.",
+        code="nothing_to_compare",
+        param="validation_fraction",
+        hint="give --validation FILE, or a --validation-fraction above 0",
+    )
 
 
 class RunLogs:
@@ -230,15 +266,27 @@ def train_all(
     stop: Stop | None,
     windows: int = 0,
     save_every: float = SAVE_EVERY,
+    halving: Halving | None = None,
 ) -> list[TrainedAdapter]:
     """What ``fit``, ``resume`` and ``tuning`` have in common: the plan, the loop, the frozen rule, the results."""
     trainees = [each for each in started if isinstance(each, Trainee)]
+    for trainee in trainees if machine.group.size > 1 else ():
+        trainee.cut = None  # every process runs the same number of passes, whatever its disk holds
     plan = plan_fit(trainees, machine.backbone, machine.packing)
+    if halving is not None:
+        plan = of_sweep(plan, halving)
     told = log.observers(observer)
     told.planned(plan)
     before = frozen_digest(machine.backbone)
     loop = Loop(
-        machine, trainees, observer=told, folder=folder, stop=log.stop(stop), windows=windows, save_every=save_every
+        machine,
+        trainees,
+        observer=told,
+        folder=folder,
+        stop=log.stop(stop),
+        windows=windows,
+        save_every=save_every,
+        halving=halving,
     )
     with log.telling_the_end(trainees):
         loop.run()
@@ -269,6 +317,7 @@ def _trained(task: Task, started: Trainee | UmbelError, plan: TaskPlan | None, f
         losses=tuple(started.losses),
         history=tuple(started.history),
         frozen=frozen,
+        rungs=tuple(started.rungs),
     )
 
 

@@ -10,6 +10,7 @@ from itertools import groupby
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from umbel.adapters.adapter import Adapter
 from umbel.adapters.dropout import token_keys
@@ -25,6 +26,7 @@ from umbel.training.data.encode import Example
 from umbel.training.lines import Lines, lie
 from umbel.training.losses import right_rows, row_losses, token_losses
 from umbel.training.passes import Packing, Seat, pack
+from umbel.training.trunk.trunk import Trunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +101,12 @@ def _weights(seats: Sequence[Seat], device: torch.device) -> Tensor | None:
     )
 
 
-def _weighted(losses: Tensor, laid: Layout, rows: Sequence[int]) -> tuple[Tensor, float]:
+def _weighted(losses: Tensor, weights: Tensor | None, rows: Sequence[int]) -> tuple[Tensor, float]:
     """(losses times the weights of their rows, the sum of those weights)."""
-    if laid.weights is None:
+    if weights is None:
         return losses, float(len(rows))
-    weights = laid.weights[torch.tensor(rows, device=losses.device)]
-    return losses * weights.to(losses.dtype), float(weights.sum())
+    own = weights[torch.tensor(rows, device=losses.device)]
+    return losses * own.to(losses.dtype), float(own.sum())
 
 
 def run_pass(
@@ -115,10 +117,20 @@ def run_pass(
     *,
     keys: Tensor | None = None,
     checkpointing: Checkpointing = KEEP_ALL,
+    trunk: Trunk | None = None,
 ) -> dict[int, Score]:
-    """Scores by adapter index. ``keys`` [B] turns dropout on."""
+    """Scores by adapter index. ``keys`` [B] turns dropout on; seats with a cut need a trunk."""
+    kept = None
+    if (cut := seats[0].cut) is not None:
+        assert trunk is not None
+        kept = trunk.states(cut, [seat.example for seat in seats])
+        if cut.whole:
+            return _whole_scores(adapters, seats, kept, keys)
     laid = lay_out(seats, backbone.device)
-    output = backbone.decoder(laid.tokens, _step(laid, adapters, worn, keys, checkpointing))
+    step = _step(laid, adapters, worn, keys, checkpointing)
+    if kept is not None and cut is not None:
+        step.states, step.first = pad_sequence(kept, batch_first=True), cut.layer
+    output = backbone.decoder(laid.tokens, step)
     scores = _spoken_scores(laid, output)
     pooled = any(adapter.contract.output_head is not OutputHead.GENERATE for adapter in adapters)
     hidden = laid.lines.split(output.hidden) if pooled else output.hidden
@@ -146,6 +158,20 @@ def text_losses(backbone: Backbone, adapter: Adapter | None, examples: Sequence[
         for row, loss in zip(laid.want_rows, token_losses(output.logits, laid.targets).tolist(), strict=True):
             found[part[row].example.index] += loss
     return found
+
+
+def _whole_scores(
+    adapters: Sequence[Adapter], seats: Sequence[Seat], kept: Sequence[Tensor], keys: Tensor | None
+) -> dict[int, Score]:
+    """Where the backbone has nothing left to do: each row's states are what its head reads."""
+    scores: dict[int, Score] = {}
+    start = 0
+    for trainee, group in groupby(seats, key=lambda seat: seat.trainee):
+        rows = slice(start, start + len(list(group)))
+        start = rows.stop
+        states = torch.cat(list(kept[rows]))
+        scores[trainee] = _head_score(adapters[trainee], seats[rows], states, None if keys is None else keys[rows])
+    return scores
 
 
 def _step(
@@ -188,7 +214,7 @@ def _spoken_scores(laid: Layout, output: Output) -> dict[int, Score]:
         places = slice(start, start + len(list(group)))
         start = places.stop
         right = None if right_M is None else right_M[places].sum()
-        losses, mass = _weighted(losses_M[places], laid, laid.want_rows[places])
+        losses, mass = _weighted(losses_M[places], laid.weights, laid.want_rows[places])
         scores[trainee] = Score(losses.sum(), right, places.stop - places.start, mass)
     return scores
 
@@ -198,17 +224,24 @@ def _row_score(
 ) -> Score:
     if adapter.contract.output_head is OutputHead.TAG:
         states = _word_states(seats, hidden[rows])
-        answers: list[tuple[float, ...]] = [(tag,) for seat in seats for tag in seat.example.target]
     else:
         states = pool(hidden[rows], laid.lengths[rows], laid.skip[rows], adapter.head.config.pooling)
+    return _head_score(adapter, seats, states, None if keys is None else keys[rows])
+
+
+def _head_score(adapter: Adapter, seats: Sequence[Seat], states: Tensor, keys: Tensor | None) -> Score:
+    """``states`` [n,H] are each row's pooled state, or its words'."""
+    if adapter.contract.output_head is OutputHead.TAG:
+        answers: list[tuple[float, ...]] = [(tag,) for seat in seats for tag in seat.example.target]
+    else:
         answers = [seat.example.target for seat in seats]
     counts = [seat.example.count for seat in seats]
-    logits = _head_logits(adapter, states, counts, None if keys is None else keys[rows])
+    logits = _head_logits(adapter, states, counts, keys)
     targets = torch.tensor(answers, device=logits.device, dtype=logits.dtype)
     losses = row_losses(adapter.contract, logits, targets)
     right = None if torch.is_grad_enabled() else right_rows(adapter.contract, logits, targets)
-    owners = [row for row, count in zip(range(rows.start, rows.stop), counts, strict=True) for _ in range(count)]
-    losses, mass = _weighted(losses, laid, owners)
+    owners = [row for row, count in enumerate(counts) for _ in range(count)]
+    losses, mass = _weighted(losses, _weights(seats, losses.device), owners)
     return Score(losses.sum(), right, len(answers), mass)
 
 

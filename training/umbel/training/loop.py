@@ -7,8 +7,9 @@ from pathlib import Path
 from umbel.core.errors import Interrupted
 from umbel.training import checkpoint
 from umbel.training.observer import Observer
+from umbel.training.sweep.halving import Halving
 from umbel.training.trainee import Status, Trainee
-from umbel.training.window import Machine, take_window, validate
+from umbel.training.window import Machine, look, take_window
 
 SAVE_EVERY = 60.0
 """Seconds between checkpoints: what a crash costs at most, where saving is quick."""
@@ -32,10 +33,11 @@ class Loop:
         stop: Callable[[], str | None] = lambda: None,
         windows: int = 0,
         save_every: float = SAVE_EVERY,
+        halving: Halving | None = None,
     ) -> None:
         self.machine, self.trainees = machine, trainees
         self.observer, self.folder, self.stop = observer, folder, stop
-        self.windows, self.save_every = windows, save_every
+        self.windows, self.save_every, self.halving = windows, save_every, halving
         self._saved = time.monotonic()
         self._every = save_every
 
@@ -72,17 +74,29 @@ class Loop:
             self.observer.stepped(active[place], stepped)
         due = [trainee for trainee in active if trainee.active and trainee.due()]
         self._validate(due)
+        if self.halving is not None:
+            self._halve(active)
         for trainee in active:
             self._settle(trainee)
 
     def _validate(self, due: Sequence[Trainee]) -> None:
         if not due:
             return
-        before = [len(trainee.history) for trainee in due]
-        validate(self.machine, due)
-        for trainee, seen in zip(due, before, strict=True):
-            for found in trainee.history[seen:]:
-                self.observer.validated(trainee, found)
+        for trainee, found in look(self.machine, due):
+            trainee.validated(found)
+            self.observer.validated(trainee, found)
+
+    def _halve(self, active: Sequence[Trainee]) -> None:
+        """Asks the sweep who leaves. A look taken for this alone is none of the trainee's own validations."""
+        assert self.halving is not None
+        due = [trainee for trainee in active if self.halving.due(trainee)]
+        for trainee in due:
+            if trainee.history and trainee.history[-1].step == trainee.step:
+                trainee.rungs.append(trainee.history[-1])
+        for trainee, found in look(self.machine, [each for each in due if self.halving.due(each)]):
+            trainee.rungs.append(found)
+        for trainee in self.halving.leaving(self.trainees):
+            trainee.status = Status.DOMINATED
 
     def _settle(self, trainee: Trainee) -> None:
         if trainee.status is Status.FAILED:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from umbel.training.data.encode import Example
+from umbel.training.trunk.trunk import Cut
 
 PASS_TOKENS = 2048
 """Places of one pass, padding included: about 1.2 GB of activations on a backbone of 135M parameters."""
@@ -33,6 +34,8 @@ class Seat:
     """Places reserved before the text."""
     line: int | None = None
     """Which sequence of the pass it shares with others; None where it has one of its own."""
+    cut: Cut | None = None
+    """Where its kept states enter; rows of one pass enter at one place."""
 
     @property
     def length(self) -> int:
@@ -57,10 +60,19 @@ def pack(seats: Sequence[Seat], packing: Packing, most: Mapping[int, int | None]
     ``most`` is the largest number of rows of one adapter in a pass. A single row longer than ``packing.tokens`` gets
     a pass of its own.
     """
-    if packing.join:
-        return _joined(seats, packing, most or {})
+    cuts = dict.fromkeys(seat.cut for seat in seats)
+    return [part for cut in cuts for part in _pack([s for s in seats if s.cut == cut], packing, most or {})]
+
+
+def _pack(seats: Sequence[Seat], packing: Packing, most: Mapping[int, int | None]) -> list[list[Seat]]:
+    """Passes of seats of one cut."""
+    if seats[0].cut is not None and seats[0].cut.whole:  # a few numbers for each row: how long it is does not matter
+        parts = (seats[start : start + packing.tokens] for start in range(0, len(seats), packing.tokens))
+        return [sorted(part, key=lambda seat: seat.trainee) for part in parts]
+    if packing.join and seats[0].cut is None:  # kept states are of padded rows
+        return _joined(seats, packing, most)
     ordered = sorted(seats, key=lambda seat: -seat.length) if packing.bucket else list(seats)
-    passes = _fill([[seat] for seat in ordered], packing, most or {})
+    passes = _fill([[seat] for seat in ordered], packing, most)
     return [sorted((line[0] for line in each), key=lambda seat: seat.trainee) for each in passes]
 
 

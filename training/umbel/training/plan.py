@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,7 +16,11 @@ from umbel.training.data.source import balance
 from umbel.training.passes import Packing, pack, padding
 from umbel.training.schedule import TUNING_RATE
 from umbel.training.trainee import Trainee
+from umbel.training.trunk.choice import kept_bytes
 from umbel.training.tuning.memory import Held, held, lowest, saved_by_freezing
+
+if TYPE_CHECKING:
+    from umbel.training.sweep.halving import Halving
 
 _EFFICIENCY = 0.5
 """Of the machine's matrix products, what a whole step reaches; measured on two cores with a 135M backbone."""
@@ -71,6 +76,10 @@ class TaskPlan:
     """Of the backbone's own, those that are trained."""
     precision: str | None = None
     """Of a trained backbone."""
+    kept_layers: int = 0
+    """Layers whose result is computed once per row and kept."""
+    kept_bytes: int = 0
+    """What those results take on disk."""
     freezing_saves: Held | None = None
     """Memory that a training of the whole backbone would take beyond this one."""
 
@@ -86,6 +95,8 @@ class FitPlan:
     """Bytes at most, estimated: backbone, optimizer and the activations of one pass."""
     seconds: float
     """Estimated from this machine's speed at matrix products, validation included."""
+    sweep: "Halving | None" = None
+    """Who leaves when, where the tasks are the candidates of one."""
 
 
 def plan_fit(trainees: Sequence[Trainee], backbone: Backbone, packing: Packing) -> FitPlan:
@@ -99,6 +110,11 @@ def plan_fit(trainees: Sequence[Trainee], backbone: Backbone, packing: Packing) 
         memory=_memory(trainees, backbone, packing),
         seconds=_seconds(trainees, tasks, backbone, packing),
     )
+
+
+def of_sweep(plan: FitPlan, halving: "Halving") -> FitPlan:
+    """The plan of candidates that do not all train to their end."""
+    return replace(plan, seconds=plan.seconds * halving.runs / halving.field, sweep=halving)
 
 
 def plan_task(trainee: Trainee, backbone: Backbone, packing: Packing) -> TaskPlan:
@@ -134,6 +150,8 @@ def plan_task(trainee: Trainee, backbone: Backbone, packing: Packing) -> TaskPla
         backbone_parameters=sum(tensor.numel() for tensor in trainee.tuned.values()),
         precision=None if trainee.precision is None else trainee.precision.name,
         freezing_saves=_saved(trainee, backbone, packing),
+        kept_layers=0 if trainee.cut is None else trainee.cut.layer,
+        kept_bytes=0 if trainee.cut is None else kept_bytes(trainee, trainee.cut, backbone),
     )
 
 
@@ -169,7 +187,8 @@ def _memory(trainees: Sequence[Trainee], backbone: Backbone, packing: Packing) -
     share = max((_supervised_share(trainee) for trainee in trainees), default=0.0)
     widths = sum(sum(backbone.shape.linear(name)) for name in LINEARS) + 4 * backbone.shape.hidden
     logits = share * backbone.shape.vocab * (size + 8)
-    step = trains * (widths * backbone.shape.layers * size + logits)
+    layers = backbone.shape.layers * max((_above(trainee) for trainee in trainees), default=0.0)
+    step = trains * (widths * layers * size + logits)
     look = packing.tokens * logits
     return int(_PROGRAM + weights + optimizer + _SLACK * max(step, look))
 
@@ -198,22 +217,34 @@ def _supervised_share(trainee: Trainee) -> float:
 
 def _seconds(trainees: Sequence[Trainee], tasks: Sequence[TaskPlan], backbone: Backbone, packing: Packing) -> float:
     """A step costs 2 operations per weight and token forwards, and as many backwards for activations and for weights,
-    where those want a gradient."""
+    where those want a gradient. What is kept of the layers below an adapter costs once."""
     shape = backbone.shape
     body = sum(d_in * d_out for d_in, d_out in map(shape.linear, LINEARS)) * shape.layers
-    work = calls = 0.0
+    work = calls = steps = 0.0
     for trainee, plan in zip(trainees, tasks, strict=True):
-        per_token = 2 * (body + _supervised_share(trainee) * shape.vocab * shape.hidden)
-        looks = plan.steps / trainee.eval_every * sum(len(e.ids) for e in trainee.prepared.validation.examples)
-        work += per_token * ((1 + _backwards(trainee, backbone)) * plan.total_tokens / (1 - plan.padding) + looks)
-        calls = max(calls, plan.steps) + plan.total_tokens / packing.tokens
-    return work / (_EFFICIENCY * operations_per_second(backbone)) + calls * (shape.layers * _CALL + _STEP)
+        run = 1.0 if trainee.cut is None else 1 - trainee.cut.layer / shape.layers
+        head = _supervised_share(trainee) * shape.vocab * shape.hidden
+        held = sum(len(e.ids) for e in trainee.prepared.validation.examples)
+        trained = plan.total_tokens / (1 - plan.padding)
+        work += 2 * (body * run + head) * (trained + plan.steps / trainee.eval_every * held)
+        work += 2 * (body * _backwards(trainee, backbone) + head) * trained
+        work += 2 * body * (1 - run) * (min(plan.tokens, trained) + held)
+        calls = max(calls, plan.steps * run) + plan.total_tokens / packing.tokens * run
+        steps = max(steps, plan.steps)
+    seconds = work / (_EFFICIENCY * operations_per_second(backbone))
+    return seconds + calls * shape.layers * _CALL + steps * _STEP
+
+
+def _above(trainee: Trainee) -> float:
+    """Share of the layers that the adapter acts in or above."""
+    weights = trainee.adapter.weights
+    return 1 - weights.lowest_layer / weights.shape.layers
 
 
 def _backwards(trainee: Trainee, backbone: Backbone) -> float:
     """Work of the backward pass over that of the forward one."""
     if not trainee.tuned:
-        return 1.0
+        return _above(trainee)
     layers = backbone.shape.layers
     own = sum(tensor.numel() for name, tensor in trainee.tuned.items() if name.startswith("layers."))
     inside = sum(p.numel() for name, p in backbone.decoder.named_parameters() if name.startswith("layers."))

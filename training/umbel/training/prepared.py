@@ -1,7 +1,8 @@
 """A task with its data read, split and encoded: all that is known before the first step."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from umbel.backbone.backbone import Backbone
 from umbel.core.contract import Contract, Decoding, OutputHead
@@ -33,6 +34,28 @@ class Prepared:
     def test(self) -> list[Row]:
         """Rows to judge the finished adapter on."""
         return self.splits.test[: self.task.test_limit]
+
+
+class Preparing:
+    """``prepare`` for the tasks of one training: those on the same data, which differ in how they learn, share them."""
+
+    def __init__(self, backbone: Backbone, settings: Settings) -> None:
+        self.backbone, self.settings = backbone, settings
+        self._made: dict[str, Prepared] = {}
+
+    def __call__(self, task: Task) -> Prepared:
+        key = json.dumps({name: value for name, value in task.as_json().items() if name in OF_DATA})
+        if key not in self._made:
+            self._made[key] = prepare(task, self.backbone, self.settings)
+        return replace(self._made[key], task=task)
+
+
+OF_DATA = frozenset(field.name for field in fields(Task)) - {
+    *("name", "method", "options", "parent", "epochs", "steps", "batch_size", "micro_batch", "lr", "warmup", "decay"),
+    *("weight_decay", "clip", "seed", "trunk_cache", "eval_every", "patience"),
+    *("head_depth", "head_width", "head_activation", "head_dropout", "pooling"),
+}
+"""What of a task its rows, contract and metric hang on: all but how it learns."""
 
 
 def prepare(task: Task, backbone: Backbone, settings: Settings) -> Prepared:

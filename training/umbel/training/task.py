@@ -86,6 +86,9 @@ class Task:
     limit: int | None = None
     """Train on the first N rows only."""
 
+    trunk_cache: Literal["auto", "off"] = "auto"
+    """Keep what the layers below the adapter make of a row, where rows come again: the same learning, in less time."""
+
     validation: str | None = None
     """A file of its own for validation."""
     test: str | None = None

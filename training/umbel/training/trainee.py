@@ -26,12 +26,18 @@ from umbel.training.precision import Precision
 from umbel.training.prepared import Prepared
 from umbel.training.schedule import TUNING_RATE, Schedule, by_width, default_learning_rate
 from umbel.training.task import Task
+from umbel.training.trunk.trunk import Cut
+
+_AHEAD = 8
+"""Steps whose rows are prepared together: a stop waits for them."""
 
 
 class Status(StrEnum):
     TRAINING = "training"
     DONE = "done"
     STOPPED = "stopped early"
+    DOMINATED = "dominated"
+    """Others of its sweep were better at a rung."""
     FAILED = "failed"
 
 
@@ -64,10 +70,14 @@ class Trainee:
     """Id of its run in the run log."""
     best: dict[str, Tensor] = field(default_factory=dict)
     history: list[Validation] = field(default_factory=list)
+    rungs: list[Validation] = field(default_factory=list)
+    """What a sweep compared it by; no part of its own course."""
     losses: list[float] = field(default_factory=list)
     """Training loss of every step."""
     tokens: int = 0
     """Seen so far, padding not counted."""
+    cut: Cut | None = None
+    """Where the layers that no weight of this adapter bears on end, if their results are kept."""
     tuned: Mapping[str, Tensor] = field(default_factory=dict)
     """Parameters of the backbone's decoder that this task trains, by their names there; none on a frozen one."""
     precision: Precision | None = None
@@ -88,11 +98,21 @@ class Trainee:
         return min(self.history, key=lambda each: each.loss, default=None)
 
     def seats(self, index: int, examples: Sequence[Example]) -> list[Seat]:
-        return [Seat(index, example, self.adapter.weights.num_virtual) for example in examples]
+        return [Seat(index, example, self.adapter.weights.num_virtual, self.cut) for example in examples]
 
     def next_rows(self) -> list[Example]:
         """Rows of the step that comes."""
         return [self.prepared.train.examples[place] for place in self.batches.at(self.step)]
+
+    def coming_rows(self) -> list[Example]:
+        """Rows of the next few steps, for who prepares many at once."""
+        steps = range(self.step, min(self.step + _AHEAD, self.schedule.steps, self._epoch_end))
+        return [self.prepared.train.examples[place] for step in steps for place in self.batches.at(step)]
+
+    @property
+    def _epoch_end(self) -> int:
+        """``Batches`` holds one epoch's order at a time."""
+        return (self.step // self.batches.per_epoch + 1) * self.batches.per_epoch
 
     @property
     def trained(self) -> dict[str, Tensor]:

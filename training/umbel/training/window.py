@@ -6,7 +6,7 @@ adapter steps with its own optimizer.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,14 @@ from umbel.adapters.wear import dropout_of, fuse_all
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.checkpointing import KEEP_ALL, Checkpointing
 from umbel.core.errors import UmbelError
+from umbel.training.data.encode import Example
 from umbel.training.distributed.group import ALONE, Group
 from umbel.training.distributed.reduce import add_gradients
 from umbel.training.distributed.share import share
 from umbel.training.forward import run_pass
 from umbel.training.passes import Packing, Seat
 from umbel.training.trainee import Trainee, Validation
+from umbel.training.trunk.trunk import Cut, Trunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Machine:
     """Which activations the backward pass computes again instead of finding them kept."""
     group: Group = ALONE
     """The processes that share each step's rows."""
+    trunk: Trunk | None = None
+    """Keeps what the frozen layers made of a row; needed where a trainee has a cut."""
 
 
 def take_window(machine: Machine, trainees: Sequence[Trainee]) -> dict[int, Stepped]:
@@ -70,6 +74,7 @@ def take_window(machine: Machine, trainees: Sequence[Trainee]) -> dict[int, Step
 def _accumulate(machine: Machine, trainees: Sequence[Trainee]) -> tuple[list[float], list[int]]:
     """(mean loss of each, trainees whose loss is not finite); gradients are in the tensors afterwards."""
     rows = [trainee.next_rows() for trainee in trainees]
+    _fill(machine, [(trainee.cut, found, trainee.coming_rows) for trainee, found in zip(trainees, rows, strict=True)])
     masses = [sum(example.mass for example in found) for found in rows]
     seats = [seat for i, trainee in enumerate(trainees) for seat in trainee.seats(i, rows[i])]
     most = {i: trainee.task.micro_batch for i, trainee in enumerate(trainees)}
@@ -91,6 +96,15 @@ def _scaled(trainees: Sequence[Trainee], loss: Tensor) -> Tensor:
     return loss if scaler is None else scaler.scale(loss)
 
 
+def _fill(
+    machine: Machine, wanted: Sequence[tuple[Cut | None, Sequence[Example], Callable[[], Iterable[Example]]]]
+) -> None:
+    """Computes the frozen states that are not kept yet, for every trainee that has a cut."""
+    for cut, examples, ahead in wanted:
+        if cut is not None and machine.trunk is not None:
+            machine.trunk.fill(cut, examples, ahead)
+
+
 def _losses(
     machine: Machine, trainees: Sequence[Trainee], part: Sequence[Seat], masses: Sequence[float]
 ) -> dict[int, Tensor]:
@@ -98,7 +112,9 @@ def _losses(
     worn = fuse_all(adapters, dtype=machine.backbone.dtype)
     keys = _dropout_keys(trainees, part)
     keys = None if keys is None else keys.to(machine.backbone.device)
-    scores = run_pass(machine.backbone, adapters, worn, part, keys=keys, checkpointing=machine.checkpointing)
+    scores = run_pass(
+        machine.backbone, adapters, worn, part, keys=keys, checkpointing=machine.checkpointing, trunk=machine.trunk
+    )
     return {i: score.loss / masses[i] for i, score in scores.items()}
 
 
@@ -139,21 +155,22 @@ def _not_finite(trainee: Trainee, what: str) -> UmbelError:
 
 
 @torch.no_grad()
-def validate(machine: Machine, trainees: Sequence[Trainee]) -> None:
-    """Looks at the validation rows of all trainees that are due, in shared passes without gradients."""
+def look(machine: Machine, trainees: Sequence[Trainee]) -> list[tuple[Trainee, Validation]]:
+    """What the validation rows say of those that have any, in shared passes without gradients."""
     there = [trainee for trainee in trainees if trainee.prepared.validation.examples]
     if not there:
-        return
+        return []
     adapters = [trainee.adapter for trainee in there]
     worn = fuse_all(adapters, dtype=machine.backbone.dtype)
     seats = [seat for i, t in enumerate(there) for seat in t.seats(i, t.prepared.validation.examples)]
+    _fill(machine, [(trainee.cut, trainee.prepared.validation.examples, tuple) for trainee in there])
     sums = torch.zeros(4, len(there), dtype=torch.float64)
     for part in share(seats, machine.packing, machine.group):
-        for i, score in run_pass(machine.backbone, adapters, worn, part.seats).items():
+        for i, score in run_pass(machine.backbone, adapters, worn, part.seats, trunk=machine.trunk).items():
             if not part.ghost:
                 answered = 0 if score.right is None else int(score.right)
                 found = [float(score.loss), score.mass, answered, score.count]
                 sums[:, i] += torch.tensor(found, dtype=torch.float64)
     loss, mass, right, count = machine.group.add(sums.to(machine.backbone.device)).tolist()
-    for i, trainee in enumerate(there):
-        trainee.validated(Validation(trainee.step, loss[i] / mass[i], right[i] / count[i]))
+    told = [Validation(t.step, loss[i] / mass[i], right[i] / count[i]) for i, t in enumerate(there)]
+    return list(zip(there, told, strict=True))

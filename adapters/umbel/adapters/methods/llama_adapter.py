@@ -76,6 +76,10 @@ class LlamaAdapterWeights(Weights):
         }
         return cls(config, shape, tensors)
 
+    @property
+    def lowest_layer(self) -> int:
+        return adapted_layers(self.config, self.shape).start
+
     def fuse(self, layers: Sequence[Frozen] | None) -> Fused:
         """Gate [N, 1, 1] or [1, 1, 1]; in serving the prompt's keys and values [G, P, D], in training the prompt."""
         fused: Fused = {}

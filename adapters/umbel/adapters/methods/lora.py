@@ -204,6 +204,12 @@ class LoraWeights(Weights):
             tensors[name] = (torch.rand(size, generator=generator) * 2 - 1) * bound
         return cls(config, shape, tensors)
 
+    @property
+    def lowest_layer(self) -> int:
+        """By the tensors' own names: one that lies neither in a layer nor on lm_head may act on the embeddings."""
+        found = (_layer_of(name, self.shape.layers) for name in self.tensors)
+        return min(found, default=0)
+
     @torch.no_grad()
     def initialise(self, layers: Sequence[Frozen], run: Run, ends: Ends | None = None) -> None:
         """What replaces something of the backbone starts as that: magnitudes, biases, token rows and full copies."""
@@ -285,6 +291,13 @@ def adapted_norm(name: str, a_RD: Tensor, b_RE: Tensor, frozen: Frozen) -> Tenso
     a_RD, b_RE = a_RD.to(norm2.dtype), b_RE.to(norm2.dtype)
     squares = (a_RD @ a_RD.transpose(-1, -2)) @ b_RE
     return (norm2 + 2 * (wa_RE * b_RE).sum(-2) + (squares * b_RE).sum(-2)).clamp_min(0.0).sqrt()
+
+
+def _layer_of(name: str, layers: int) -> int:
+    if name.startswith("lm_head."):
+        return layers
+    inside = name.removeprefix("model.layers.")
+    return int(inside.split(".", 1)[0]) if inside != name else 0
 
 
 class LoraBatch(Batch):

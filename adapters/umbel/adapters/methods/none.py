@@ -27,6 +27,10 @@ class NoneWeights(Weights):
     def fresh(cls, config: NoneConfig, shape: BackboneShape, generator: torch.Generator) -> Self:
         return cls(config, shape, {})
 
+    @property
+    def lowest_layer(self) -> int:
+        return self.shape.layers
+
     def fuse(self, layers: Sequence[Frozen] | None) -> Fused:
         return {}
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from umbel.registry.records import Run
     from umbel.registry.registry import Registry
     from umbel.training import Task
+    from umbel.training.sweep.grid import Grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,15 @@ class Begun:
 
 
 def begin(
-    registry: "Registry", settings: Settings, tasks: "Sequence[Task] | None", run: str | None, backbone: str
+    registry: "Registry",
+    settings: Settings,
+    tasks: "Sequence[Task] | None",
+    run: str | None,
+    backbone: str,
+    sweep: "Grid | None" = None,
 ) -> Begun:
-    """Opens runs for ``tasks``, or takes up ``run``. Under torchrun, after a death, it goes on by itself."""
+    """Opens runs for ``tasks`` or a sweep's candidates, or takes up ``run``. Under torchrun, after a death, it goes on
+    by itself."""
     from umbel.training.taskfile import task_of
 
     run = run or _run_before_death(registry, settings)
@@ -45,7 +52,12 @@ def begin(
         tasks, runs = [task_of(_queued(registry, run).params)], [run]
     else:
         assert tasks is not None
-        runs = [registry.start(name=each.name, params=each.as_json(), seed=each.seed) for each in tasks]
+        names = [each.name for each in tasks]
+        if sweep is not None:
+            tasks = sweep.candidates
+            names = [sweep.task.name] * len(tasks)  # one of them is published under it
+        asked = zip(names, tasks, strict=True)
+        runs = [registry.start(name=name, params=each.as_json(), seed=each.seed) for name, each in asked]
     _note_for_restarts(settings, runs[0])
     return Begun(_new_folder(settings, runs, backbone), tasks, runs)
 

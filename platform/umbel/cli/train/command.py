@@ -14,6 +14,7 @@ from umbel.cli.train import spread
 from umbel.cli.train.begin import begin, folder_of, was_begun
 from umbel.cli.train.flags import load_parents, read_tasks, split_words
 from umbel.cli.train.launch import launch
+from umbel.cli.train.sweep import check_sweep, go_on, read_grid
 from umbel.core.errors import Interrupted, UmbelError
 from umbel.core.settings import Settings
 
@@ -36,6 +37,7 @@ app = typer.Typer(help="Train an adapter and publish it.")
         "umbel train --from mood:3 --data new-rows.jsonl",
         "umbel train --name stars --data reviews.csv --task classify --text-column review --label-column stars",
         "umbel train mood.toml --gate 'accuracy>=0.8, forgetting<=0.1'",
+        "umbel train mood.toml --sweep lr=1e-4,3e-4,1e-3 --sweep rank=4,8",
         "umbel train --resume run-01k9...",
         "umbel train mood.toml --nproc 2 --strategy fsdp",
         note="Every key of a task file is a flag, and so are the method's own options (--rank, --alpha, --targets, "
@@ -62,6 +64,10 @@ def train(
         typer.Option(
             help="Promote it if 'accuracy>=0.8, forgetting<=0.1' holds; else exit code 5.", metavar="CONDITIONS"
         ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="Try several values, keep the best: lr=1e-4,3e-4 (may be given again), or auto."),
     ] = None,
     parent: Annotated[
         str | None, typer.Option("--from", help="Continue from this version's weights.", metavar="NAME:N")
@@ -108,6 +114,7 @@ def train(
     flags = {**further, **{key: value for key, value in own.items() if value is not None}}
     settings = Settings.load()
     tasks = None if resume else read_tasks(files, flags)
+    check_sweep(sweep, tasks=None if tasks is None else len(tasks), queue=queue)
     say = say_to_stderr(quiet)
     if queue:
         return enqueue(tasks or [], as_json=as_json)
@@ -117,7 +124,7 @@ def train(
         named = backbone or _backbone_of(settings, resume)
         loaded = spread.load(settings, named, mates, dtype=dtype, device=device)
         more: dict[str, Any] = {"checkpointing": "full" if recompute else "none", "save_every": save_every}
-        trained = _train(registry, settings, loaded, tasks, resume, mates, quiet=quiet, pack=pack, **more)
+        trained = _train(registry, settings, loaded, tasks, resume, mates, sweep, quiet=quiet, pack=pack, **more)
         if not mates.group.leads:
             return None
         with _told_how_to_go_on(trained):
@@ -173,6 +180,7 @@ def _train(
     tasks: "Sequence[Task] | None",
     run: str | None,
     mates: "Mates",
+    sweep: Sequence[str] | None,
     *,
     quiet: bool,
     pack: bool,
@@ -181,25 +189,31 @@ def _train(
     from umbel.cli.train.interrupt import stopping
     from umbel.cli.train.watch import Watch
     from umbel.training import fit
-    from umbel.training import resume as resume_fit
     from umbel.training.observer import Observer
     from umbel.training.passes import Packing
     from umbel.training.runlog import OpenedRuns
+    from umbel.training.sweep.sweeping import sweep as train_sweep
 
     group = mates.group
     watch: Observer = Watch() if group.leads and not quiet else Observer()
     log = registry if group.leads else None
+    grid = read_grid(tasks[0], sweep, backbone) if tasks and sweep else None
     more: dict[str, Any] = {"observer": watch, "settings": settings, "group": group, **further}
     more["packing"] = Packing(join=pack)
     try:
         with stopping(told=group.leads) as stop:
-            begun = group.from_first(begin(registry, settings, tasks, run, backbone.name) if group.leads else None)
+            begun = group.from_first(
+                begin(registry, settings, tasks, run, backbone.name, grid) if group.leads else None
+            )
             assert begun is not None
             if begun.goes_on:
-                return resume_fit(backbone, begun.folder, run_log=log, stop=stop, **more)
-            parents = load_parents(registry, begun.tasks, backbone)
+                return go_on(backbone, begun.folder, run_log=log, stop=stop, **more)
+            more |= {"stop": stop, "folder": begun.folder}
+            more |= {"parents": load_parents(registry, tasks or begun.tasks, backbone)}
             opened = None if log is None else OpenedRuns(log, begun.runs)
-            return fit(backbone, begun.tasks, run_log=opened, stop=stop, parents=parents, folder=begun.folder, **more)
+            if grid is not None:
+                return [train_sweep(backbone, grid, run_log=opened, **more)]
+            return fit(backbone, begun.tasks, run_log=opened, **more)
     finally:
         if isinstance(watch, Watch):
             watch.close()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from umbel.cli.console import human_bytes, print_facts
+from umbel.cli.train.sweep import tell_sweep
 from umbel.core.errors import GateFailed, NotFound, Unavailable
 from umbel.core.protocols import VersionRef
 from umbel.core.wheels import Say
@@ -56,6 +57,7 @@ class Outcome:
             "effects": None if self.effects is None else {**asdict(self.effects), "backbone_sha256": trained.frozen},
             "serving": None if self.cost is None else asdict(self.cost),
             "gate": self.gate,
+            "sweep": None if trained.sweep is None else asdict(trained.sweep),
         }
 
     @property
@@ -248,6 +250,7 @@ def tell(outcome: Outcome, backbone: str) -> None:
         typer.echo(sentence)
     if outcome.gate is not None:
         typer.echo(f"gate {outcome.gate['wanted']}: {'passed' if outcome.gate['passed'] else 'not passed'}")
+    tell_sweep(trained.sweep)
     if version is not None:
         _tell_how(outcome, version, backbone)
 

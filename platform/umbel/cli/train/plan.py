@@ -7,14 +7,18 @@ from umbel.cli.console import human_bytes, human_count, human_seconds
 
 if TYPE_CHECKING:
     from umbel.training.plan import FitPlan, TaskPlan
+    from umbel.training.sweep.halving import Halving
 
 Facts = list[tuple[str, str]]
 
 
 def plan_lines(plan: "FitPlan") -> Iterator[str]:
     """One block per task, and one for the machine."""
-    for task in plan.tasks:
+    for task in plan.tasks if plan.sweep is None else plan.tasks[:1]:
         yield from _aligned(_task_facts(task))
+        yield ""
+    if plan.sweep is not None:
+        yield from _aligned(_sweep_facts(plan, plan.sweep))
         yield ""
     yield from _aligned(_machine_facts(plan))
 
@@ -30,6 +34,9 @@ def _task_facts(task: "TaskPlan") -> Facts:
     ]
     if task.freezing_saves is not None:
         facts[0:1] = list(_backbone_facts(task))
+    if task.kept_layers:
+        kept = f"what the first {task.kept_layers} layers make of a row, {human_bytes(task.kept_bytes)} (trunk_cache)"
+        facts.insert([name for name, _ in facts].index("tokens") + 1, ("computed once", kept))
     if task.balance:
         facts.insert([name for name, _ in facts].index("data") + 1, ("labels", _balance(task)))
     if task.leaks:
@@ -75,6 +82,13 @@ def _tokens(task: "TaskPlan") -> str:
 def _balance(task: "TaskPlan") -> str:
     total = max(1, sum(task.balance.values()))
     return ", ".join(f"{label} {count / total:.0%}" for label, count in task.balance.items())
+
+
+def _sweep_facts(plan: "FitPlan", sweep: "Halving") -> Facts:
+    from umbel.training.sweep.report import choice_text
+
+    tried = [(task.name, choice_text(choice)) for task, choice in zip(plan.tasks, sweep.choices, strict=True)]
+    return [("sweep", f"{sweep.field} configurations of the above; {sweep.rule}"), *tried]
 
 
 def _machine_facts(plan: "FitPlan") -> Facts:
