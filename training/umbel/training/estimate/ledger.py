@@ -1,10 +1,9 @@
 """Counts the bytes of tensors that live, as operations make them and as they are freed."""
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -13,19 +12,20 @@ from torch.utils._pytree import tree_leaves
 class Ledger(TorchDispatchMode):
     """Sees what is made while it is on, apart from ``known``: storages, each counted once, however many views it has.
 
-    Gradients are told apart from all else, since sharding divides them: ``peak`` is the largest sum over time of
-    activations and ``1 / shards`` of the gradients. Works on real tensors as on fake ones.
+    ``trained`` are the tensors that get a gradient, each with what a byte of it weighs: sharding divides gradients, and
+    masters may be wider than what is computed with. ``peak`` is the largest sum over time of activations and weighed
+    gradients. Works on real tensors as on fake ones.
     """
 
-    def __init__(self, known: Iterable[Tensor] = (), *, trained: Iterable[Tensor] = (), shards: int = 1) -> None:
+    def __init__(self, known: Iterable[Tensor], trained: Mapping[Tensor, float]) -> None:
         super().__init__()
-        self.activations = self.gradients = 0
-        self.peak = 0.0
-        self.shards = shards
+        self.activations = 0
+        self.gradients = self.peak = 0.0
         self._sizes: dict[int, int] = {}
-        self._gradients: set[int] = set()
-        self._known = {id(tensor.untyped_storage()) for tensor in known}
-        self._kept = list(known)  # an id is only one's own while one lives
+        self._weights: dict[int, float] = {}
+        self._storages = [tensor.untyped_storage() for tensor in known]  # held: an id is one's own only while one lives
+        self._known = {id(storage) for storage in self._storages}
+        self._trained = trained
         self._hooks = [tensor.register_post_accumulate_grad_hook(self._is_gradient) for tensor in trained]
 
     def __torch_dispatch__(
@@ -53,29 +53,24 @@ class Ledger(TorchDispatchMode):
 
     def _freed(self, key: int) -> None:
         size = self._sizes.pop(key)
-        if key in self._gradients:
-            self._gradients.discard(key)
-            self.gradients -= size
+        if key in self._weights:
+            self.gradients -= size * self._weights.pop(key)
         else:
             self.activations -= size
 
     def _is_gradient(self, tensor: Tensor) -> None:
         assert tensor.grad is not None
         key = id(tensor.grad.untyped_storage())
-        if key in self._sizes and key not in self._gradients:
-            self._gradients.add(key)
+        if key in self._sizes and key not in self._weights:
+            self._weights[key] = self._trained[tensor]
             self.activations -= self._sizes[key]
-            self.gradients += self._sizes[key]
+            self.gradients += self._sizes[key] * self._weights[key]
         self._look()
 
     def _look(self) -> None:
-        self.peak = max(self.peak, self.activations + self.gradients / self.shards)
+        self.peak = max(self.peak, self.activations + self.gradients)
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
     """Of distinct storages."""
     return sum({id(storage): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}.values())
-
-
-FAKE = torch.device("cpu")
-"""Fake tensors say they are on the CPU, so that the operations are those of the CPU."""

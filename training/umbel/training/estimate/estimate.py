@@ -1,0 +1,111 @@
+"""Bytes of each process, for one strategy: what it holds all the time, and what one step adds at most."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from umbel.backbone.units import Unit, meta_decoder, plan_units
+from umbel.training.distributed.strategy import Strategy
+from umbel.training.estimate.step import fake_step
+from umbel.training.estimate.work import Work
+
+MOMENTS = 2
+"""AdamW's states per trained parameter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """A unit of the wrap policy, and what all its processes hold of it for a moment."""
+
+    name: str
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Tensors of the process that holds most; Python and torch take about 0.6 GB beside them."""
+
+    parameters: int
+    """Of the backbone."""
+    trained: int
+    """Parameters that are trained, adapter and output head included."""
+    weights: int
+    gradients: int
+    optimizer: int
+    best: int
+    """The copy of the best weights so far, in CPU memory."""
+    activations: int
+    """When a forward pass is over."""
+    gathered: int
+    """Whole units beside the shards, at most; and the casts of mixed precision on one device."""
+    peak: int
+    """The most of all that at one time, which is less than the sum: activations go as gradients come."""
+    units: tuple[Gathered, ...]
+    """Of a sharded backbone."""
+
+    @property
+    def states(self) -> int:
+        """Weights, gradients and optimizer: what the usual arithmetic counts."""
+        return self.weights + self.gradients + self.optimizer
+
+
+def estimate(work: Work, strategy: Strategy) -> Estimate:
+    """``work.rows`` are those of one process; sharding leaves activations alone."""
+    decoder = meta_decoder(work.config)
+    sizes = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
+    shards = strategy.shards
+    frozen = sum(_share(size, shards) for name, size in sizes.items() if name not in work.trained)
+    trained = sum(_share(size, shards) for name, size in sizes.items() if name in work.trained)
+    wide, narrow = work.masters.itemsize, work.compute.itemsize
+    step = fake_step(work, gradient_weight=wide / narrow / shards)
+    units = _units(work, strategy, plan_units(decoder, strategy.wrap)) if strategy.sharded else ()
+    passing = _passing(work, strategy, units, sizes)
+    gradients = trained * wide + step.trained
+    held = frozen * narrow + trained * wide + step.adapter + MOMENTS * gradients
+    best = trained * narrow + step.adapter
+    return Estimate(
+        parameters=sum(map(_numel, sizes.values())),
+        trained=sum(_numel(size) for name, size in sizes.items() if name in work.trained) + step.trained // 4,
+        weights=frozen * narrow + trained * wide + step.adapter,
+        gradients=gradients,
+        optimizer=MOMENTS * gradients,
+        best=best,
+        activations=step.activations,
+        gathered=passing,
+        peak=held + best + passing + step.peak,
+        units=units,
+    )
+
+
+def _numel(size: Iterable[int]) -> int:
+    return int(torch.Size(size).numel())
+
+
+def _share(size: tuple[int, ...], shards: int) -> int:
+    """Parameters of the largest of the parts that rows are cut into."""
+    rows = -(-size[0] // shards)
+    return rows * _numel(size[1:])
+
+
+def _units(work: Work, strategy: Strategy, units: list[Unit]) -> tuple[Gathered, ...]:
+    return tuple(
+        Gathered(name=unit.name, parameters=unit.parameters, bytes=unit.parameters * work.compute.itemsize)
+        for unit in units
+    )
+
+
+def _passing(
+    work: Work, strategy: Strategy, units: tuple[Gathered, ...], sizes: dict[str, tuple[int, ...]]
+) -> int:
+    """Beside what is held: the root, a unit in use and the next that is on its way, and a unit's whole gradient before
+    it is cut (twice: as it is computed and as it is sent). Without sharding, only casts."""
+    if not units:
+        cast = work.masters != work.compute
+        return sum(_numel(size) for name, size in sizes.items() if name in work.trained) * work.compute.itemsize * cast
+    *inner, root = units
+    largest = max((unit.bytes for unit in inner), default=0)
+    whole = sum(unit.bytes for unit in inner) if not strategy.regather else min(2, len(inner)) * largest
+    gradient = 2 * max(largest, root.bytes) if work.trained else 0
+    return root.bytes + whole + gradient

@@ -1,0 +1,89 @@
+"""One step of the real code on tensors without bytes: what lives when."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from umbel.adapters.adapter import Adapter, fresh_adapter
+from umbel.adapters.wear import fuse_all
+from umbel.backbone.backbone import Backbone
+from umbel.backbone.decoder import Decoder
+from umbel.backbone.fingerprint import Identity
+from umbel.core.contract import Contract, OutputHead
+from umbel.training.data.encode import Example
+from umbel.training.estimate.ledger import Ledger, nbytes
+from umbel.training.estimate.work import Work
+from umbel.training.forward import run_pass
+from umbel.training.passes import Seat
+from umbel.training.trainee import trained_tensors
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class StepBytes:
+    """Beside weights, which are there before and after."""
+
+    activations: int
+    """When the forward pass is over."""
+    peak: int
+    """Most of activations and gradients together."""
+    adapter: int
+    """Of the adapter's own tensors, output head included."""
+    trained: int
+    """Of those of them that are trained."""
+
+
+def fake_step(work: Work, *, gradient_weight: float = 1.0) -> StepBytes:
+    """Runs on fake tensors that say they are on the CPU, so the operations are the CPU's.
+
+    ``gradient_weight`` is what a byte of the decoder's gradients weighs; an adapter's weigh 1.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        decoder = Decoder(work.config, work.compute, CPU)
+        adapter = _adapter(work)
+        return measure(work, decoder, adapter, gradient_weight=gradient_weight)
+
+
+def measure(work: Work, decoder: Decoder, adapter: Adapter, *, gradient_weight: float = 1.0) -> StepBytes:
+    """The same on any decoder and adapter, real ones too."""
+    own = list(trained_tensors(adapter).values())
+    theirs = [parameter for name, parameter in decoder.named_parameters() if name in work.trained]
+    for tensor in [*own, *theirs]:
+        tensor.requires_grad_()
+    known = [*decoder.parameters(), *decoder.buffers(), *adapter.tensors.values()]
+    ledger = Ledger(known, {**dict.fromkeys(own, 1.0), **dict.fromkeys(theirs, gradient_weight)})
+    with ledger:
+        loss = _loss(work, decoder, adapter)
+        activations = ledger.activations
+        loss.backward()  # type: ignore[no-untyped-call]
+    ledger.close()
+    return StepBytes(activations, int(ledger.peak), nbytes(adapter.tensors.values()), nbytes(own))
+
+
+def _loss(work: Work, decoder: Decoder, adapter: Adapter) -> Tensor:
+    nobody = Identity("", "", "")
+    backbone = Backbone("", Path(), work.config, decoder, None, nobody)  # type: ignore[arg-type] # no text is read
+    seats = [Seat(0, _example(work, index), adapter.weights.num_virtual) for index in range(work.rows)]
+    worn = fuse_all([adapter], dtype=work.compute)
+    scores = run_pass(backbone, [adapter], worn, seats, recompute=work.checkpointing == "full")
+    return torch.stack([score.loss for score in scores.values()]).sum()
+
+
+def _example(work: Work, index: int) -> Example:
+    ids = np.ones(work.length, dtype=np.int32)
+    spoken = None
+    if work.output_head is OutputHead.GENERATE:
+        spoken = np.arange(work.length) >= work.length - min(work.answer, work.length - 1)
+    words = (0,) if work.output_head is OutputHead.TAG else ()
+    return Example(index, ids, spoken, (0.0,), words)
+
+
+def _adapter(work: Work) -> Adapter:
+    labels = ("a", "b") if work.output_head in (OutputHead.CLASSIFY, OutputHead.TAG) else ()
+    contract = Contract(output_head=work.output_head, labels=labels)
+    return fresh_adapter(work.method, dict(work.options), contract, work.config.shape, backbone="", seed=0)

@@ -1,0 +1,63 @@
+"""What is to be estimated: a backbone by its numbers, what is trained on it, and the rows of one pass."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from umbel.backbone.config import BackboneConfig
+from umbel.core.contract import OutputHead
+from umbel.core.errors import ConfigError
+from umbel.core.shape import BackboneShape
+
+_HEAD = 128
+"""Width of an attention head, and hidden features per layer: Llama 2 and 3 are about that deep for their width."""
+_VOCAB = 32_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One process's part of one step."""
+
+    config: BackboneConfig
+    trained: frozenset[str] = frozenset()
+    """The decoder's own parameters that are trained, by their names there."""
+    masters: torch.dtype = torch.float32
+    """Of those, their gradients and the optimizer's state."""
+    compute: torch.dtype = torch.float32
+    """Of frozen weights and of activations."""
+    method: str = "none"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    output_head: OutputHead = OutputHead.GENERATE
+    rows: int = 1
+    """Of one forward pass of one process."""
+    length: int = 512
+    """Tokens of each row."""
+    answer: int = 128
+    """Of these, tokens with a loss, where the output head generates."""
+    checkpointing: str = "none"
+
+
+def llama_of(parameters: float) -> BackboneConfig:
+    """A Llama of about so many parameters, as deep for its width as Llama 2 and 3 are. Raises ConfigError."""
+    layers = max(1, round((parameters / (12 * _HEAD**2)) ** (1 / 3)))
+    hidden = _HEAD * layers
+    rest = parameters - _VOCAB * hidden - layers * (4 * hidden**2 + 2 * hidden) - hidden
+    intermediate = int(rest / (3 * hidden * layers))
+    if intermediate < 1:
+        raise ConfigError(
+            f"there is no Llama with {parameters:.3g} parameters: its embeddings alone would have more.",
+            param="parameters",
+            hint="give at least 20e6, or a folder with a config.json",
+        )
+    shape = BackboneShape(
+        hidden=hidden,
+        layers=layers,
+        heads=layers,
+        kv_heads=layers,
+        head_dim=_HEAD,
+        intermediate=intermediate,
+        vocab=_VOCAB,
+    )
+    return BackboneConfig(family="llama", shape=shape, norm_eps=1e-5, rope_theta=10_000.0, max_positions=1 << 20)
