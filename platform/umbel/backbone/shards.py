@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 from umbel.backbone.config import inverse_frequencies
 from umbel.backbone.decoder import Decoder, Layer
 from umbel.backbone.fingerprint import weight_files
+from umbel.backbone.installed import CHANGED_FILE, parent_folder
 from umbel.backbone.pieces import Piece, pieces
 from umbel.core.errors import ConfigError
 from umbel.core.shape import LINEARS
@@ -32,11 +33,17 @@ def fill(decoder: Decoder, folder: Path, device: torch.device) -> None:
     frequencies = decoder.get_buffer("inverse_frequencies")
     frequencies.copy_(torch.tensor(inverse_frequencies(decoder.config), dtype=frequencies.dtype))
     with ExitStack() as stack:
-        files = [stack.enter_context(safe_open(file, framework="pt")) for file in weight_files(folder)]
+        files = [stack.enter_context(safe_open(file, framework="pt")) for file in _files(folder)]
         tensors = {name: file.get_slice(name) for file in files for name in file.keys()}  # noqa: SIM118
         for name, parameter in decoder.named_parameters():
             for piece in pieces(decoder.config.shape, name):
                 _fill_piece(parameter, piece, tensors, folder)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Changed tensors come last, in place of their parent's."""
+    changed = folder / CHANGED_FILE
+    return [*_files(parent_folder(folder)), changed] if changed.is_file() else weight_files(folder)
 
 
 def note_row_norms(decoder: Decoder) -> None:

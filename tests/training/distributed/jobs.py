@@ -6,11 +6,15 @@ from typing import Any
 
 import torch
 
+from umbel.backbone.loading import checkpoint_views
+from umbel.backbone.shards import own_rows
 from umbel.core.settings import Settings
-from umbel.training import Task, fit
+from umbel.training import Task, fit, tune
 from umbel.training.distributed.group import Group, joined
 from umbel.training.distributed.load import load_frozen
 from umbel.training.distributed.strategy import Strategy
+from umbel.training.tuning.tune import resume_tuning, start
+from umbel.training.window import take_window
 
 
 def train(group: Group, folder: str, home: str, tasks: list[Task], strategy: str, **more: Any) -> list[dict[str, Any]]:
@@ -27,6 +31,56 @@ def train(group: Group, folder: str, home: str, tasks: list[Task], strategy: str
         }
         for each in found
     ]
+
+
+def own(group: Group, folder: str, home: str, task: Task, strategy: str, **more: Any) -> dict[str, Any]:
+    """``tune`` over the group: what came out."""
+    wrap, dtype, reads = more.pop("wrap", "layer"), more.pop("dtype", "fp64"), more.pop("resumes", None)
+    spread = Strategy.read(strategy, group.size, wrap=wrap)
+    backbone = load_frozen(Path(folder), spread, group, dtype=dtype)
+    given = {"settings": Settings.load(Path(home)), "group": group, "strategy": spread, **more}
+    found = tune(backbone, task, **given) if reads is None else resume_tuning(backbone, Path(reads), **given)
+    return {
+        "backbone": checkpoint_views(found.backbone.decoder) if group.leads else {},
+        "fingerprint": found.backbone.fingerprint,
+        "head": {} if found.trained.adapter is None else found.trained.adapter.tensors,
+        "losses": found.trained.losses,
+    }
+
+
+def many(group: Group, jobs: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+    """Several jobs one after the other: starting processes takes longer than most of them."""
+    return [globals()[name](group, **given) for name, given in jobs]
+
+
+def held(group: Group, folder: str, home: str, task: Task, strategy: str) -> dict[str, Any]:
+    """Bytes of this process's own parts while it steps, of trained and of frozen parameters."""
+    spread = Strategy.read(strategy, group.size)
+    backbone = load_frozen(Path(folder), spread, group)
+    machine, trainee = start(backbone, task, Settings.load(Path(home)), group=group, strategy=spread)
+    found: dict[str, Any] = {}
+
+    def look(*_: Any) -> None:
+        tuned = [each for each in machine.backbone.decoder.parameters() if each.requires_grad]
+        frozen = [each for each in machine.backbone.decoder.parameters() if not each.requires_grad]
+        states = trainee.optimizer.state
+        found["parameters"], found["frozen"] = _local(tuned), _local(frozen)
+        found["gradients"] = _local([each.grad for each in tuned])
+        found["frozen_gradients"] = len([each for each in frozen if each.grad is not None])
+        found["optimizer"] = _local([states[each][key] for each in tuned for key in ("exp_avg", "exp_avg_sq")])
+        found["states"] = len(states)
+        found["tuned"] = len(tuned)
+
+    take_window(machine, [trainee])  # the optimizer has its states afterwards
+    trainee.optimizer.register_step_pre_hook(look)
+    take_window(machine, [trainee])
+    return found
+
+
+def _local(tensors: Any) -> int:
+    """Bytes; a unit's gradients lie in one storage, which counts once."""
+    storages = [own_rows(tensor)[0].untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 if __name__ == "jobs":

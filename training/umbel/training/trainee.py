@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from umbel.adapters import catalog
 from umbel.adapters.adapter import Adapter, fresh_adapter
@@ -21,6 +22,7 @@ from umbel.backbone.decoder import Layer, Step
 from umbel.core.errors import ConfigError, UmbelError
 from umbel.training.batches import Batches
 from umbel.training.data.encode import Example
+from umbel.training.distributed.clip import clip
 from umbel.training.passes import Seat
 from umbel.training.precision import Precision
 from umbel.training.prepared import Prepared
@@ -133,7 +135,7 @@ class Trainee:
         limit = self.task.clip or float("inf")
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        norm = clip(parameters, limit)
         if norm == norm and norm != float("inf"):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.schedule.at(self.step)
@@ -170,6 +172,8 @@ class Trainee:
         """The backbone's are kept as they will be served: half the bytes under bf16-mixed."""
         if self.precision is None or name in self.adapter.tensors:
             return tensor.clone()
+        if isinstance(tensor, DTensor):  # a shard stays where its mesh is
+            return tensor.to(self.precision.compute, copy=True)
         return tensor.to("cpu", self.precision.compute, copy=True)
 
     def _patience_is_over(self) -> bool:
@@ -306,7 +310,11 @@ def runner(backbone: Backbone) -> Run:
 
 def _optimizer(tensors: Sequence[Tensor], lr: float, weight_decay: float) -> torch.optim.AdamW:
     groups = [
-        {"params": [tensor for tensor in tensors if tensor.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [tensor for tensor in tensors if tensor.dim() < 2], "weight_decay": 0.0},
+        {
+            "params": [t for t in tensors if (t.dim() >= 2) is matrices and isinstance(t, DTensor) is sharded],
+            "weight_decay": weight_decay if matrices else 0.0,
+        }
+        for matrices in (True, False)
+        for sharded in (True, False)  # one fused update takes tensors of one kind
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)

@@ -21,9 +21,10 @@ from umbel.training.data.encode import Example
 from umbel.training.distributed.group import ALONE, Group
 from umbel.training.distributed.reduce import add_gradients
 from umbel.training.distributed.share import share
+from umbel.training.distributed.strategy import travel
 from umbel.training.forward import run_pass
 from umbel.training.passes import Packing, Seat
-from umbel.training.trainee import Trainee, Validation
+from umbel.training.trainee import Trainee, Validation, trained_tensors
 from umbel.training.trunk.trunk import Cut, Trunk
 
 
@@ -79,14 +80,16 @@ def _accumulate(machine: Machine, trainees: Sequence[Trainee]) -> tuple[list[flo
     seats = [seat for i, trainee in enumerate(trainees) for seat in trainee.seats(i, rows[i])]
     most = {i: trainee.task.micro_batch for i, trainee in enumerate(trainees)}
     means = torch.zeros(len(trainees), dtype=torch.float64)
-    for part in share(seats, machine.packing, machine.group, most):
+    parts = share(seats, machine.packing, machine.group, most)
+    for number, part in enumerate(parts, start=1):
+        travel(machine.backbone.decoder, last=number == len(parts))
         losses = _losses(machine, trainees, part.seats, masses)
         weight = 0.0 if part.ghost else 1.0
         _scaled(trainees, torch.stack(list(losses.values())).sum() * weight).backward()  # type: ignore[no-untyped-call]
         for i, loss in losses.items():
             means[i] += weight * float(loss.detach())
     found = machine.group.add(means.to(machine.backbone.device)).tolist()
-    add_gradients([tensor for trainee in trainees for tensor in trainee.trained.values()], machine.group)
+    add_gradients([each for trainee in trainees for each in trained_tensors(trainee.adapter).values()], machine.group)
     return found, [i for i, mean in enumerate(found) if not math.isfinite(mean)]
 
 

@@ -1,18 +1,25 @@
 """A backbone as one process of a group holds it: whole under ddp, its own shards under fsdp."""
 
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.config import read_config
+from umbel.backbone.decoder import Decoder
 from umbel.backbone.fingerprint import Identity, identity
 from umbel.backbone.loading import load_backbone, torch_dtype
 from umbel.backbone.shards import fill, note_row_norms
 from umbel.backbone.tokenizer import load_tokenizer
 from umbel.backbone.units import meta_decoder
+from umbel.core.errors import ConfigError
 from umbel.training.distributed.group import Group, own_device
-from umbel.training.distributed.strategy import Strategy, mesh_of, reach_every_layer, shard
+from umbel.training.distributed.strategy import Strategy, add_up, mesh_of, reach_every_layer, shard
+from umbel.training.precision import Precision
 
 
 def load_frozen(
@@ -36,6 +43,39 @@ def load_frozen(
         tokenizer=load_tokenizer(folder),
         identity=_identity(folder, group),
     )
+
+
+def load_own(
+    backbone: Backbone, chosen: Collection[str], precision: Precision, strategy: Strategy, group: Group
+) -> Backbone:
+    """``backbone`` again, from its folder, in parts whose ``chosen`` parameters are masters that want gradients.
+
+    Under ddp each process is a part of its own: the same engine, with all weights in it. Raises ConfigError for fp16,
+    whose scaled losses are of one device.
+    """
+    if precision.scaled:
+        raise ConfigError("fp16-mixed trains on one device only.", param="precision", hint="use bf16-mixed")
+    decoder = meta_decoder(backbone.config, precision.compute)
+    for name, parameter in decoder.named_parameters():
+        if name in chosen:
+            parameter.data = parameter.data.to(precision.masters)
+            parameter.requires_grad_()
+    policy = MixedPrecisionPolicy(param_dtype=precision.compute, reduce_dtype=precision.reduce)
+    shard(decoder, strategy, mesh_of(strategy, group.size, backbone.device), policy)
+    add_up(decoder)
+    fill(decoder, backbone.folder, torch.device("cpu") if strategy.offload else backbone.device)
+    return replace(backbone, decoder=decoder)
+
+
+@torch.no_grad()
+def gathered(backbone: Backbone, dtype: torch.dtype, group: Group) -> Backbone:
+    """The first process gets a whole copy in CPU memory, in ``dtype``, tensor by tensor; the others keep their parts."""
+    whole = Decoder(backbone.config, dtype, torch.device("cpu")) if group.leads else None
+    for name, parameter in backbone.decoder.named_parameters():
+        full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        if whole is not None:
+            whole.get_parameter(name).copy_(full)
+    return backbone if whole is None else replace(backbone, decoder=whole)
 
 
 def _identity(folder: Path, group: Group) -> Identity:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from umbel.backbone.decoder import Decoder
 from umbel.backbone.units import Unit, plan_units
@@ -36,6 +36,7 @@ class Strategy:
 
     @property
     def sharded(self) -> bool:
+        """Whether no process holds all weights."""
         return self.name.startswith(("fsdp", "hsdp"))
 
     @classmethod
@@ -55,6 +56,10 @@ class Strategy:
         if shards < 1 or size % shards:
             raise _invalid(name, f"{size} processes do not fall into groups of {shards}; N must divide {size}")
         return cls(name, shards, True, wrap, offload)
+
+
+ONE = Strategy()
+"""Of a single process."""
 
 
 def mesh_of(strategy: Strategy, size: int, device: torch.device) -> DeviceMesh:
@@ -84,6 +89,23 @@ def shard(
     # the logits are a view, which nobody writes into; a copy would cost as many bytes again
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     return units
+
+
+def add_up(decoder: Decoder) -> None:
+    """Gradients of sharded parameters are summed: each loss is divided by what the whole group's rows weigh."""
+    for module in decoder.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+
+
+def travel(decoder: nn.Module, *, last: bool) -> None:
+    """Between groups (ddp, hsdp) gradients travel in a step's last pass only.
+
+    Inside a group each pass cuts them into parts: later would mean that every process keeps the whole of them.
+    """
+    if isinstance(decoder, FSDPModule):
+        decoder.set_requires_all_reduce(last)
 
 
 def reach_every_layer(decoder: Decoder) -> None:

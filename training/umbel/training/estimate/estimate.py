@@ -96,9 +96,7 @@ def _units(work: Work, strategy: Strategy, units: list[Unit]) -> tuple[Gathered,
     )
 
 
-def _passing(
-    work: Work, strategy: Strategy, units: tuple[Gathered, ...], sizes: dict[str, tuple[int, ...]]
-) -> int:
+def _passing(work: Work, strategy: Strategy, units: tuple[Gathered, ...], sizes: dict[str, tuple[int, ...]]) -> int:
     """Beside what is held: the root, a unit in use and the next that is on its way, and a unit's whole gradient before
     it is cut (twice: as it is computed and as it is sent). Without sharding, only casts."""
     if not units:

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from umbel.adapters.adapter import Adapter, fresh_adapter
 from umbel.adapters.wear import fuse_all
 from umbel.backbone.backbone import Backbone
+from umbel.backbone.checkpointing import Checkpointing
 from umbel.backbone.decoder import Decoder
 from umbel.backbone.fingerprint import Identity
 from umbel.core.contract import Contract, OutputHead
@@ -70,7 +71,7 @@ def _loss(work: Work, decoder: Decoder, adapter: Adapter) -> Tensor:
     backbone = Backbone("", Path(), work.config, decoder, None, nobody)  # type: ignore[arg-type] # no text is read
     seats = [Seat(0, _example(work, index), adapter.weights.num_virtual) for index in range(work.rows)]
     worn = fuse_all([adapter], dtype=work.compute)
-    scores = run_pass(backbone, [adapter], worn, seats, recompute=work.checkpointing == "full")
+    scores = run_pass(backbone, [adapter], worn, seats, checkpointing=Checkpointing.parse(work.checkpointing))
     return torch.stack([score.loss for score in scores.values()]).sum()
 
 

@@ -14,7 +14,11 @@ from umbel.core.errors import ConfigError
 from umbel.core.protocols import RunLog
 from umbel.core.settings import Settings
 from umbel.training import checkpoint
+from umbel.training.distributed.group import ALONE, Group
+from umbel.training.distributed.load import gathered, load_own
+from umbel.training.distributed.strategy import ONE, Strategy
 from umbel.training.fitting import RunLogs, Stop, TrainedAdapter, check_dense, train_all
+from umbel.training.loop import SAVE_EVERY
 from umbel.training.observer import Observer
 from umbel.training.passes import Packing
 from umbel.training.precision import Caster, Precision, precision_of
@@ -22,7 +26,7 @@ from umbel.training.prepared import prepare
 from umbel.training.task import Task
 from umbel.training.trainee import Trainee, trainee_of
 from umbel.training.tuning.derived import derive
-from umbel.training.tuning.own import own_backbone, trained_parameters, trained_tensors
+from umbel.training.tuning.own import chosen_parameters, own_backbone, trained_parameters, trained_tensors
 from umbel.training.window import Machine
 
 
@@ -51,17 +55,21 @@ def tune(
     packing: Packing | None = None,
     checkpointing: str = "none",
     precision: Precision | None = None,
+    group: Group = ALONE,
+    strategy: Strategy = ONE,
+    save_every: float = SAVE_EVERY,
 ) -> Tuned:
     """Trains what ``task.train`` selects. ``folder`` keeps checkpoints, and going on from one is ``resume_tuning``.
 
     ``precision`` stands in for the task's own where a program wants one without a name. Raises ConfigError,
-    Interrupted as ``fit`` does.
+    Interrupted as ``fit`` does. In a ``group`` every process calls this alike, and the first one alone gets the derived
+    backbone: the others get what they trained of it.
     """
     settings = settings or Settings.load()
-    machine, trainee = start(backbone, task, settings, packing, checkpointing, precision, parent)
+    machine, trainee = start(backbone, task, settings, packing, checkpointing, precision, parent, group, strategy)
     log = RunLogs(run_log, [task])
     trainee.run = log.runs[0]
-    return _finish(machine, trainee, log, folder, observer, stop)
+    return _finish(machine, trainee, log, folder, observer, stop, save_every)
 
 
 def resume_tuning(
@@ -75,15 +83,18 @@ def resume_tuning(
     packing: Packing | None = None,
     checkpointing: str = "none",
     precision: Precision | None = None,
+    group: Group = ALONE,
+    strategy: Strategy = ONE,
+    save_every: float = SAVE_EVERY,
 ) -> Tuned:
     """Goes on from a folder's newest checkpoint; the result has the same bytes as a run that was never stopped."""
     settings = settings or Settings.load()
     saved = checkpoint.newest(folder)
     (task,) = checkpoint.read_tasks(saved)
-    machine, trainee = start(backbone, task, settings, packing, checkpointing, precision)
+    machine, trainee = start(backbone, task, settings, packing, checkpointing, precision, None, group, strategy)
     windows = checkpoint.load(saved, [trainee])
     log = RunLogs(run_log, [task], runs=checkpoint.read_runs(saved))
-    return _finish(machine, trainee, log, folder, observer, stop, windows)
+    return _finish(machine, trainee, log, folder, observer, stop, save_every, windows)
 
 
 def start(
@@ -94,6 +105,8 @@ def start(
     checkpointing: str = "none",
     precision: Precision | None = None,
     parent: Adapter | None = None,
+    group: Group = ALONE,
+    strategy: Strategy = ONE,
 ) -> tuple[Machine, Trainee]:
     """A copy of the backbone that is ready to train, and the task on it at step 0.
 
@@ -106,9 +119,13 @@ def start(
     check_dense(backbone)
     chosen = precision or precision_of(task.precision, backbone=backbone.dtype, device=backbone.device)
     prepared = prepare(task, backbone, settings)
-    own = own_backbone(backbone, task.selection, chosen)
+    if group.size > 1:
+        names = chosen_parameters(backbone.decoder, task.selection)
+        own = load_own(backbone, names, chosen, strategy, group)
+    else:
+        own = own_backbone(backbone, task.selection, chosen)
     trainee = trainee_of(prepared, own, parent, tuned=trained_parameters(own.decoder), precision=chosen)
-    return Machine(own, packing or Packing(), Checkpointing.parse(checkpointing)), trainee
+    return Machine(own, packing or Packing(), Checkpointing.parse(checkpointing), group), trainee
 
 
 def _finish(
@@ -118,16 +135,20 @@ def _finish(
     folder: Path | None,
     observer: Observer | None,
     stop: Stop | None,
+    save_every: float,
     windows: int = 0,
 ) -> Tuned:
     assert trainee.precision is not None
-    own, changed = machine.backbone, frozenset(trained_tensors(machine.backbone.decoder))
-    caster = Caster(own.decoder, trainee.precision)
+    own, changed, group = machine.backbone, frozenset(trained_tensors(machine.backbone.decoder)), machine.group
+    caster = Caster(own.decoder, trainee.precision) if group.size == 1 else None  # FSDP2 casts by itself
     (trained,) = train_all(
-        machine, [trainee.task], [trainee], log, folder=folder, observer=observer, stop=stop, windows=windows
-    )
-    caster.remove()
+        machine, [trainee.task], [trainee], log,
+        folder=folder, observer=observer, stop=stop, windows=windows, save_every=save_every,
+    )  # fmt: skip
+    if caster is not None:
+        caster.remove()
     assert trained.adapter is not None
-    backbone = derive(own, trainee.precision.compute, task=trainee.task.name)
+    whole = own if group.size == 1 else gathered(own, trainee.precision.compute, group)
+    backbone = derive(whole, trainee.precision.compute, task=trainee.task.name) if group.leads else whole
     bound = replace(trained, adapter=replace(trained.adapter, backbone=backbone.fingerprint))
     return Tuned(backbone=backbone, changed=changed, trained=bound)
