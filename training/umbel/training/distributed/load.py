@@ -69,7 +69,7 @@ def load_own(
 
 @torch.no_grad()
 def gathered(backbone: Backbone, dtype: torch.dtype, group: Group) -> Backbone:
-    """The first process gets a whole copy in CPU memory, in ``dtype``, tensor by tensor; the others keep their parts."""
+    """The first process gets a whole copy in CPU memory, in ``dtype``, tensor by tensor; others keep their parts."""
     whole = Decoder(backbone.config, dtype, torch.device("cpu")) if group.leads else None
     for name, parameter in backbone.decoder.named_parameters():
         full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
