@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from umbel.adapters import catalog
 from umbel.adapters.peft_io import export_files, import_folder
 
 TEXT = torch.randint(0, 256, (30,), generator=torch.Generator().manual_seed(3))
@@ -117,10 +118,10 @@ def test_every_adapter_of_the_mix_changes_the_answer(everyone, logits_of):
         assert (logits_of([adapter], [0], [TEXT])[0] - bare).abs().max() > 2e-4, adapter.method.name
 
 
-@pytest.mark.parametrize("method", ["lora", "llama_adapter", "ia3", "bottleneck", "none"])
+@pytest.mark.parametrize("method", [name for name, method in catalog.methods().items() if method.zero_start])
 def test_a_fresh_zero_start_adapter_leaves_the_logits_bit_equal(method, made, logits_of):
+    """Served, in both dtypes and with every option: ``tests/engine/test_fresh_adapters.py``."""
     adapter = made(method, noise=0.0)
-    assert adapter.method.zero_start
     assert torch.equal(logits_of([adapter], [0], [TEXT])[0], logits_of([], [None], [TEXT])[0])
 
 
