@@ -3,7 +3,7 @@ export UMBEL_HOME ?= $(CURDIR)/.umbel
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup assets demo test check bench parity docs soak clean
+.PHONY: help setup assets demo test check bench bench-methods parity docs soak clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ bench: assets  ## Measure umbel beside HF + PEFT, write docs/benchmarks/ (ARGS=-
 
 parity: setup  ## Compare every method and output head with PEFT, print the matrix
 	$(BIN)/python -m benchmarks.parity
+
+bench-methods: assets  ## Train every method beside HF + PEFT, about an hour; goes on where it stopped
+	$(BIN)/python -m benchmarks.methods $(ARGS)
 
 docs: setup  ## Regenerate the generated pages of docs/
 	$(BIN)/python -m benchmarks.docs
