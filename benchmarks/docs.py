@@ -49,7 +49,7 @@ def methods_page() -> str:
             "",
             "Made by `make docs` from the catalog. Every method is served under every output head, and any of them",
             "share one batch (`tests/adapters`, `tests/engine`). `umbel train` trains every method under the heads",
-            "`generate`, `classify` (several labels a row too), `regress` and `tag`; embedders are imported.",
+            "`generate`, `classify` (several labels a row too), `regress`, `tag` and `embed`.",
             "",
             "| method | what it learns | parameters on SmolLM2-135M | a fresh one changes nothing | PEFT's name "
             "| output head in PEFT's file |",

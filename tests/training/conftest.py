@@ -35,6 +35,12 @@ NAMES = [
     }
     for i in range(30)
 ]
+ALIKE = [
+    {"text": f"{'so ' * (i % 3)}{a}{b}", "positive": f"{b}{a}!{'?' * (i % 2)}"}
+    | ({"negative": a} if b in "uv" else {"weight": 2})
+    for i, a in enumerate("abcdefgh")
+    for b in "uvwx"
+]
 HEIGHTS = [{"text": "up " * (i % 5) + "end", "value": (i % 5) / 2} for i in range(30)]
 
 Write = Callable[[str, Sequence[Mapping[str, Any]]], str]
@@ -75,7 +81,7 @@ def settings(tmp_path) -> Settings:
 
 @pytest.fixture
 def tasks(write) -> dict[str, Task]:
-    """Five tasks of different methods, heads, batch sizes and lengths, all with dropout where their method has it."""
+    """Six tasks of different methods, heads, batch sizes and lengths, all with dropout where their method has it."""
     return {
         "speech": make(write, SPEECH, name="speech", task="generate", rank=4, dropout=0.2, batch_size=6, micro_batch=2),
         "mood": make(write, MOODS, name="mood", task="classify", rank=2, dropout=0.1, head_depth=1, head_dropout=0.2),
@@ -83,6 +89,7 @@ def tasks(write) -> dict[str, Task]:
         "names": make(
             write, NAMES, name="names", task="tag", method="prompt", length=2, batch_size=7, head_dropout=0.1
         ),
+        "alike": make(write, ALIKE, name="alike", task="embed", rank=2, dropout=0.1, batch_size=6, temperature=0.3),
         "height": make(write, HEIGHTS, name="height", task="regress", method="llama_adapter", length=4, seed=3),
     }
 

@@ -1,5 +1,6 @@
 """The loss of a pass against the same sum by hand: each row alone, unpadded, token by token."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,11 @@ from umbel.training.trainee import trainee_of
 def trainees(tasks, wide, settings):
     prompted = replace(tasks["speech"], name="prompted", method="prompt", options={"length": 3})
     prefixed = replace(tasks["mood"], name="prefixed", method="prefix", options={"length": 3}, pooling="mean")
-    made = [trainee_of(prepare(task, wide, settings), wide) for task in [*tasks.values(), prompted, prefixed]]
+    near = [
+        replace(tasks["alike"], name=method, method=method, options={"length": 3}) for method in ("prompt", "prefix")
+    ]
+    given = [*tasks.values(), prompted, prefixed, *near]
+    made = [trainee_of(prepare(task, wide, settings), wide) for task in given]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for trainee in made:
@@ -56,13 +61,38 @@ def by_hand(wide, adapter, example) -> float:
     return -float(logits.log_softmax(-1)[int(example.target[0])])
 
 
+@torch.no_grad()
+def pairs_by_hand(wide, trainee, examples) -> float:
+    """Each pair's own positive against all positives and negatives of the batch."""
+    vectors = {text.index: vector(wide, trainee.adapter, text) for pair in examples for text in pair.sequences}
+    candidates = [pair.mates[0] for pair in examples] + [mate for pair in examples for mate in pair.mates[1:]]
+    loss = 0.0
+    for pair in examples:
+        scores = {c.index: float(vectors[pair.index] @ vectors[c.index]) / trainee.task.temperature for c in candidates}
+        loss += pair.weight * (math.log(sum(map(math.exp, scores.values()))) - scores[pair.mates[0].index])
+    return loss
+
+
+def vector(wide, adapter, example):
+    """The mean over the text's own tokens, at length one."""
+    virtual = adapter.weights.num_virtual
+    ids = torch.tensor([[0] * virtual + example.ids.tolist()])
+    step = whole_step(
+        wear(fuse_all([adapter]), [0], least=1),
+        rows=1,
+        tokens=ids.shape[1],
+        offsets=torch.tensor([adapter.weights.num_past]),
+    )
+    mean = wide.decoder(ids, step).hidden[0, virtual:].mean(0)
+    return mean / mean.norm()
+
+
 def _spoken(logprobs, example, virtual) -> float:
     """The token at a place is what the place before it must predict."""
     places = [place for place, spoken in enumerate(example.spoken) if spoken]
     return -sum(float(logprobs[virtual + place - 1, int(example.ids[place])]) for place in places)
 
 
-@torch.no_grad()
 def test_a_mixed_padded_pass_sums_what_each_row_alone_loses(trainees, wide):
     examples = [trainee.prepared.train.examples[2:5] for trainee in trainees]
     seats = [seat for i, trainee in enumerate(trainees) for seat in trainee.seats(i, examples[i])]
@@ -70,8 +100,11 @@ def test_a_mixed_padded_pass_sums_what_each_row_alone_loses(trainees, wide):
     scores = run_pass(wide, adapters, fuse_all(adapters), seats)
     assert scores.keys() == set(range(len(trainees)))
     for i, trainee in enumerate(trainees):
-        wanted = sum(by_hand(wide, trainee.adapter, example) for example in examples[i])
-        assert float(scores[i].loss) == pytest.approx(wanted, rel=1e-9), trainee.task.name
+        if trainee.task.task == "embed":
+            wanted = pairs_by_hand(wide, trainee, examples[i])
+        else:
+            wanted = sum(by_hand(wide, trainee.adapter, example) for example in examples[i])
+        assert float(scores[i].loss.detach()) == pytest.approx(wanted, rel=1e-9), trainee.task.name
         assert scores[i].count == sum(example.count for example in examples[i])
 
 

@@ -12,7 +12,7 @@ from umbel.training.window import Machine, _accumulate
 STEP = 1e-6
 
 
-@pytest.mark.parametrize("name", ["speech", "mood", "topic", "names", "height"])
+@pytest.mark.parametrize("name", ["speech", "mood", "topic", "names", "alike", "height"])
 def test_gradients_agree_with_finite_differences(tasks, wide, settings, name):
     machine = Machine(wide, Packing())
     trainee = trainee_of(prepare(tasks[name], wide, settings), wide)

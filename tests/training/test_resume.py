@@ -25,7 +25,7 @@ class StopAfter:
 def mates(tasks):
     from dataclasses import replace
 
-    return [replace(task, steps=steps) for task, steps in zip(tasks.values(), (7, 4, 9, 5, 6), strict=True)]
+    return [replace(task, steps=steps) for task, steps in zip(tasks.values(), (7, 4, 9, 5, 6, 8), strict=True)]
 
 
 def same_bytes(one, other) -> bool:

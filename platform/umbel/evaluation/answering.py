@@ -1,12 +1,14 @@
 """Asks one version, or the bare backbone, all questions of a dataset: through the engine that serves it, in batches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from umbel.adapters.head import HeadConfig
 from umbel.adapters.heads.classify import probabilities
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.texts import encode_texts
@@ -16,8 +18,9 @@ from umbel.core.errors import DataError
 from umbel.core.protocols import AdapterSource
 from umbel.core.wheels import Say, silent
 from umbel.engine import Answer, Engine, GenerateRequest, Handle, PoolRequest, Request
+from umbel.evaluation.nearest import bare_vectors, candidates_of, ranks
 from umbel.evaluation.questions import Questions, several
-from umbel.training.data.rows import ChatRow, PromptRow, Row, TaggedRow
+from umbel.training.data.rows import ChatRow, PairRow, PromptRow, Row, TaggedRow
 
 _KV_BYTES = 1 << 30
 _ADAPTER_BYTES = 1 << 30
@@ -33,6 +36,8 @@ class Answers:
     probabilities: NDArray[np.float64] | None = None
     labels: tuple[str, ...] = ()
     """Order of the probabilities."""
+    ranks: NDArray[np.int64] | None = None
+    """Embed: the place of each row's positive among all candidates, from 1; ``outputs`` are the nearest ones."""
 
 
 class Asker:
@@ -40,6 +45,7 @@ class Asker:
 
     def __init__(self, backbone: Backbone, adapters: AdapterSource) -> None:
         self.backbone = backbone
+        self.adapters = adapters
         self.engine = Engine(backbone, adapters, kv_bytes=_KV_BYTES, adapter_bytes=_ADAPTER_BYTES)
 
     def close(self) -> None:
@@ -58,6 +64,8 @@ class Asker:
 
         Raises DataError for a prompt that is too long, naming its line.
         """
+        if contract.output_head is OutputHead.EMBED:
+            return self._find(digest, contract, questions, say)
         requests = [self._request(row, digest, contract, most) for row in questions.rows]
         found = self._run(requests, say)
         if contract.output_head is OutputHead.GENERATE:
@@ -65,6 +73,22 @@ class Asker:
         if contract.output_head is OutputHead.TAG:
             return Answers([self._tags(row, contract, a) for row, a in zip(questions.rows, found, strict=True)])
         return _pooled(contract, found)
+
+    def find_bare(self, digest: str, contract: Contract, questions: Questions) -> Answers:
+        """What the backbone finds without the embedder ``digest``, pooled and read as the embedder does."""
+        rows, texts = _pairs(questions)
+        pooling = HeadConfig(**self.adapters.fetch(digest).manifest.config["head"]).pooling
+        assert pooling is not None, "a stored head has one"
+        encoded = encode_texts(self.backbone.tokenizer, contract, texts)
+        vectors = bare_vectors(self.backbone, [one.ids for one in encoded], pooling)
+        return _found(rows, dict(zip(texts, vectors, strict=True)))
+
+    def _find(self, digest: str | None, contract: Contract, questions: Questions, say: Say) -> Answers:
+        assert digest is not None, "the bare backbone has no output head"
+        rows, texts = _pairs(questions)
+        encoded = encode_texts(self.backbone.tokenizer, contract, texts)
+        answers = self._run([PoolRequest(tokens=tuple(one.ids), adapter=digest) for one in encoded], say)
+        return _found(rows, {t: a.logits for t, a in zip(texts, answers, strict=True) if a.logits is not None})
 
     def _run(self, requests: Sequence[Request], say: Say) -> list[Answer]:
         found: list[Answer] = []
@@ -106,6 +130,17 @@ class Asker:
         places = encode_words(self.backbone.tokenizer, contract, text, words).places
         best = answer.logits.argmax(-1).tolist()
         return " ".join(contract.labels[best[place]] if place is not None else "?" for place in places)
+
+
+def _pairs(questions: Questions) -> tuple[list[PairRow], list[str]]:
+    """(rows, every different text in them)."""
+    rows = [row for row in questions.rows if isinstance(row, PairRow)]
+    return rows, list(dict.fromkeys([*(row.text for row in rows), *candidates_of(rows)]))
+
+
+def _found(rows: Sequence[PairRow], vectors: Mapping[str, Tensor]) -> Answers:
+    places, nearest = ranks(rows, vectors)
+    return Answers(nearest, ranks=places)
 
 
 def _pooled(contract: Contract, found: Sequence[Answer]) -> Answers:

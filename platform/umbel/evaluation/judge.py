@@ -1,8 +1,9 @@
 """Judging what was trained on rows it has never seen, beside what can be had without it.
 
 A baseline that is not beaten says that nothing was learnt: the best constant answer, chosen on the training rows, and
-for generation the bare backbone's own answers to the same prompts. Rivals are the versions that it would follow: the
-parent and the champion, each asked the same rows by its own contract.
+for generation the bare backbone's own answers to the same prompts. An embedder stands beside the bare backbone's own
+pooled states. Rivals are the versions that it would follow: the parent and the champion, each asked the same rows by
+its own contract.
 """
 
 from collections import Counter
@@ -103,8 +104,11 @@ def judge(
     """
     given = asker.ask(digest, contract, questions, say=say)
     report = score(questions, given, also=also)
-    constant = constant_answer(questions, contract, train)
-    others = [(f'always "{constant.strip()}"', _always(constant, questions, contract))]
+    if contract.output_head is OutputHead.EMBED:
+        others = [("the bare backbone", asker.find_bare(digest, contract, questions))]
+    else:
+        constant = constant_answer(questions, contract, train)
+        others = [(f'always "{constant.strip()}"', _always(constant, questions, contract))]
     if contract.output_head is OutputHead.GENERATE:
         others.append(("the bare backbone", asker.ask(None, contract, questions, say=lambda s: say(f"backbone: {s}"))))
     others += [(rival.name, _ask(asker, rival, questions, say)) for rival in rivals]

@@ -6,6 +6,7 @@ and the score of every row.
     classify   accuracy, macro_f1, log_loss, brier, calibration_error
     regress    rmse, mae, pearson
     generate   exact_match, phoneme_error_rate, word_error_rate
+    embed      mrr, recall_at_1, recall_at_10
 
 Shape letters here:  N rows   K labels
 """
@@ -159,6 +160,21 @@ def word_error_rate(references: References, answers: Sequence[str]) -> Scored:
     )
 
 
+def mrr(ranks: ArrayLike) -> Scored:
+    """Mean reciprocal rank: of each row 1 / the place of its right answer, from 1."""
+    return scored_mean("mrr", 1.0 / _ranks(ranks))
+
+
+def recall_at_1(ranks: ArrayLike) -> Scored:
+    """Share of rows whose right answer is the nearest of all."""
+    return scored_mean("recall_at_1", (_ranks(ranks) <= 1).astype(np.float64))
+
+
+def recall_at_10(ranks: ArrayLike) -> Scored:
+    """Share of rows whose right answer is among the ten nearest."""
+    return scored_mean("recall_at_10", (_ranks(ranks) <= 10).astype(np.float64))
+
+
 LABEL_METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], Scored]] = {
     "accuracy": accuracy,
     "macro_f1": macro_f1,
@@ -173,6 +189,12 @@ TEXT_METRICS: dict[str, Callable[[References, Sequence[str]], Scored]] = {
     "exact_match": exact_match,
     "phoneme_error_rate": phoneme_error_rate,
     "word_error_rate": word_error_rate,
+}
+
+RANK_METRICS: dict[str, Callable[[ArrayLike], Scored]] = {
+    "mrr": mrr,
+    "recall_at_1": recall_at_1,
+    "recall_at_10": recall_at_10,
 }
 
 
@@ -208,6 +230,14 @@ def _same_length(references: Sequence[object], answers: Sequence[object]) -> Non
 
 def _count(labels: Sequence[str], label: str) -> int:
     return sum(each == label for each in labels)
+
+
+def _ranks(ranks: ArrayLike) -> Floats:
+    found = np.asarray(ranks, dtype=np.float64)
+    _same_length(found.tolist(), found.tolist())
+    if not (found >= 1).all():
+        raise DataError("a rank is below 1: places count from 1.")
+    return found
 
 
 def _probabilities(

@@ -10,13 +10,24 @@ from umbel.core.errors import DataError, NotFound
 from umbel.core.settings import Settings
 from umbel.training.data.installed import INFO_FILE, DatasetInfo, find
 from umbel.training.data.records import AS_NAMED, Columns, part_of
-from umbel.training.data.rows import ChatRow, LabelledRow, PromptRow, Row, TaggedRow, ValuedRow, read_rows, text_of
+from umbel.training.data.rows import (
+    ChatRow,
+    LabelledRow,
+    PairRow,
+    PromptRow,
+    Row,
+    TaggedRow,
+    ValuedRow,
+    read_rows,
+    text_of,
+)
 
 _DEFAULT_METRIC = {
     OutputHead.CLASSIFY: "accuracy",
     OutputHead.REGRESS: "rmse",
     OutputHead.TAG: "accuracy",
     OutputHead.GENERATE: "exact_match",
+    OutputHead.EMBED: "mrr",
 }
 
 
@@ -54,7 +65,13 @@ def load_questions(
 
 def questions_of(rows: list[Row], head: OutputHead, metric: str, name: str) -> Questions:
     """Rows that are in memory already."""
-    return Questions(rows, head, metric, name, digest_json([[text_of(row), list(answers(row))] for row in rows]))
+    return Questions(rows, head, metric, name, digest_json([_asked(row) for row in rows]))
+
+
+def _asked(row: Row) -> list[object]:
+    """What the answer hangs on; a hard negative is one more candidate."""
+    negative = [row.negative] if isinstance(row, PairRow) and row.negative is not None else []
+    return [text_of(row), list(answers(row)), *negative]
 
 
 def _file_of(data: str, settings: Settings) -> tuple[Path, DatasetInfo | None]:

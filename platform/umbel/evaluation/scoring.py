@@ -9,7 +9,7 @@ from statsmodels.stats.proportion import proportion_confint
 from umbel.core.contract import OutputHead
 from umbel.core.errors import UsageError
 from umbel.evaluation.answering import Answers
-from umbel.evaluation.metrics import LABEL_METRICS, NUMBER_METRICS, PROBABILITY_METRICS, TEXT_METRICS
+from umbel.evaluation.metrics import LABEL_METRICS, NUMBER_METRICS, PROBABILITY_METRICS, RANK_METRICS, TEXT_METRICS
 from umbel.evaluation.questions import Questions, answers
 from umbel.evaluation.scored import Scored, scored_mean
 from umbel.experiments.intervals import mean_interval
@@ -20,6 +20,7 @@ _ALSO = {
     OutputHead.CLASSIFY: ("accuracy", "macro_f1", "log_loss", "brier", "calibration_error"),
     OutputHead.REGRESS: ("rmse", "mae"),
     OutputHead.GENERATE: ("exact_match",),
+    OutputHead.EMBED: (*RANK_METRICS,),
 }
 
 
@@ -28,6 +29,7 @@ _SUITING = {
     OutputHead.REGRESS: (*NUMBER_METRICS,),
     OutputHead.GENERATE: (*TEXT_METRICS,),
     OutputHead.TAG: ("accuracy",),
+    OutputHead.EMBED: (*RANK_METRICS,),
 }
 
 
@@ -78,6 +80,8 @@ def _scored(metric: str, questions: Questions, given: Answers) -> Scored:
         return NUMBER_METRICS[metric]([float(one[0]) for one in right], [float(o) for o in given.outputs])
     if questions.head is OutputHead.GENERATE and metric in TEXT_METRICS:
         return TEXT_METRICS[metric](right, given.outputs)
+    if given.ranks is not None and metric in RANK_METRICS:
+        return RANK_METRICS[metric](given.ranks)
     raise UsageError(
         f"{metric!r} does not score a {questions.head} head.",
         code="unknown_metric",

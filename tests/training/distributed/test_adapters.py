@@ -47,7 +47,12 @@ def crowd(tmp_path_factory):
         for i, (method, options) in enumerate(METHODS)
     ]
     mood = Task(name="mood", data=str(moods), task="classify", head_depth=1, head_dropout=0.2, batch_size=7, **common)
-    return [*spoken, mood]
+    pairs = data.with_name("pairs.jsonl")
+    pairs.write_text(
+        "".join(json.dumps({"text": f"{a}{b}", "positive": f"{b}{a}!"}) + "\n" for a in "abcde" for b in "uvwxy")
+    )
+    alike = Task(name="alike", data=str(pairs), task="embed", method="ia3", batch_size=5, **common)
+    return [*spoken, mood, alike]
 
 
 @pytest.fixture(scope="module")

@@ -237,6 +237,9 @@ def _head_score(adapter: Adapter, seats: Sequence[Seat], states: Tensor, keys: T
         answers = [seat.example.target for seat in seats]
     counts = [seat.example.count for seat in seats]
     logits = _head_logits(adapter, states, counts, keys)
+    if (contrast := seats[0].contrast) is not None:
+        loss, pairs, mass = contrast.tell([seat.example for seat in seats], logits)
+        return Score(loss, None, pairs, mass)
     targets = torch.tensor(answers, device=logits.device, dtype=logits.dtype)
     losses = row_losses(adapter.contract, logits, targets)
     right = None if torch.is_grad_enabled() else right_rows(adapter.contract, logits, targets)

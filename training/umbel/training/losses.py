@@ -1,6 +1,6 @@
 """Losses of one place or row each, unreduced: who owns them divides and sums (see ``window``).
 
-Shape letters here:  M places   V vocabulary   B rows   K outputs of a head
+Shape letters here:  M places   V vocabulary   B rows   K outputs of a head   P pairs   C candidates   D features
 """
 
 import torch
@@ -27,10 +27,19 @@ def row_losses(contract: Contract, logits_BK: Tensor, targets: Tensor) -> Tensor
     if contract.output_head is OutputHead.REGRESS:
         return (logits_BK[:, 0] - targets[:, 0]).square()
     if contract.output_head not in (OutputHead.CLASSIFY, OutputHead.TAG):
-        raise ConfigError(f"training a {contract.output_head} head is not there yet.", code="unsupported_output_head")
+        raise ConfigError(f"a {contract.output_head} head has no loss of rows.", code="unsupported_output_head")
     if contract.multi_label:
         return F.binary_cross_entropy_with_logits(logits_BK, targets, reduction="none").mean(1)
     return F.cross_entropy(logits_BK, targets[:, 0].long(), reduction="none")
+
+
+def contrastive_losses(
+    anchors_PD: Tensor, candidates_CD: Tensor, left_out_PC: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """([P] cross entropy of each row's own candidate, which is candidate i of row i, in nats; how many are nearest)."""
+    scores_PC = (wide(anchors_PD) @ wide(candidates_CD).T / temperature).masked_fill(left_out_PC, float("-inf"))
+    own_P = torch.arange(len(scores_PC), device=scores_PC.device)
+    return F.cross_entropy(scores_PC, own_P, reduction="none"), (scores_PC.argmax(1) == own_P).sum()
 
 
 def right_rows(contract: Contract, logits_BK: Tensor, targets: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from umbel.training.contrast import Contrast
 from umbel.training.data.encode import Example
 from umbel.training.trunk.trunk import Cut
 
@@ -36,6 +37,8 @@ class Seat:
     """Which sequence of the pass it shares with others; None where it has one of its own."""
     cut: Cut | None = None
     """Where its kept states enter; rows of one pass enter at one place."""
+    contrast: Contrast | None = None
+    """Embed: the texts that this one is compared with."""
 
     @property
     def length(self) -> int:

@@ -120,7 +120,7 @@ def of_sweep(plan: FitPlan, halving: "Halving") -> FitPlan:
 def plan_task(trainee: Trainee, backbone: Backbone, packing: Packing) -> TaskPlan:
     prepared, task = trainee.prepared, trainee.task
     examples = prepared.train.examples
-    lengths = [len(example.ids) for example in examples]
+    lengths = [example.tokens for example in examples]
     batches, steps = trainee.batches, trainee.schedule.steps
     return TaskPlan(
         name=task.name,
@@ -133,7 +133,7 @@ def plan_task(trainee: Trainee, backbone: Backbone, packing: Packing) -> TaskPla
         tokens=sum(lengths),
         total_tokens=sum(lengths[place] for step in range(steps) for place in batches.at(step)),
         supervised=sum(example.count for example in examples),
-        longest=max(lengths),
+        longest=max(example.longest for example in examples),
         truncated=prepared.train.truncated,
         left_out=prepared.train.left_out,
         leaks=prepared.splits.leaks,
@@ -204,7 +204,9 @@ def _memory_of_tuning(trainee: Trainee, backbone: Backbone, packing: Packing) ->
 
 
 def _places(trainee: Trainee) -> int:
-    return trainee.task.batch_size * max(seat.length for seat in trainee.seats(0, trainee.prepared.train.examples))
+    examples = trainee.prepared.train.examples
+    texts = trainee.task.batch_size * len(examples[0].sequences)
+    return texts * (trainee.adapter.weights.num_virtual + max(example.longest for example in examples))
 
 
 def _supervised_share(trainee: Trainee) -> float:
@@ -224,7 +226,7 @@ def _seconds(trainees: Sequence[Trainee], tasks: Sequence[TaskPlan], backbone: B
     for trainee, plan in zip(trainees, tasks, strict=True):
         run = 1.0 if trainee.cut is None else 1 - trainee.cut.layer / shape.layers
         head = _supervised_share(trainee) * shape.vocab * shape.hidden
-        held = sum(len(e.ids) for e in trainee.prepared.validation.examples)
+        held = sum(e.tokens for e in trainee.prepared.validation.examples)
         trained = plan.total_tokens / (1 - plan.padding)
         work += 2 * (body * run + head) * (trained + plan.steps / trainee.eval_every * held)
         work += 2 * (body * _backwards(trainee, backbone) + head) * trained

@@ -18,6 +18,7 @@ _USUAL = {
     OutputHead.CLASSIFY: "accuracy",
     OutputHead.REGRESS: "rmse",
     OutputHead.TAG: "accuracy",
+    OutputHead.EMBED: "mrr",
 }
 
 

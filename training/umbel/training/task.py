@@ -68,9 +68,9 @@ class Task:
     steps: int | None = None
     """Optimizer steps in all."""
     batch_size: int = 16
-    """Rows of one optimizer step."""
+    """Rows of one optimizer step; embed: pairs, each of which sees all others as wrong answers."""
     micro_batch: int | None = None
-    """Most rows of this task in one forward pass; changes memory, not the result."""
+    """Most rows (embed: texts) of this task in one forward pass; changes memory, not the result."""
     lr: float | None = None
     """Peak learning rate; by rule from the method and the backbone's width where not given."""
     warmup: float = 0.05
@@ -118,8 +118,12 @@ class Task:
     """After each of them."""
     head_dropout: float = 0.0
     """Before each layer of the head, in training only."""
-    pooling: Literal["last", "mean"] = "last"
-    """What a classifier reads: the last token's hidden state, or the mean over the text."""
+    pooling: Literal["last", "mean"] | None = None
+    """What a head reads: the last token's hidden state, or the mean over the text; last, but mean for embed."""
+    embedding_size: int | None = None
+    """Embed: features of a learned projection; where not given the vector is the pooled hidden state itself."""
+    temperature: float = 0.05
+    """Embed: what similarities are divided by in the loss; smaller looks harder at the nearest wrong texts."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -127,7 +131,7 @@ class Task:
         self._settle_what_is_trained()
         for name in ("max_length", "batch_size", "validation_limit", "test_limit"):
             self._at_least(name, 1)
-        for name in ("max_tokens", "steps", "micro_batch", "limit", "eval_every", "patience"):
+        for name in ("max_tokens", "steps", "micro_batch", "limit", "eval_every", "patience", "embedding_size"):
             if getattr(self, name) is not None:
                 self._at_least(name, 1)
         for name in ("weight_decay", "clip", "seed"):
@@ -142,6 +146,14 @@ class Task:
             raise ConfigError(
                 f"abstain_below is for classifiers, this task is {self.task}.",
                 param="abstain_below",
+                hint="leave it out",
+            )
+        if self.temperature <= 0:
+            raise ConfigError(f"temperature must be above 0, got {self.temperature}.", param="temperature")
+        if self.embedding_size is not None and self.output_head is not OutputHead.EMBED:
+            raise ConfigError(
+                f"embedding_size is for embedders, this task is {self.task}.",
+                param="embedding_size",
                 hint="leave it out",
             )
         if self.epochs <= 0 or (self.lr is not None and self.lr <= 0):

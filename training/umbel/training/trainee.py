@@ -19,8 +19,10 @@ from umbel.adapters.sites import Sites
 from umbel.backbone.attention import WholeAttention
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.decoder import Layer, Step
+from umbel.core.contract import OutputHead
 from umbel.core.errors import ConfigError, UmbelError
 from umbel.training.batches import Batches
+from umbel.training.contrast import Contrast
 from umbel.training.data.encode import Example
 from umbel.training.distributed.clip import clip
 from umbel.training.passes import Seat
@@ -100,7 +102,17 @@ class Trainee:
         return min(self.history, key=lambda each: each.loss, default=None)
 
     def seats(self, index: int, examples: Sequence[Example]) -> list[Seat]:
-        return [Seat(index, example, self.adapter.weights.num_virtual, self.cut) for example in examples]
+        """One for each sequence; the pairs of an embedder see each other."""
+        virtual, contrast = self.adapter.weights.num_virtual, None
+        if self.task.output_head is OutputHead.EMBED:
+            width = self.adapter.head.config.outputs or self.adapter.head.hidden
+            task = self.task
+            contrast = Contrast(examples, temperature=task.temperature, group=task.batch_size, width=width)
+        return [
+            Seat(index, text, virtual, cut=self.cut, contrast=contrast)
+            for example in examples
+            for text in example.sequences
+        ]
 
     def next_rows(self) -> list[Example]:
         """Rows of the step that comes."""
@@ -218,13 +230,14 @@ def trainee_of(
             activation=task.head_activation,
             dropout=task.head_dropout,
             pooling=task.pooling,
+            outputs=task.embedding_size or 0,
         ),
     )
     _own_masters(adapter, backbone, may_be_empty=bool(tuned))
     if parent is not None:
         _start_from(adapter, parent)
     virtual = adapter.weights.num_virtual
-    lengths = [virtual + len(example.ids) for example in prepared.train.examples]
+    lengths = [virtual + example.longest for example in prepared.train.examples]
     batches = Batches(lengths, batch_size=task.batch_size, seed=task.seed)
     steps = batches.steps(epochs=task.epochs, steps=task.steps)
     peak = task.lr or _rate(task, backbone, tunes=bool(tuned))

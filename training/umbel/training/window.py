@@ -17,10 +17,11 @@ from umbel.adapters.wear import dropout_of, fuse_all
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.checkpointing import KEEP_ALL, Checkpointing
 from umbel.core.errors import UmbelError
+from umbel.training.contrast import Contrast, scattered
 from umbel.training.data.encode import Example
 from umbel.training.distributed.group import ALONE, Group
 from umbel.training.distributed.reduce import add_gradients
-from umbel.training.distributed.share import share
+from umbel.training.distributed.share import Pass, share
 from umbel.training.distributed.strategy import travel
 from umbel.training.forward import run_pass
 from umbel.training.passes import Packing, Seat
@@ -81,6 +82,7 @@ def _accumulate(machine: Machine, trainees: Sequence[Trainee]) -> tuple[list[flo
     most = {i: trainee.task.micro_batch for i, trainee in enumerate(trainees)}
     means = torch.zeros(len(trainees), dtype=torch.float64)
     parts = share(seats, machine.packing, machine.group, most)
+    _collect_vectors(machine, trainees, seats, parts, masses)
     for number, part in enumerate(parts, start=1):
         travel(machine.backbone.decoder, last=number == len(parts))
         losses = _losses(machine, trainees, part.seats, masses)
@@ -106,6 +108,39 @@ def _fill(
     for cut, examples, ahead in wanted:
         if cut is not None and machine.trunk is not None:
             machine.trunk.fill(cut, examples, ahead)
+
+
+@torch.no_grad()
+def _collect_vectors(
+    machine: Machine, trainees: Sequence[Trainee], seats: Sequence[Seat], parts: Sequence[Pass], masses: Sequence[float]
+) -> None:
+    """Embedders whose step is scattered over several passes or processes see all its texts before the first gradient.
+
+    With sharded weights every process runs as many passes as the others, if need be with a row that nobody looks at.
+    """
+    contrasts = _contrasts(seats)
+    several = machine.group.size > 1
+    apart = {id(c) for c in contrasts.values()} if several else scattered([part.seats for part in parts])
+    for part in parts if apart else ():
+        there = [seat for seat in part.seats if id(seat.contrast) in apart]
+        if there or several:
+            _losses(machine, trainees, there or part.seats[:1], masses)
+    for contrast in contrasts.values():
+        _exchange(machine, contrast, parts)
+
+
+def _contrasts(seats: Sequence[Seat]) -> dict[int, Contrast]:
+    """Of the embedders, by trainee."""
+    return {seat.trainee: seat.contrast for seat in seats if seat.contrast is not None}
+
+
+def _exchange(machine: Machine, contrast: Contrast, parts: Sequence[Pass]) -> None:
+    """Every process gets every text's vector."""
+    if machine.group.size > 1:
+        mine = [seat for part in parts if not part.ghost for seat in part.seats if seat.contrast is contrast]
+        own = {seat.example.index for seat in mine}
+        wide = torch.promote_types(machine.backbone.dtype, torch.float32)
+        contrast.exchange(own, machine.group.add, torch.empty(0, dtype=wide, device=machine.backbone.device))
 
 
 def _losses(
@@ -136,7 +171,7 @@ def _step_all(trainees: Sequence[Trainee], healthy: Sequence[int], means: Sequen
     done: dict[int, Stepped] = {}
     for place, i in enumerate(healthy):
         trainee = trainees[i]
-        lr, tokens = trainee.schedule.at(trainee.step), sum(len(example.ids) for example in trainee.next_rows())
+        lr, tokens = trainee.schedule.at(trainee.step), sum(example.tokens for example in trainee.next_rows())
         norm = trainee.take_step()
         if not math.isfinite(norm):
             if trainee.may_try_again:
@@ -168,12 +203,17 @@ def look(machine: Machine, trainees: Sequence[Trainee]) -> list[tuple[Trainee, V
     seats = [seat for i, t in enumerate(there) for seat in t.seats(i, t.prepared.validation.examples)]
     _fill(machine, [(trainee.cut, trainee.prepared.validation.examples, tuple) for trainee in there])
     sums = torch.zeros(4, len(there), dtype=torch.float64)
-    for part in share(seats, machine.packing, machine.group):
+    parts = share(seats, machine.packing, machine.group)
+    for part in parts:
         for i, score in run_pass(machine.backbone, adapters, worn, part.seats, trunk=machine.trunk).items():
             if not part.ghost:
                 answered = 0 if score.right is None else int(score.right)
                 found = [float(score.loss), score.mass, answered, score.count]
                 sums[:, i] += torch.tensor(found, dtype=torch.float64)
+    for i, contrast in _contrasts(seats).items():
+        _exchange(machine, contrast, parts)
+        if machine.group.leads:
+            sums[:, i] += torch.tensor(contrast.total(), dtype=torch.float64)
     loss, mass, right, count = machine.group.add(sums.to(machine.backbone.device)).tolist()
     told = [Validation(t.step, loss[i] / mass[i], right[i] / count[i]) for i, t in enumerate(there)]
     return list(zip(there, told, strict=True))

@@ -4,6 +4,7 @@ prompt rows    prompt and completion are tokenised apart, as a server tokenises 
                is appended; loss on the completion and that token only
 messages rows  the backbone's own chat template; loss on every assistant turn up to its end-of-turn token
 tag rows       the words with spaces between, in the contract's template; one target at each word's first token
+embed rows     each text in the contract's template, a sequence of its own; what is learnt is which belong together
 other rows     the whole text in the contract's template, one target per row
 """
 
@@ -18,7 +19,7 @@ from umbel.backbone.texts import Encoded, encode_texts
 from umbel.backbone.words import encode_words, join_words
 from umbel.core.contract import Contract
 from umbel.core.errors import ConfigError, DataError
-from umbel.training.data.rows import ChatRow, LabelledRow, PromptRow, Row, TaggedRow, ValuedRow
+from umbel.training.data.rows import ChatRow, LabelledRow, PairRow, PromptRow, Row, TaggedRow, ValuedRow
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,10 +37,25 @@ class Example:
     """Tag: where each word's own token stands."""
     weight: float = 1.0
     """How much each of its supervised tokens, words, or the row itself counts in the loss."""
+    mates: tuple["Example", ...] = ()
+    """Embed: the positive, and the hard negative where there is one."""
+
+    @property
+    def sequences(self) -> tuple["Example", ...]:
+        """What goes through the backbone: this, and its mates."""
+        return (self, *self.mates)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(text.ids) for text in self.sequences)
+
+    @property
+    def longest(self) -> int:
+        return max(len(text.ids) for text in self.sequences)
 
     @property
     def count(self) -> int:
-        """What the loss is a mean over: supervised tokens, tagged words, or one row."""
+        """What the loss is a mean over: supervised tokens, tagged words, or one row or pair."""
         if self.spoken is not None:
             return int(self.spoken.sum())
         return len(self.words) or 1
@@ -68,6 +84,8 @@ def encode_rows(rows: Sequence[Row], contract: Contract, backbone: Backbone) -> 
         return _encode_prompts([row for row in rows if isinstance(row, PromptRow)], contract, backbone)
     if isinstance(first, TaggedRow):
         return _encode_tags([row for row in rows if isinstance(row, TaggedRow)], contract, backbone)
+    if isinstance(first, PairRow):
+        return _encode_pairs([row for row in rows if isinstance(row, PairRow)], contract, backbone)
     return _encode_texts(rows, contract, backbone)
 
 
@@ -197,6 +215,20 @@ def _place(label: str, places: dict[str, int], row: Row) -> float:
     return float(places[label])
 
 
+def _encode_pairs(rows: Sequence[PairRow], contract: Contract, backbone: Backbone) -> EncodedRows:
+    """Row i's texts have the indices 3 i (the text), 3 i + 1 (positive), 3 i + 2 (negative): dropout hangs on them."""
+    texts = [text for row in rows for text in (row.text, row.positive, row.negative or "")]
+    found = encode_texts(backbone.tokenizer, contract, texts)
+    examples: list[Example] = []
+    truncated = 0
+    for i, row in enumerate(rows):
+        parts = found[3 * i : 3 * i + (2 if row.negative is None else 3)]
+        first, *mates = (Example(3 * i + n, _filled(row, part), None) for n, part in enumerate(parts))
+        examples.append(replace(first, mates=tuple(mates), weight=row.weight))
+        truncated += any(part.cut for part in parts)
+    return EncodedRows(examples, truncated, left_out=0)
+
+
 def _encode_texts(rows: Sequence[Row], contract: Contract, backbone: Backbone) -> EncodedRows:
     encoded = encode_texts(backbone.tokenizer, contract, [_text(row) for row in rows])
     target = _target(contract)
@@ -208,11 +240,8 @@ def _encode_texts(rows: Sequence[Row], contract: Contract, backbone: Backbone) -
 
 
 def _text(row: Row) -> str:
-    if isinstance(row, LabelledRow | ValuedRow):
-        return row.text
-    raise ConfigError(
-        f"training on {type(row).__name__.removesuffix('Row').lower()} rows is not there yet.", code="unsupported_form"
-    )
+    assert isinstance(row, LabelledRow | ValuedRow), "rows were read in a form of the head's"
+    return row.text
 
 
 def _filled(row: Row, found: Encoded) -> NDArray[np.int32]:

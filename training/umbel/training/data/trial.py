@@ -101,7 +101,7 @@ def try_data(task: Task, backbone: Backbone, settings: Settings) -> Trial:
 
 
 def _report(rows: Sequence[Row], encoded: EncodedRows, contract: Contract) -> SplitReport:
-    lengths = np.array([len(example.ids) for example in encoded.examples] or [0])
+    lengths = np.array([len(text.ids) for example in encoded.examples for text in example.sequences] or [0])
     return SplitReport(
         rows=len(rows),
         tokens=int(lengths.sum()),

@@ -70,10 +70,13 @@ class Trunk:
 
     def fill(self, cut: Cut, examples: Sequence[Example], ahead: Callable[[], Iterable[Example]] = tuple) -> None:
         """Computes rows that are not kept; if there are any, those of ``ahead`` too: more are of one length then."""
-        _, missing = self._look(cut, {self._key(cut, example): example for example in examples})
+        _, missing = self._look(cut, self._keyed(cut, examples))
         if missing:
-            soon = {self._key(cut, example): example for example in ahead()}
+            soon = self._keyed(cut, ahead())
             self._compute(cut, missing | self._look(cut, soon)[1])
+
+    def _keyed(self, cut: Cut, examples: Iterable[Example]) -> dict[str, Example]:
+        return {self._key(cut, text): text for example in examples for text in example.sequences}
 
     def _look(self, cut: Cut, wanted: Mapping[str, Example]) -> tuple[dict[str, Tensor], dict[str, Example]]:
         dtype, width = _dtype(cut, self.backbone.dtype), self.backbone.shape.hidden
@@ -143,7 +146,7 @@ def _dtype(cut: Cut, backbone: torch.dtype) -> torch.dtype:
 def bytes_of(cut: Cut, examples: Iterable[Example], hidden: int, dtype: torch.dtype) -> int:
     """What the states of these rows take."""
     each = {"layer": lambda e: len(e.ids), "tokens": lambda e: len(e.words)}.get(cut.what, lambda e: 1)
-    return sum(map(each, examples)) * hidden * _dtype(cut, dtype).itemsize
+    return sum(each(text) for example in examples for text in example.sequences) * hidden * _dtype(cut, dtype).itemsize
 
 
 def cut_of(adapter: Adapter, layers: int) -> Cut | None:
