@@ -16,6 +16,7 @@ from benchmarks import parity
 from peft import PeftType
 
 from umbel.adapters import catalog
+from umbel.adapters.as_lora import CONVERTIBLE, WHY_NOT
 from umbel.core.shape import BackboneShape
 from umbel.training.data.rows import FORMS
 from umbel.training.task import Task
@@ -67,6 +68,9 @@ def methods_page() -> str:
             "",
             "## Every method of PEFT",
             "",
+            "`umbel adapters import DIR --name N --as-lora` measures what a method does to each linear layer, writes",
+            "that as LoRA, tells what was lost and refuses above a bound ([peft.md](peft.md)).",
+            "",
             "| PEFT type | here |",
             "| --- | --- |",
             *(peft_row(kind.value) for kind in sorted(PeftType, key=lambda kind: kind.value)),
@@ -114,8 +118,10 @@ def head_row(head: type[Any]) -> str:
 
 def peft_row(kind: str) -> str:
     served = {method.peft_type: name for name, method in catalog.methods().items() if method.peft_type}
-    told = f"`{served[kind]}`: trained, served, read and written" if kind in served else "refused by name at import"
-    return f"| {kind} | {told} |"
+    told = [f"`{served[kind]}`: trained, served, read and written"] if kind in served else []
+    if kind in CONVERTIBLE:
+        told.append("other forms of it by `--as-lora`" if told else "converted to `lora` by `--as-lora`")
+    return f"| {kind} | {'; '.join(told) or f'refused by name: {WHY_NOT[kind]}'} |"
 
 
 def training_page() -> str:

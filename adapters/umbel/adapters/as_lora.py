@@ -50,6 +50,19 @@ CONVERTIBLE = (
     *("TINYLORA", "UNILORA", "VBLORA", "VERA", "WAVEFT"),
 )
 """PEFT types whose adapted linears are affine; each is proved in ``tests/adapters/test_as_lora.py``."""
+WHY_NOT = {
+    "ADAMSS": "PEFT loads it only with scikit-learn, which umbel does not bring",
+    "CARTRIDGE": "a trained cache of keys and values, no change of a linear layer",
+    "CPT": "a trained context of tokens, no change of a linear layer",
+    "LILY": "its change of a linear layer depends on the token",
+    "LN_TUNING": "it changes norms, no linear layer",
+    "MULTITASK_PROMPT_TUNING": "a prompt for each task, chosen while it runs",
+    "POLY": "a mixture of adapters, chosen by task while it runs",
+    "SHADOW": "a second network beside the backbone",
+    "TRAINABLE_TOKENS": "token rows alone; train them as `lora` with `token_rows`, PEFT's trainable_token_indices",
+    "XLORA": "a mixture of adapters, chosen by token while it runs",
+}
+"""PEFT types that stay outside, and the reason."""
 PROBES = (
     "The capital of France is",
     "Write one sentence about the sea.\n",
@@ -159,10 +172,11 @@ def _checked(folder: Path) -> tuple[str, str]:
     """(PEFT type, task type); nothing is loaded for what is refused here."""
     raw = read_peft_config(folder)
     if raw.peft_type not in CONVERTIBLE:
+        why = WHY_NOT.get(raw.peft_type, "umbel reads it without --as-lora, or does not know it")
         raise AdapterRefused(
-            f"PEFT's method {raw.peft_type} is no change of linear layers, so it cannot be written as LoRA.",
+            f"PEFT's method {raw.peft_type} cannot be written as LoRA: {why}.",
             code="unsupported_method",
-            hint=f"umbel converts {', '.join(CONVERTIBLE)}; it reads some others without --as-lora (docs/methods.md)",
+            hint=f"umbel converts {', '.join(CONVERTIBLE)} (docs/methods.md)",
         )
     task = str(raw.take("task_type", "CAUSAL_LM"))
     if task not in _MODELS:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from umbel.adapters import catalog
 from umbel.adapters.adapter import Adapter
-from umbel.adapters.as_lora import CONVERTIBLE
+from umbel.adapters.as_lora import CONVERTIBLE, WHY_NOT
 from umbel.adapters.head import HeadConfig
 from umbel.adapters.method import Method, check_tensors
 from umbel.adapters.peft_config import PeftConfig, read_peft_config
@@ -248,9 +248,10 @@ def _from_body(name: str) -> str:
 def _method_of(raw: PeftConfig) -> Method:
     by_type = {method.peft_type: method for method in catalog.methods().values() if method.peft_type}
     if raw.peft_type not in by_type:
+        why = WHY_NOT.get(raw.peft_type)
         converts = f"umbel adapters import DIR --name N --as-lora converts {raw.peft_type} to LoRA"
         raise AdapterRefused(
-            f"PEFT's method {raw.peft_type} is not served by umbel.",
+            f"PEFT's method {raw.peft_type} is not served by umbel" + (f": {why}." if why else "."),
             code="unsupported_method",
             hint=converts if raw.peft_type in CONVERTIBLE else f"umbel reads {', '.join(sorted(by_type))}",
         )

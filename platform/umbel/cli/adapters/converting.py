@@ -21,17 +21,22 @@ def converted(
     from umbel.adapters.as_lora import DEFAULT_MAX_ERROR, PROBES, convert
     from umbel.backbone.config import read_config
     from umbel.backbone.installed import find
+    from umbel.backbone.saving import export_backbone
     from umbel.backbone.tokenizer import load_tokenizer
 
     if (folder / UMBEL_FILE).is_file():
         raise UsageError(f"{folder} was written by umbel, which reads it as it is.", hint="leave --as-lora out")
-    base = find(Settings.load(), backbone).folder
-    tokenizer = load_tokenizer(base)
+    base = find(Settings.load(), backbone)
+    tokenizer, whole = load_tokenizer(base.folder), base.folder
+    if base.partial:  # a tuned backbone kept as its changes, which transformers cannot load
+        whole = into / "backbone"
+        whole.mkdir()
+        export_backbone(base.folder, whole)
     found = convert(
         folder,
-        base,
+        whole,
         into,
-        shape=read_config(base).shape,
+        shape=read_config(base.folder).shape,
         probes=[tokenizer.encode(text) for text in PROBES],
         rank=rank,
         max_error=DEFAULT_MAX_ERROR if max_error is None else max_error,
