@@ -70,26 +70,33 @@ class Book:
 
 
 def measure(book: Book, seeds: Sequence[int], settings: Settings) -> None:
-    """umbel's shared runs first, then HF + PEFT seed by seed, so that a run that is stopped has whole seeds."""
-    from benchmarks import methods_peft, methods_umbel
+    """Dataset by dataset: umbel's shared run, then HF + PEFT seed by seed, so that a stopped run has whole tables."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for data in DATA:
+        wanted = [(method, seed) for seed in seeds for method in METHODS if possible(data, method)]
+        _measure_umbel(book, data, wanted, settings)
+        _measure_peft(book, data, wanted, settings)
+
+
+def _measure_umbel(book: Book, data: str, wanted: Sequence[tuple[str, int]], settings: Settings) -> None:
+    from benchmarks import methods_umbel
+
+    missing = [(method, seed) for method, seed in wanted if (data, "umbel", method, seed) not in book.cells]
+    if missing:
+        folder = settings.backbones / BACKBONE
+        for cell in methods_umbel.cells(folder, data, missing, book.budget, settings):
+            book.add(cell)
+
+
+def _measure_peft(book: Book, data: str, wanted: Sequence[tuple[str, int]], settings: Settings) -> None:
+    from benchmarks import methods_peft
 
     from umbel.backbone.loading import load_backbone
 
-    folder = settings.backbones / BACKBONE
-    for data in DATA:
-        wanted = [(method, seed) for seed in seeds for method in METHODS if possible(data, method)]
-        missing = [(method, seed) for method, seed in wanted if (data, "umbel", method, seed) not in book.cells]
-        if missing:
-            for cell in methods_umbel.cells(folder, data, missing, book.budget, settings):
-                book.add(cell)
-    backbone = load_backbone(folder)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    for seed in seeds:
-        for data in DATA:
-            for method in METHODS:
-                known = (data, "HF + PEFT", method, seed) in book.cells
-                if possible(data, method) and methods_peft.can(method) and not known:
-                    book.add(methods_peft.cell(backbone, data, method, seed, book.budget, settings))
+    backbone = load_backbone(settings.backbones / BACKBONE)
+    for method, seed in wanted:
+        if methods_peft.can(method) and (data, "HF + PEFT", method, seed) not in book.cells:
+            book.add(methods_peft.cell(backbone, data, method, seed, book.budget, settings))
 
 
 @dataclass(frozen=True, slots=True)
