@@ -3,7 +3,7 @@ export UMBEL_HOME ?= $(CURDIR)/.umbel
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup assets demo test check bench bench-methods parity docs soak clean
+.PHONY: help setup assets demo test check bench bench-methods parity fresh docs soak clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ parity: setup  ## Compare every method and output head with PEFT, print the matr
 
 bench-methods: assets  ## Train every method beside HF + PEFT, about an hour; goes on where it stopped
 	$(BIN)/python -m benchmarks.methods $(ARGS)
+
+fresh: assets  ## Measure how much an untrained adapter of each method changes SmolLM2's logits
+	$(BIN)/python -m benchmarks.fresh
 
 docs: setup  ## Regenerate the generated pages of docs/
 	$(BIN)/python -m benchmarks.docs

@@ -12,7 +12,7 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks import parity
+from benchmarks import fresh, parity
 from peft import PeftType
 
 from umbel.adapters import catalog
@@ -75,9 +75,28 @@ def methods_page() -> str:
             "| --- | --- |",
             *(peft_row(kind.value) for kind in sorted(PeftType, key=lambda kind: kind.value)),
             "",
+            *fresh_lines(),
             *parity_lines(),
         ]
     )
+
+
+def fresh_lines() -> list[str]:
+    """What `make fresh` measured last on SmolLM2."""
+    return [
+        "## What a fresh adapter changes",
+        "",
+        "Printed by `make fresh`: SmolLM2-135M in bf16, six texts, every place, before the first step of training.",
+        "Methods that start from zero leave every bit; `tests/engine/test_fresh_adapters.py` holds them to it, served,",
+        "in fp32 and bf16. LoRA's `token_rows` and `full_copies` stand in place of the backbone's rows and multiply",
+        "equal numbers anew, so fp32 differs by rounding. Keys or tokens before a text are something to attend to,",
+        "whatever they hold: a fresh `prefix`, `prompt` or `p_tuning` changes the answers until it is trained. Logits",
+        "are taken about their place's mean, since a shift of all changes no probability; `of` is the bare logits' own",
+        "root mean square.",
+        "",
+        *fresh.rows(json.loads(fresh.KEPT.read_text(encoding="utf-8"))),
+        "",
+    ]
 
 
 def parity_lines() -> list[str]:
