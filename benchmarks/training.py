@@ -1,0 +1,290 @@
+"""`make bench-training`: how fast umbel trains, beside Hugging Face + PEFT and beside itself without what it does.
+
+Writes docs/benchmarks/training.md and training.json. ``--short`` takes fewer rounds and leaves out the full grid, in
+less than eight minutes on two cores; ``--tiny`` tries every part on a toy backbone in seconds and writes nothing.
+"""
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.run import BACKBONE, OUT, facts
+from benchmarks.training_systems import LORA, HuggingFace, Umbel, classifier, mixed_lengths, rows_of
+
+from umbel.backbone.backbone import Backbone
+from umbel.backbone.loading import load_backbone
+from umbel.backbone.tiny import tiny_backbone
+from umbel.core.settings import Settings
+from umbel.training import Task, fit
+from umbel.training.observer import Observer
+from umbel.training.sweep.grid import grid_of
+from umbel.training.sweep.sweeping import sweep
+
+ADAPTERS = 8
+TOGETHER = (2, 4, 8, 16)
+"""Tokens of a row: 16 rows of them are 32 to 256 tokens in one pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured."""
+
+    folder: Path
+    rounds: int
+    rows: int
+    sweep_rows: int
+    sweep_steps: int
+    grid: bool
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One line of the table."""
+
+    what: str
+    value: float
+    floor: float
+    want: float
+    unit: str = "x"
+    less_is_better: bool = False
+    detail: str = ""
+
+    @property
+    def verdict(self) -> str:
+        def reaches(target: float) -> bool:
+            return self.value <= target if self.less_is_better else self.value >= target
+
+        return "reached" if reaches(self.want) else "floor" if reaches(self.floor) else "missed"
+
+
+def against_peft(backbone: Backbone, size: Size) -> Found:
+    """Tokens per second, LoRA rank 8 on all linears, classification, batch 16; one step each in turn, same rows."""
+    rows = rows_of(mixed_lengths(16 * (size.rounds + 1)), backbone.shape.vocab)
+    ours = Umbel(backbone, [classifier(backbone, rows, steps=size.rounds + 1, options=LORA)])
+    theirs = HuggingFace.load(backbone)
+    times: list[tuple[int, float, float]] = []
+    for _ in range(size.rounds + 1):
+        batch = ours.trainees[0].next_rows()
+        times.append((sum(len(row.ids) for row in batch), theirs.step(batch), ours.step()))
+    tokens, slow, fast = (sum(column) for column in zip(*times[1:], strict=True))
+    detail = f"{tokens / fast:,.0f} and {tokens / slow:,.0f} tokens/s"
+    return Found("tokens/s against HF + PEFT, LoRA r8, batch 16", slow / fast, 1.5, 2.5, detail=detail)
+
+
+def together(backbone: Backbone, size: Size) -> list[Found]:
+    """8 adapters at micro-batch 2 in shared passes, against one after the other; and where the gain ends."""
+    return [_together(backbone, size, length) for length in TOGETHER]
+
+
+def _together(backbone: Backbone, size: Size, length: int) -> Found:
+    steps = 2 * (size.rounds + 1)
+    rows = rows_of([length] * 2 * steps, backbone.shape.vocab)
+    both = Umbel(
+        backbone,
+        [
+            classifier(backbone, rows, steps=steps, name=f"a{i}", seed=i, batch_size=2, options=LORA)
+            for i in range(ADAPTERS)
+        ],
+    )
+    times = [(both.serial_step(), both.step()) for _ in range(size.rounds + 1)][1:]
+    gain = median(serial for serial, _ in times) / median(shared for _, shared in times)
+    floor, want = (1.5, 1.9) if length == TOGETHER[0] else (math.nan, math.nan)
+    return Found(f"{ADAPTERS} adapters together, {2 * ADAPTERS * length} tokens, against serially", gain, floor, want)
+
+
+def kept_head(backbone: Backbone, size: Size) -> Found:
+    found = _kept(backbone, size, method="none")
+    return replace(found, what="epochs after the first, head only, with the trunk cache", floor=10, want=50)
+
+
+def kept_quarter(backbone: Backbone, size: Size) -> Found:
+    layers = backbone.shape.layers
+    top = tuple(range(layers - max(1, layers // 4), layers))
+    found = _kept(backbone, size, method="lora", options={**LORA, "layers": top})
+    return replace(found, what=f"the same, LoRA in the top {len(top)} of {layers} layers", floor=1.7, want=2.1)
+
+
+def _kept(backbone: Backbone, size: Size, **options: Any) -> Found:
+    """Epochs with and without kept states in turn, after the first, which fills the cache."""
+    rows = rows_of(mixed_lengths(size.rows), backbone.shape.vocab)
+    per_epoch = math.ceil(size.rows / 16)
+    steps = per_epoch * (size.rounds + 1)
+    keeps = Umbel(backbone, [classifier(backbone, rows, steps=steps, **options)], keep=True)
+    whole = Umbel(backbone, [classifier(backbone, rows, steps=steps, **options)])
+
+    def epoch(system: Umbel) -> float:
+        return sum(system.step() for _ in range(per_epoch))
+
+    times = [(epoch(whole), epoch(keeps)) for _ in range(size.rounds + 1)]
+    gain = median(slow for slow, _ in times[1:]) / median(fast for _, fast in times[1:])
+    return Found("", gain, 0, 0, detail=f"the first epoch takes {times[0][1] / times[0][0]:.1f} times as long")
+
+
+class Clock(Observer):
+    """Seconds from the first step to the end: what reading and hashing the backbone take is not training."""
+
+    def __init__(self) -> None:
+        self.began = self.seconds = 0.0
+
+    def planned(self, plan: Any) -> None:
+        self.began = time.perf_counter()
+        self.plan = plan
+
+    def finished(self, trainee: Any) -> None:
+        self.seconds = time.perf_counter() - self.began
+
+
+def sweeping(backbone: Backbone, size: Size) -> list[Found]:
+    """8 learning rates by halving, over one full run at the rule's rate; with the grid, how far the winner is off."""
+    task = Task(
+        name="bench", data=size.data, task="classify", limit=size.sweep_rows, steps=size.sweep_steps, batch_size=8,
+        validation_limit=64, test_limit=1, options=LORA,
+    )  # fmt: skip
+    grid = grid_of(task, ["auto"], backbone.shape.hidden)
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = replace(Settings.load(), home=Path(scratch)) if Path(size.data).exists() else Settings.load()
+        one, all_of_them = Clock(), Clock()
+        fit(backbone, [task], settings=settings, observer=one)
+        won = sweep(backbone, grid, settings=settings, observer=all_of_them)
+        assert won.sweep is not None
+        assert won.best is not None
+        table = ", ".join(f"{each.choice['lr']:g}: {each.steps}" for each in won.sweep.tried)
+        ratio = Found(
+            "sweep of 8 learning rates, time over one full run", all_of_them.seconds / one.seconds, 3, 2,
+            less_is_better=True, detail=f"steps of each rate: {table}",
+        )  # fmt: skip
+        if not size.grid:
+            return [ratio]
+        full = fit(backbone, grid.candidates, settings=settings)
+    losses = [each.best.loss for each in full if each.best is not None]
+    regret = max(0.0, won.best.loss - min(losses))
+    detail = f"validation loss {won.best.loss:.4f}; the full grid's are {min(losses):.4f} to {max(losses):.4f}"
+    return [ratio, Found("its winner's loss beyond the full grid's best", regret, 0.02, 0.005, "nats", True, detail)]
+
+
+def memory(size: Size) -> list[Found]:
+    """The plan's estimate against what a process of its own was then seen to hold at most."""
+    return [_memory(size, kind) for kind in ("classify", "long rows")]
+
+
+def _memory(size: Size, kind: str) -> Found:
+    command = [sys.executable, "-m", "benchmarks.training", "--measure-memory", kind, "--folder", str(size.folder)]
+    said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    error = 100 * abs(said["planned"] - said["held"]) / said["held"]
+    detail = f"{said['planned'] / 1e6:,.0f} MB planned, {said['held'] / 1e6:,.0f} MB held"
+    return Found(f"memory estimate's error, {kind}", error, 15, 5, "%", True, detail)
+
+
+def measure_memory(kind: str, folder: Path) -> None:
+    """Trains a few steps in this process and prints the plan's bytes beside the peak."""
+    length, batch = {"classify": (24, 16), "long rows": (200, 8)}[kind]
+    words = ["some", "more", "of", "these", "plain", "words"]
+    with tempfile.TemporaryDirectory() as scratch:
+        data = Path(scratch) / "rows.jsonl"
+        lines = (
+            {"text": " ".join(words[(i + j) % 6] for j in range(length - 2)) + f" {i}", "label": LABELS_OF[i % 2]}
+            for i in range(8 * batch)
+        )
+        data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        task = Task(name="bench", data=str(data), task="classify", steps=6, batch_size=batch, options=LORA)
+        clock = Clock()
+        fit(load_backbone(folder), [task], settings=Settings.load(Path(scratch)), observer=clock)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"planned": clock.plan.memory, "held": peak * (1 if sys.platform == "darwin" else 1024)}))
+
+
+LABELS_OF = ("yes", "no")
+
+
+def measure(size: Size) -> list[Found]:
+    """Every part, told as it is found."""
+    backbone = load_backbone(size.folder)
+    parts: list[Callable[[], Found | list[Found]]] = [
+        lambda: against_peft(backbone, size),
+        lambda: together(backbone, size),
+        lambda: kept_head(backbone, size),
+        lambda: kept_quarter(backbone, size),
+        lambda: memory(size),
+        lambda: sweeping(backbone, size),
+    ]
+    found: list[Found] = []
+    for part in parts:
+        began = time.perf_counter()
+        some = part()
+        found += some if isinstance(some, list) else [some]
+        print("\n".join(line(each) for each in (some if isinstance(some, list) else [some])))
+        print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
+    return found
+
+
+def line(found: Found) -> str:
+    def target(value: float) -> str:
+        return "" if math.isnan(value) else f"{value:g} {found.unit}".replace(" x", "x").replace(" %", " %")
+
+    value = f"{found.value:.3g} {found.unit}".replace(" x", "x")
+    verdict = "" if math.isnan(found.floor) else found.verdict
+    return f"| {found.what} | {value} | {target(found.floor)} | {target(found.want)} | {verdict} | {found.detail} |"
+
+
+def page(found: list[Found], size: Size) -> str:
+    head = [
+        "# Training, measured",
+        "",
+        f"{size.folder.name}; umbel and what it is measured against take turns in one run, {size.rounds} rounds after",
+        "one to warm up. Random rows of 8 to 40 tokens, but for the sweep, which trains on tweets-sentiment.",
+        "`make bench-training` prints this page again; `ARGS=--short` in less than eight minutes.",
+        "",
+        "| what | measured | floor | wanted | | detail |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    told = ", ".join(f"{key} {value}" for key, value in facts().items())
+    return "\n".join([*head, *map(line, found), "", f"Machine: {told}.", ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="fewer rounds, and no full grid beside the sweep")
+    parser.add_argument("--tiny", action="store_true", help="a toy backbone: tries the parts, measures nothing")
+    parser.add_argument("--measure-memory", metavar="KIND", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure_memory:
+        return measure_memory(args.measure_memory, args.folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        size = tiny(Path(scratch)) if args.tiny else real(short=args.short)
+        text = page(found := measure(size), size)
+    print(text)
+    if not args.tiny:
+        (OUT / "training.md").write_text(text, encoding="utf-8")
+        report = {"machine": facts(), "lines": [line(each) for each in found]}
+        (OUT / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return None
+
+
+def real(*, short: bool) -> Size:
+    folder = Settings.load().backbones / BACKBONE
+    rounds, rows = (4, 48) if short else (12, 96)
+    return Size(folder, rounds, rows, sweep_rows=400, sweep_steps=64, grid=not short, data="tweets-sentiment")
+
+
+def tiny(scratch: Path) -> Size:
+    folder = tiny_backbone(scratch / "tiny", num_hidden_layers=4)
+    data = scratch / "rows.jsonl"
+    lines = ({"text": f"{'good' if i % 2 else 'bad'} thing {i}", "label": LABELS_OF[i % 2]} for i in range(200))
+    data.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    return Size(folder, rounds=2, rows=32, sweep_rows=160, sweep_steps=32, grid=True, data=str(data))
+
+
+if __name__ == "__main__":
+    main()
