@@ -3,7 +3,7 @@ export UMBEL_HOME ?= $(CURDIR)/.umbel
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup assets demo test check bench bench-methods parity fresh docs soak clean
+.PHONY: help setup assets demo test check bench bench-training bench-methods parity fresh docs soak clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ bench-methods: assets  ## Train every method beside HF + PEFT, about an hour; go
 
 fresh: assets  ## Measure how much an untrained adapter of each method changes SmolLM2's logits
 	$(BIN)/python -m benchmarks.fresh
+
+bench-training: assets  ## Measure training beside HF + PEFT and itself (ARGS=--short: eight minutes)
+	$(BIN)/python -m benchmarks.training $(ARGS)
 
 docs: setup  ## Regenerate the generated pages of docs/
 	$(BIN)/python -m benchmarks.docs
