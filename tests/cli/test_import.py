@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import peft
 import pytest
@@ -205,3 +206,20 @@ def test_without_as_lora_the_hint_names_it_and_its_options_are_refused(run, loha
 def test_a_folder_of_umbels_own_is_not_converted(run, folder):
     answer = run("adapters", "import", str(folder(own=True)), "--name", "mood", "--as-lora")
     assert (answer.code, "leave --as-lora out" in answer.err) == (2, True)
+
+
+def test_lora_on_the_embeddings_comes_in_without_pefts_copy_of_them(run, registry, tiny, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(str(tiny.folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = peft.LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM")
+        model = peft.get_peft_model(base, config)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1
+        model.save_pretrained(str(tmp_path / "embeddings"))
+    answer = run("adapters", "import", str(tmp_path / "embeddings"), "--name", "embeddings")
+    assert answer.code == 0, answer.err
+    stored = load_file(registry.fetch(registry.resolve("embeddings").digest).folder / WEIGHTS_FILE)
+    assert "base_model.model.model.embed_tokens.lora_embedding_A" in stored
+    assert not any("base_layer" in name for name in stored)

@@ -397,3 +397,16 @@ def test_only_those_who_may_publish_upload(client, home, own, scope):
     key = home.registry.keys.create(f"u-{scope}", [scope])[1]
     assert refused(upload(client, {"authorization": f"Bearer {key}"}, "refused", own)) == (403, "insufficient_scope")
     assert refused(upload(client, {}, "refused", own)) == (401, "missing_api_key")
+
+
+def test_the_servers_own_lm_head_in_a_folder_is_let_be_and_another_is_refused(client, may, home, peft, traces):
+    """PEFT writes it beside LoRA on lm_head; the server compares it with the backbone that it runs."""
+    tensors = load(peft[WEIGHTS_FILE])
+    key = "base_model.model.lm_head.base_layer.weight"
+    same = {**peft, WEIGHTS_FILE: save({**tensors, key: home.backbone.decoder.matrix("lm_head").clone()})}
+    answer = upload(client, may, "copied", same, labels="negative,neutral,positive")
+    assert answer.status_code == 201, answer.text
+    before = traces()
+    other = {**peft, WEIGHTS_FILE: save({**tensors, key: home.backbone.decoder.matrix("lm_head") + 1.0})}
+    assert refused(upload(client, may, "other", other, labels="negative,neutral,positive")) == (400, "other_embeddings")
+    assert traces() == before

@@ -18,6 +18,8 @@ METHODS = [
     ("llama_adapter", {"length": 3, "layers": 1}),
     ("lora", {"rank": 2, "dora": True, "dropout": 0.1}),
     ("lora", {"rank": 2, "targets": ("q_proj", "lm_head"), "dropout": 0.1}),
+    ("lora", {"rank": 2, "targets": ("q_proj",), "token_rows": (97, 98, 32), "bias": "all", "lora_bias": True}),
+    ("lora", {"rank": 2, "targets": ("q_proj", "embed_tokens"), "full_copies": ("lm_head",)}),
 ]
 
 
