@@ -173,10 +173,15 @@ class Lab:
             for tensor in stack.tensors.values():
                 tensor[len(stack.members) :] = float("nan") if tensor.is_floating_point() else 1 << 40
 
+    @property
+    def tolerance(self) -> float:
+        """How far logits may lie apart in other company (correctness rule 2)."""
+        return 0.0 if self.backbone.dtype == torch.bfloat16 else 2e-4
+
     def same(self, a: Answer, b: Answer) -> None:
         """Equal tokens, and log-probabilities as equal as correctness rule 2 promises for the dtype."""
         assert a.ids == b.ids
-        tolerance = 0.0 if self.backbone.dtype == torch.bfloat16 else 2e-4
+        tolerance = self.tolerance
         for one, other in zip(a.tokens, b.tokens, strict=True):
             assert abs(one.logprob - other.logprob) <= tolerance
             assert [x.token for x in one.top] == [x.token for x in other.top] or tolerance
