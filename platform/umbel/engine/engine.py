@@ -32,9 +32,10 @@ from umbel.engine.kv import KVCache
 from umbel.engine.limits import Limits
 from umbel.engine.loader import Loader
 from umbel.engine.pooling import gather, head_logits
+from umbel.engine.prefixes import Prefixes
 from umbel.engine.requests import FinishReason, Pooled, Request
 from umbel.engine.row import Marks, Row
-from umbel.engine.running import Plan
+from umbel.engine.running import Plan, Running
 from umbel.engine.sampler import draw, score
 from umbel.engine.scheduler import Scheduler
 from umbel.engine.slots import Bank
@@ -62,13 +63,26 @@ class Stats:
     finished: dict[str, int]
     """Requests by finish reason."""
     evictions: int
+    kv_bytes_kept: int
+    """Beginnings of prompts, kept for later requests."""
+    kv_bytes_saved: int
+    """Of rows that made room for others."""
+    rows_preempted: int
+    preemptions: int
+    prefix_hits: int
+    """Rows that began with kept keys and values."""
+    prefix_tokens: int
+    """Prompt tokens that were not computed for it."""
 
 
 class Engine:
     """One backbone, any adapters of ``source``, rows of all of them in one step.
 
     ``submit`` is safe from any thread. ``step``, ``fail_all`` and ``close`` belong to one thread: the caller's, or
-    ``EngineThread``'s. ``kv_bytes`` and ``adapter_bytes`` bound memory beside the backbone.
+    ``EngineThread``'s. ``kv_bytes`` and ``adapter_bytes`` bound memory beside the backbone. ``saved_bytes`` (None: as
+    many as ``kv_bytes``) may come to hold rows that made room when their answers grew longer than there was room for;
+    0 admits a row only where its longest answer fits. ``prefix_bytes`` (None: all that rows leave; 0: off) bounds the
+    part of ``kv_bytes`` that beginnings of prompts may take.
     """
 
     def __init__(
@@ -78,6 +92,8 @@ class Engine:
         *,
         kv_bytes: int,
         adapter_bytes: int,
+        saved_bytes: int | None = None,
+        prefix_bytes: int | None = None,
         max_rows: int = 32,
         max_length: int | None = None,
         max_waiting: int = 1024,
@@ -112,13 +128,16 @@ class Engine:
         self.bank = Bank(adapter_bytes, self._count_eviction)
         load = load or functools.partial(load_adapter, shape=backbone.shape)
         self._forward = Forward(backbone, cache)
+        per_token = backbone.kv_bytes_per_token
+        prefixes = Prefixes(cache, most=(kv_bytes if prefix_bytes is None else prefix_bytes) // per_token)
+        spare = (kv_bytes if saved_bytes is None else saved_bytes) // per_token
         self.scheduler = Scheduler(
             backbone,
             self._forward,
             self.bank,
             Loader(backbone, adapters, load, clock=clock, on_done=self.wakeup.set),
             self.limits,
-            kv_tokens=kv_bytes // backbone.kv_bytes_per_token,
+            running=Running(cache, prefixes, places=kv_bytes // per_token, spare=spare),
             clock=clock,
             finish=self._finish,
         )
@@ -229,10 +248,11 @@ class Engine:
     def stats(self) -> Stats:
         """A snapshot; may be taken from any thread, figures may be one step apart."""
         scheduler, residents = self.scheduler, list(self.bank.residents.values())
+        running, per_token = scheduler.running, self._forward.cache.token_bytes
         return Stats(
-            running=len(scheduler.running),
+            running=len(running),
             waiting=len(self._inbox) + len(scheduler.waiting),
-            kv_bytes_reserved=scheduler.running.reserved * self._forward.cache.token_bytes,
+            kv_bytes_reserved=running.held * per_token,
             kv_bytes_touched=self._forward.cache.touched_bytes,
             adapter_bytes=self.bank.used,
             adapters=tuple(resident.digest for resident in residents),
@@ -243,6 +263,12 @@ class Engine:
             generated_tokens=self._generated_tokens,
             finished=dict(self._finished),
             evictions=self._evictions,
+            kv_bytes_kept=running.prefixes.tokens * per_token,
+            kv_bytes_saved=running.saved * per_token,
+            rows_preempted=len(running.preempted),
+            preemptions=running.preemptions,
+            prefix_hits=running.prefixes.hits,
+            prefix_tokens=running.prefixes.saved,
         )
 
     def _run(self, plan: Plan) -> None:
@@ -253,22 +279,32 @@ class Engine:
         for row, span in plan.chunks:
             row.done += span.count
             self._prompt_tokens += span.count
+        for row, span in plan.chunks:  # when all are counted: one that ends here moves others, as far as they are read
+            self._keep(row, result.hidden[span.at : span.at + span.count])
         self._score_prompts(result)
         self._draw(result)
         for row, span in plan.chunks:
             if row.slot >= 0:
                 self._after_chunk(row, result.hidden[span.at : span.at + span.count])
 
+    def _keep(self, row: Row, hidden: Tensor) -> None:
+        """Later requests may begin with what was read. A row with NaN ends before its keys move to another slot."""
+        if bool(hidden.isfinite().all()):
+            self.scheduler.running.prefixes.keep(row)
+        else:
+            for reader in row.readers:
+                self._end(reader, "error", _non_finite(reader), tainted=True)
+
     def _score_prompts(self, result: Result) -> None:
         for wanted in result.wanted:
             request = wanted.row.generating
-            if not wanted.sampled and request is not None:
+            if not wanted.sampled and request is not None and wanted.row.slot >= 0:
                 logits = _of(result, wanted)
                 tokens = wanted.row.tokens[wanted.token : wanted.token + wanted.count]
                 wanted.row.scores += score(logits, tokens, request.logprobs or 0)
 
     def _draw(self, result: Result) -> None:
-        sampled = [wanted for wanted in result.wanted if wanted.sampled]
+        sampled = [wanted for wanted in result.wanted if wanted.sampled and wanted.row.slot >= 0]
         if not sampled:
             return
         assert result.logits is not None

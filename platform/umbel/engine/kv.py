@@ -51,6 +51,8 @@ class KVCache:
         self._touched = [0] * slots
         self._live = [0] * slots
         """Places of each slot that a running row may have written."""
+        self.kept_tokens = 0
+        """Tokens kept outside of the slabs (``prefixes``), which count to the budget."""
         self._lay_out(self._window_for(1))
 
     @torch.inference_mode(False)
@@ -119,6 +121,17 @@ class KVCache:
         self.slabs[layer, 0, slot, :, : k.shape[1]] = k
         self.slabs[layer, 1, slot, :, : v.shape[1]] = v
 
+    def save(self, slot: int, start: int, end: int) -> Tensor:
+        """A copy of a row's places [layers, 2, G, end - start, D] in host memory."""
+        return self.slabs[:, :, slot, :, start:end].to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+    def load(self, slot: int, start: int, saved: Tensor | None) -> None:
+        """Puts what ``save`` gave into a row, its first place at ``start``."""
+        assert saved is not None
+        end = start + saved.shape[3]
+        self.touch(slot, end)
+        self.slabs[:, :, slot, :, start:end] = saved
+
     def touch(self, slot: int, length: int) -> None:
         """Says that places below ``length`` will be written."""
         if length > self.window:
@@ -149,7 +162,7 @@ class KVCache:
         if first == 0 and self.window > 8 * _WINDOW:
             self._touched = list(self._live)
             self._lay_out(self._window_for(1))
-        if sum(self._touched) * self.token_bytes <= self.budget:
+        if (sum(self._touched) + self.kept_tokens) * self.token_bytes <= self.budget:
             return
         for slot in range(first, len(self._touched)):
             if self._touched[slot]:

@@ -27,6 +27,8 @@ class GenerateRequest:
     """The prompt's ids, special tokens included, virtual tokens not."""
     adapter: str | None = None
     """Digest of a version whose output head is ``generate``; None is the bare backbone."""
+    tenant: str = ""
+    """Whose request it is: keys and values of prompts are shared between requests of one tenant only."""
     max_tokens: int | None = 16
     """Most tokens generated. 0 generates none (with ``echo`` and ``logprobs``: scores the prompt). None: what fits."""
     min_tokens: int = 0
@@ -58,6 +60,8 @@ class PoolRequest:
     """Already cut to the contract's length; the engine never truncates."""
     adapter: str
     """Digest of a version whose output head is not ``generate``."""
+    tenant: str = ""
+    """As of ``GenerateRequest``."""
     deadline: float | None = None
 
 
@@ -116,6 +120,8 @@ class Usage:
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt's, those whose keys and values were kept from an earlier request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ from umbel.engine.resident import Resident
 from umbel.engine.sampler import GREEDY, Choice, Drawn
 from umbel.engine.text import Detokenizer, StopScanner
 
+HEADROOM = 32
+"""Places for generated tokens that a row is promised at a time."""
+
 
 @dataclass(slots=True)
 class Marks:
@@ -72,8 +75,16 @@ class Row:
     done: int = 0
     """Tokens whose keys and values are in the cache."""
     slot: int = -1
+    cached: int = 0
+    """Tokens at the beginning whose keys and values came from an earlier request."""
+    saved: Tensor | None = None
+    """Its keys and values while it makes room for others."""
+    prompt_places: int = 0
+    """Places of the cache for all that comes before the first generated token."""
     reserved: int = 0
-    """Places of the cache that it may come to use."""
+    """Places that it may come to use."""
+    held: int = 0
+    """Places that are promised to it now; grows while it runs."""
     max_tokens: int = 0
     bypassed: int = 0
     """How often another was admitted while this one lacked memory."""
@@ -117,6 +128,23 @@ class Row:
     def used(self) -> int:
         """Places of the cache that hold something."""
         return self.offset + self.done
+
+    @property
+    def hold(self) -> int:
+        """Places that it needs to run on for a while."""
+        return min(self.reserved, max(self.used, self.prompt_places) + HEADROOM)
+
+    @property
+    def reusable(self) -> int:
+        """Tokens at the beginning whose hidden states nobody reads: keys and values alone will do for them."""
+        if self.scoring or not all(reader.reads_last for reader in self.readers):
+            return 0
+        return self.prompt_end - 1
+
+    @property
+    def reads_last(self) -> bool:
+        """Whether all that is read of its prompt is the last hidden state."""
+        return self.generating is not None or (self.resident is not None and self.resident.head.pooling == "last")
 
     @property
     def scoring(self) -> bool:
@@ -184,5 +212,5 @@ class Row:
     def finish(self, reason: FinishReason, now: float, error: UmbelError | None = None) -> None:
         """Puts the last event. Text still held back is gone, unless the row ended by itself."""
         generated = max(0, self.generated) if self.prompt_end else 0
-        usage = Usage(len(self.request.tokens), generated)
+        usage = Usage(len(self.request.tokens), generated, max(0, self.cached - self.virtual))
         self.handle.put(Finished(reason, usage, self.marks.timing(now), error))

@@ -1,9 +1,17 @@
-"""The running rows, compact in the cache's slots: decoding ones first, then those whose prompt is being read."""
+"""The running rows, compact in the cache's slots: decoding ones first, then those whose prompt is being read.
 
+Each holds places of the cache for its prompt and a little more, and is promised more as it writes. When the places run
+out, the row that came last makes room: its keys and values are saved as they are, and put back before anybody new
+is admitted. What all could come to use in the worst case is bounded at admission, by ``places`` and what may be saved.
+"""
+
+from bisect import insort
 from dataclasses import dataclass
+from operator import attrgetter
 
 from umbel.engine.attention import Span
 from umbel.engine.kv import KVCache
+from umbel.engine.prefixes import Prefixes
 from umbel.engine.row import Row
 
 LEAST_CHUNK = 16
@@ -30,46 +38,67 @@ def _worn(row: Row) -> tuple[int, int]:
 
 
 class Running:
-    """Keeps ``rows[i].slot == i`` and the first ``decoding`` rows past their prompt, moving keys and values along."""
+    """Keeps ``rows[i].slot == i`` and the first ``decoding`` rows past their prompt, moving keys and values along.
 
-    def __init__(self, cache: KVCache) -> None:
-        self.cache = cache
+    ``places`` bounds what running rows and kept beginnings of prompts hold together; ``spare`` what may be saved
+    beside them, which can be passed by less than one row.
+    """
+
+    def __init__(self, cache: KVCache, prefixes: Prefixes, *, places: int, spare: int) -> None:
+        self.cache, self.prefixes = cache, prefixes
+        self.places, self.spare = places, spare
         self.rows: list[Row] = []
         self.decoding = 0
+        self.preempted: list[Row] = []
+        """Rows that made room, in order of submission."""
+        self.preemptions = 0
         self.reserved = 0
-        """Places of the cache promised to rows."""
+        """Places that admitted rows may come to use."""
+        self.held = 0
+        """Places promised to running rows."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def saved(self) -> int:
+        """Places of rows that made room."""
+        return sum(row.used for row in self.preempted)
+
+    def has_room(self, row: Row) -> bool:
+        """Whether a new row fits, now and at its end."""
+        worst = self.reserved + row.reserved <= self.places + self.spare
+        return worst and self.held + row.hold <= self.places
+
     def add(self, row: Row) -> None:
-        row.slot = len(self.rows)
-        self.rows.append(row)
         self.reserved += row.reserved
+        self._enter(row)
 
     def remove(self, row: Row, *, tainted: bool = False) -> None:
-        """``tainted`` rows may have left NaN in the cache."""
+        """Also one that made room. ``tainted`` rows may have left NaN in the cache."""
+        self.reserved -= row.reserved
+        if row.saved is not None:
+            self.preempted.remove(row)
+            row.saved = None
+            return
         if tainted:
             self.cache.clear(row.slot)
-        hole = row.slot
-        if hole < self.decoding:
-            self.decoding -= 1
-            hole = self._fill(hole, self.decoding)
-        hole = self._fill(hole, len(self.rows) - 1)
-        self.rows.pop()
-        self.reserved -= row.reserved
-        row.slot = -1
-        self.cache.free(len(self.rows))
+        self._exit(row)
 
     def hand_over(self, row: Row) -> None:
-        """A row leaves while others ride along: one of them takes its slot and reads on."""
+        """A row leaves while others ride along: one of them takes its slot, or what was saved of it, and reads on."""
         heir, *others = row.riders
         heir.leader, heir.riders, row.riders = None, others, []
         for other in others:
             other.leader = heir
         heir.done, heir.reserved, heir.pooled = row.done, row.reserved, row.pooled
+        heir.held, row.held = row.held, 0
         heir.slot, row.slot = row.slot, -1
-        self.rows[heir.slot] = heir
+        if row.saved is None:
+            self.rows[heir.slot] = heir
+        else:
+            heir.saved, row.saved = row.saved, None
+            self.preempted[self.preempted.index(row)] = heir
 
     def graduate(self, row: Row) -> None:
         """Its prompt is read: it goes to the end of the decoding rows."""
@@ -80,17 +109,66 @@ class Running:
             self.rows[row.slot], self.rows[other.slot] = row, other
         self.decoding += 1
 
+    def resume(self, most: int) -> None:
+        """Puts rows that made room back, the oldest first, while they fit among ``most`` rows."""
+        while self.preempted and len(self.rows) < most and self.held + self.preempted[0].hold <= self.places:
+            row = self.preempted.pop(0)
+            self._enter(row)
+            self.cache.load(row.slot, 0, row.saved)
+            row.saved = None
+            if not row.prefilling:
+                self.graduate(row)
+
+    def grow(self) -> None:
+        """Promises places to decoding rows that used up theirs, the oldest first; the newest rows make room."""
+        short = [row for row in self.rows[: self.decoding] if row.used >= row.held]
+        for row in sorted(short, key=attrgetter("number")):
+            while row.saved is None and self.held + row.hold - row.held > self.places:
+                self._preempt(max(self.rows, key=attrgetter("number")))
+            if row.saved is None:
+                self._promise(row)
+
     def plan(self, budget: int) -> Plan:
-        """``budget`` tokens, decoding rows first; prompts in the order of their slots."""
+        """``budget`` tokens, decoding rows first; prompts in the order of their slots. Call ``grow`` first."""
         left = max(budget - self.decoding, LEAST_CHUNK)
         at, chunks = self.decoding, []
         for row in self.rows[self.decoding :]:
-            count = min(left, row.prompt_end - row.done)
-            if count == 0:
+            if left == 0:
                 break
+            if not row.done:
+                self.prefixes.fill(row)
+            count = min(left, row.prompt_end - row.done)
             chunks.append((row, Span(row.slot, row.used, count, at)))
             left, at = left - count, at + count
         return Plan(sorted(self.rows[: self.decoding], key=_worn), chunks)
+
+    def _preempt(self, row: Row) -> None:
+        row.saved = self.cache.save(row.slot, 0, row.used)
+        self._exit(row)
+        insort(self.preempted, row, key=attrgetter("number"))
+        self.preemptions += 1
+
+    def _enter(self, row: Row) -> None:
+        row.slot = len(self.rows)
+        self.rows.append(row)
+        self._promise(row)
+
+    def _promise(self, row: Row) -> None:
+        self.held += row.hold - row.held
+        row.held = row.hold
+        self.prefixes.trim(self.places - self.held)
+
+    def _exit(self, row: Row) -> None:
+        hole = row.slot
+        if hole < self.decoding:
+            self.decoding -= 1
+            hole = self._fill(hole, self.decoding)
+        self._fill(hole, len(self.rows) - 1)
+        self.rows.pop()
+        self.held -= row.held
+        row.held, row.slot = 0, -1
+        self.prefixes.trim(self.places - self.held)
+        self.cache.free(len(self.rows))
 
     def _fill(self, hole: int, source: int) -> int:
         """Moves the row of slot ``source`` into the hole; returns the new hole."""

@@ -42,14 +42,12 @@ class Scheduler:
         loader: Loader,
         limits: Limits,
         *,
-        kv_tokens: int,
+        running: Running,
         clock: Callable[[], float],
         finish: Finish,
     ) -> None:
         self.backbone, self.forward, self.bank, self.loader, self.limits = backbone, forward, bank, loader, limits
-        self.kv_tokens = kv_tokens
-        """Places of the cache that running rows may be promised in all."""
-        self.waiting, self.running = Waiting(), Running(forward.cache)
+        self.waiting, self.running = Waiting(), running
         self.warming = Warming(bank, loader, self.waiting, lookahead=limits.lookahead)
         self._clock, self._finish = clock, finish
         own = backbone.tokenizer.eos
@@ -59,7 +57,9 @@ class Scheduler:
         """Admits what can be and says what the next step computes."""
         self.warming.advance()
         self._take_loaded()
-        while len(self.running) < self.limits.max_rows:
+        self.running.grow()
+        self.running.resume(self.limits.max_rows)
+        while len(self.running) < self.limits.max_rows and not self.running.preempted:
             row = self._next()
             if row is None:
                 break
@@ -72,7 +72,7 @@ class Scheduler:
         if row.leader is not None:
             row.leader.riders.remove(row)
             row.leader = None
-        elif row.slot < 0:
+        elif row.slot < 0 and row.saved is None:
             self.waiting.remove(row)
             return
         elif row.riders:
@@ -165,7 +165,8 @@ class Scheduler:
                 raise too_large(resident, self.bank.budget)
             virtual = resident.past_length + resident.num_virtual
         row.max_tokens = self.limits.check_length(row.request, virtual=virtual)
-        row.reserved = virtual + len(row.request.tokens) + row.max_tokens
+        row.prompt_places = virtual + len(row.request.tokens)
+        row.reserved = row.prompt_places + row.max_tokens
 
     def _mate_loads(self, row: Row) -> bool:
         """Whether an adapter that may share the row's prompt is on its way. Only such a load is waited for: it ends."""
@@ -174,7 +175,7 @@ class Scheduler:
         return any(mate.adapter in self.loader.loading for mate in _others(row))
 
     def _has_memory(self, row: Row, resident: Resident | None) -> bool:
-        if self.running.reserved + row.reserved > self.kv_tokens:
+        if not self.running.has_room(row):
             return False
         if resident is None or resident.digest in self.bank:
             return True
