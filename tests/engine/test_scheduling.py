@@ -94,7 +94,7 @@ def test_memory_promised_to_rows_never_exceeds_the_budget(lab):
     engine = lab.engine(kv_bytes=100 * per_token, max_length=60)
     handles = [engine.submit(lab.ask("x" * n, max_tokens=n)) for n in (20, 25, 30, 5, 10, 29)]
     while engine.step():
-        assert engine.scheduler.running.reserved <= 100
+        assert engine.scheduler.running.held <= 100
     assert all(handle.result().finished.reason == "length" for handle in handles)
     assert engine.scheduler.running.reserved == 0
 

@@ -196,3 +196,12 @@ def test_tricks_with_paths_reach_nothing(client, name):
         answer = client.get(path)
         assert 400 <= answer.status_code < 500, path
         assert answer.json()["error"]["code"]
+
+
+def test_two_keys_never_share_what_was_kept_of_a_prompt(guarded, home):
+    """Nor do two keys of one name: a revoked one's name can be given again."""
+    one, other = (bearer(home.registry.keys.create("twins", [Scope.INFER])[1]) for _ in range(2))
+    body = {"model": "tiny", "prompt": list(range(50, 90)), "max_tokens": 1}
+    answers = [guarded.post("/v1/completions", json=body, headers=who).json() for who in (one, other, one, other)]
+    kept = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers]
+    assert kept == [0, 0, 32, 32]

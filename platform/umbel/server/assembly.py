@@ -108,6 +108,9 @@ def _gauges(service: Service) -> dict[str, float]:
         "requests_in_flight": service.in_flight,
         "kv_bytes_reserved": stats.kv_bytes_reserved,
         "kv_bytes": service.capacity.kv_bytes,
+        "kv_bytes_kept": stats.kv_bytes_kept,
+        "kv_bytes_saved": stats.kv_bytes_saved,
+        "rows_preempted": stats.rows_preempted,
         "adapter_bytes_used": stats.adapter_bytes,
         "adapter_bytes": service.capacity.adapter_bytes,
         "adapters_resident": len(stats.adapters),
@@ -119,4 +122,5 @@ def _totals(service: Service) -> dict[str, float]:
     stats = service.engine.stats()
     ended = {f"rows_{reason}": float(count) for reason, count in stats.finished.items()}
     did = {"steps": stats.steps, "tokens_prefilled": stats.prompt_tokens, "adapter_evictions": stats.evictions}
-    return {**did, **ended}
+    kept = {"prefix_hits": stats.prefix_hits, "prefix_tokens": stats.prefix_tokens, "preemptions": stats.preemptions}
+    return {**did, **kept, **ended}

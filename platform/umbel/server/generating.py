@@ -39,6 +39,7 @@ def engine_requests(
     prompts: Sequence[list[int]],
     body: SamplingRequest,
     *,
+    tenant: str,
     limit: int | None,
     logprobs: int | None,
     echo: bool = False,
@@ -49,6 +50,7 @@ def engine_requests(
         GenerateRequest(
             tokens=tuple(prompt),
             adapter=target.adapter,
+            tenant=tenant,
             max_tokens=_room(service, len(prompt), limit, default.max_tokens),
             min_tokens=body.min_tokens,
             temperature=default.temperature if body.temperature is None else body.temperature,
@@ -91,7 +93,7 @@ class Chunker(ABC):
 
     def all_of(self, place: int, event: Event) -> list[bytes]:
         if isinstance(event, Finished) and self.counted is not None:
-            self.counted = total([self.counted, used(event)])
+            self.counted = Usage.total([self.counted, used(event)])
         return self.of(place, event)
 
     def end(self) -> list[bytes]:
@@ -99,11 +101,8 @@ class Chunker(ABC):
 
 
 def used(finished: Finished) -> Usage:
-    return Usage.of(finished.usage.prompt_tokens, finished.usage.completion_tokens)
-
-
-def total(usages: Sequence[Usage]) -> Usage:
-    return Usage.of(sum(usage.prompt_tokens for usage in usages), sum(usage.completion_tokens for usage in usages))
+    usage = finished.usage
+    return Usage.of(usage.prompt_tokens, usage.completion_tokens, cached=usage.cached_tokens)
 
 
 def wire_reason(finished: Finished) -> Literal["stop", "length"]:

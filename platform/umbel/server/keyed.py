@@ -15,6 +15,7 @@ from umbel.server.answers import reply, target_headers
 from umbel.server.enrolling import Caller
 from umbel.server.pooling import Pooled, pool
 from umbel.server.rows import server_timing, unless_gone
+from umbel.server.security import tenant_of
 from umbel.server.service import Service
 from umbel.server.target import Target
 
@@ -49,7 +50,8 @@ async def keyed(
 
     async def ask() -> tuple[list[list[Item]], list[Pooled]]:
         texts = [await read(target.contract) for target in targets]
-        pooled = await pool(service, targets, [[text.ids for text in of_target] for of_target in texts])
+        ids = [[text.ids for text in of_target] for of_target in texts]
+        pooled = await pool(service, targets, ids, tenant=tenant_of(request))
         items = [
             [tell(place, *found, target.contract) for place, found in enumerate(zip(one.logits, own, strict=True))]
             for target, one, own in zip(targets, pooled, texts, strict=True)
@@ -59,7 +61,7 @@ async def keyed(
     items, pooled = await unless_gone(request, ask())
     timings: list[Timing] = [timing for one in pooled for timing in one.timings]
     headers = {**target_headers(targets), **server_timing(timings)}
-    return reply(_body(body, kind, targets, items, Usage.of(sum(one.usage.prompt_tokens for one in pooled))), headers)
+    return reply(_body(body, kind, targets, items, Usage.total([one.usage for one in pooled])), headers)
 
 
 def _body(

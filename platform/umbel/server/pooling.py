@@ -8,6 +8,7 @@ from torch import Tensor
 
 from umbel.core.wire.base import Usage
 from umbel.engine import Answer, PoolRequest, Timing
+from umbel.server.generating import used
 from umbel.server.rows import Rows
 from umbel.server.service import Service
 from umbel.server.target import Target
@@ -21,7 +22,7 @@ class Pooled:
     def __init__(self, answers: Sequence[Answer]) -> None:
         self.logits = [_logits(answer) for answer in answers]
         self.timings: list[Timing] = [answer.finished.timing for answer in answers]
-        self.usage = Usage.of(sum(answer.finished.usage.prompt_tokens for answer in answers))
+        self.usage = Usage.total([used(answer.finished) for answer in answers])
 
 
 def _logits(answer: Answer) -> Tensor:
@@ -29,7 +30,9 @@ def _logits(answer: Answer) -> Tensor:
     return answer.logits
 
 
-async def pool(service: Service, targets: Sequence[Target], inputs: Sequence[Sequence[Sequence[int]]]) -> list[Pooled]:
+async def pool(
+    service: Service, targets: Sequence[Target], inputs: Sequence[Sequence[Sequence[int]]], *, tenant: str
+) -> list[Pooled]:
     """``inputs[i][j]`` are the tokens of text j as target i reads it; what comes of each target, in order.
 
     All targets are asked a text together, so that the engine can read it once for those that read it alike. A window
@@ -43,16 +46,16 @@ async def pool(service: Service, targets: Sequence[Target], inputs: Sequence[Seq
             return await _together(service, targets, requests)
 
     texts = [
-        [_request(target, ids, deadline) for target, ids in zip(targets, text, strict=True)]
+        [_request(target, ids, tenant, deadline) for target, ids in zip(targets, text, strict=True)]
         for text in zip(*inputs, strict=True)
     ]
     answers = await all_or_none([asyncio.create_task(one(requests)) for requests in texts])
     return [Pooled(of_target) for of_target in zip(*answers, strict=True)]
 
 
-def _request(target: Target, ids: Sequence[int], deadline: float) -> PoolRequest:
+def _request(target: Target, ids: Sequence[int], tenant: str, deadline: float) -> PoolRequest:
     assert target.adapter is not None
-    return PoolRequest(tokens=tuple(ids), adapter=target.adapter, deadline=deadline)
+    return PoolRequest(tokens=tuple(ids), adapter=target.adapter, tenant=tenant, deadline=deadline)
 
 
 async def _together(service: Service, targets: Sequence[Target], requests: Sequence[PoolRequest]) -> list[Answer]:

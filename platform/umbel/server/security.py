@@ -32,6 +32,10 @@ class KeyRing(Protocol):
     def list(self) -> tuple[ApiKey, ...]: ...
 
 
+ANONYMOUS = ""
+"""The tenant of all who need no key."""
+
+
 class Gate:
     """Checks keys; remembers good ones for a few seconds by their hash, never by themselves."""
 
@@ -41,8 +45,8 @@ class Gate:
         self._good: dict[bytes, tuple[float, ApiKey]] = {}
 
     async def admit(self, request: Request, scope: Scope) -> str:
-        """Returns who asks, for the audit log. Raises AuthError or NotAllowed."""
-        secret = _secret(request)
+        """Returns who asks, for the audit log, and notes the tenant. Raises AuthError or NotAllowed."""
+        secret, request.state.tenant = _secret(request), ANONYMOUS
         if scope in self.free:
             return "anonymous"
         if secret is None:
@@ -56,6 +60,7 @@ class Gate:
             raise NotAllowed(
                 f"the key {key.name!r} lacks the scope {scope}.", hint=f"umbel keys create NAME --scope {scope}"
             )
+        request.state.tenant = key.id
         return f"key:{key.name}"
 
     async def _check(self, secret: str) -> ApiKey:
@@ -85,6 +90,12 @@ class Needs:
         gate: Gate = request.app.state.service.gate
         request.state.actor = await gate.admit(request, self.scope)
         return str(request.state.actor)
+
+
+def tenant_of(request: Request) -> str:
+    """Whose keys and values of prompts it may share: its API key's id (a name can be given again). Without a key all
+    are one tenant."""
+    return str(request.state.tenant)
 
 
 def needs(scope: Scope) -> Any:

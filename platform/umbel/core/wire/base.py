@@ -1,6 +1,6 @@
 """What all wire models share: strict requests, lenient replies, and fields that are known but not served."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, StringConstraints, ValidationInfo, field_validator
@@ -71,16 +71,38 @@ def without_effect(why: str) -> Any:
     return Field(default=None, description=f"Accepted, without effect: {why}.")
 
 
+class PromptDetails(Reply):
+    """What the prompt's tokens were."""
+
+    cached_tokens: int = 0
+    """Those that an earlier request of the same key to the same version began with, so that they were not computed."""
+
+
 class Usage(Reply):
     """Counted tokens; virtual ones are not."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    prompt_tokens_details: PromptDetails = PromptDetails()
 
     @classmethod
-    def of(cls, prompt: int, completion: int = 0) -> "Usage":
-        return cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+    def of(cls, prompt: int, completion: int = 0, *, cached: int = 0) -> "Usage":
+        return cls(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            prompt_tokens_details=PromptDetails(cached_tokens=cached),
+        )
+
+    @classmethod
+    def total(cls, usages: "Sequence[Usage]") -> "Usage":
+        """Summed up."""
+        return cls.of(
+            sum(usage.prompt_tokens for usage in usages),
+            sum(usage.completion_tokens for usage in usages),
+            cached=sum(usage.prompt_tokens_details.cached_tokens for usage in usages),
+        )
 
 
 class ErrorBody(Reply):

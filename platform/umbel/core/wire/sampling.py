@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, StrictInt, StrictStr, field_validator
 
 from umbel.core.errors import UsageError
-from umbel.core.wire.base import Reply, Request, SafetyIdentifier, refused, without_effect
+from umbel.core.wire.base import Request, SafetyIdentifier, refused, without_effect
 
 MAX_STOPS = 16
 
@@ -64,9 +64,3 @@ class SamplingRequest(Request):
     @property
     def wants_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
-
-
-class UsageDetails(Reply):
-    """Kept for clients that read it; umbel has no prompt cache yet."""
-
-    cached_tokens: int = 0

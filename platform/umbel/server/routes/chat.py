@@ -24,7 +24,7 @@ from umbel.server.answers import reply
 from umbel.server.enrolling import Caller
 from umbel.server.generating import Chunker, Head, engine_requests, stream, used, wire_reason
 from umbel.server.rows import Rows, server_timing, unless_gone
-from umbel.server.security import needs
+from umbel.server.security import needs, tenant_of
 from umbel.server.service import ServiceDep
 from umbel.server.sse import data
 from umbel.server.texts import Texts
@@ -41,7 +41,8 @@ async def chat(body: ChatRequest, request: Request, service: ServiceDep) -> Resp
     prompt = await service.texts.chat(target.contract, body.messages)
     wanted = (body.top_logprobs or 0) if body.logprobs else None
     rows = Rows(service, target)
-    rows.submit(engine_requests(service, target, [prompt], body, limit=body.limit, logprobs=wanted))
+    tenant = tenant_of(request)
+    rows.submit(engine_requests(service, target, [prompt], body, tenant=tenant, limit=body.limit, logprobs=wanted))
     head = Head.of("chatcmpl", target)
     if body.stream:
         return await stream(request, rows, _Chunks(head, service.texts, wanted is not None, usage=body.wants_usage))

@@ -12,9 +12,9 @@ from umbel.engine import Answer, Event, Finished, Prompt, Scored, Token
 from umbel.registry.records import Scope
 from umbel.server.answers import reply
 from umbel.server.enrolling import Caller
-from umbel.server.generating import Chunker, Head, engine_requests, stream, total, used, wire_reason
+from umbel.server.generating import Chunker, Head, engine_requests, stream, used, wire_reason
 from umbel.server.rows import Rows, server_timing, unless_gone
-from umbel.server.security import needs
+from umbel.server.security import needs, tenant_of
 from umbel.server.service import ServiceDep
 from umbel.server.sse import data
 from umbel.server.texts import Texts
@@ -31,7 +31,14 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
     prompts = await service.texts.completions(target.contract, body.prompts)
     rows = Rows(service, target)
     wanted = engine_requests(
-        service, target, prompts, body, limit=body.max_tokens, logprobs=body.logprobs, echo=bool(body.echo)
+        service,
+        target,
+        prompts,
+        body,
+        tenant=tenant_of(request),
+        limit=body.max_tokens,
+        logprobs=body.logprobs,
+        echo=bool(body.echo),
     )
     rows.submit(wanted)
     echoed = _echoed(body, service.texts)
@@ -43,7 +50,7 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
         _choice(place, answer, text, service.texts, body.logprobs)
         for place, (answer, text) in enumerate(zip(answers, echoed, strict=True))
     ]
-    usage = total([used(answer.finished) for answer in answers])
+    usage = Usage.total([used(answer.finished) for answer in answers])
     timing = server_timing([answer.finished.timing for answer in answers])
     return reply(CompletionReply(**asdict(head), choices=choices, usage=usage), {**target.headers, **timing})
 
