@@ -3,7 +3,7 @@ export UMBEL_HOME ?= $(CURDIR)/.umbel
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup assets demo test check bench bench-training bench-methods parity fresh docs soak clean
+.PHONY: help setup assets demo test check bench bench-training bench-methods parity fresh bench-memory docs soak clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,7 +35,7 @@ check: setup  ## Lint, types, import direction, Dockerfiles
 	$(BIN)/python -m benchmarks.docs --check
 	@sh scripts/no_stray_init.sh
 
-soak: assets  ## The long tests
+soak: assets  ## The long tests: an hour of churn (UMBEL_SOAK_MINUTES=2: two minutes)
 	$(BIN)/python -m pytest -m soak
 
 bench: assets  ## Measure umbel beside HF + PEFT, write docs/benchmarks/ (ARGS=--short: ten minutes)
@@ -46,6 +46,9 @@ parity: setup  ## Compare every method and output head with PEFT, print the matr
 
 bench-methods: assets  ## Train every method beside HF + PEFT, about an hour; goes on where it stopped
 	$(BIN)/python -m benchmarks.methods $(ARGS)
+
+bench-memory: assets  ## Measure kept beginnings of prompts and early admission, about three minutes
+	$(BIN)/python -m benchmarks.memory $(ARGS)
 
 fresh: assets  ## Measure how much an untrained adapter of each method changes SmolLM2's logits
 	$(BIN)/python -m benchmarks.fresh

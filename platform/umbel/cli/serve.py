@@ -37,7 +37,9 @@ def serve(
     backbone: Annotated[str | None, typer.Option(help="Its name; needed only where there are several.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), bf16, fp16 or fp32.")] = "auto",
     preload: Annotated[list[str] | None, typer.Option(help="Adapter to load before the first request.")] = None,
-    kv_bytes: Annotated[str, typer.Option(help="Most memory for keys and values of running rows.")] = "2GB",
+    kv_bytes: Annotated[
+        str, typer.Option(help="Most memory for keys and values; rows that make room may take as much again.")
+    ] = "2GB",
     adapter_bytes: Annotated[str, typer.Option(help="Most memory for loaded adapters.")] = "1GB",
     max_rows: Annotated[int, typer.Option(help="Rows that run at once.", min=1)] = 32,
     require_keys: Annotated[bool, typer.Option("--require-keys", help="Ask for a key on loopback too.")] = False,
