@@ -1,4 +1,4 @@
-"""`make bench-memory`: what kept beginnings of prompts save, and what admitting rows before their longest answer fits wins.
+"""`make bench-memory`: what kept beginnings of prompts save, and what admitting rows early wins.
 
 Both ways take turns within one run on SmolLM2, bf16; docs/benchmarks/memory.md is written. About three minutes.
 """
@@ -85,7 +85,7 @@ def first_tokens(backbone: Backbone, rounds: int) -> list[str]:
                 if number:
                     seconds.setdefault((name, engine), []).extend(times)
     lines = [
-        f"Milliseconds to the first token, {SHARED} tokens that all prompts begin with and {OWN} of their own: medians.",
+        f"Milliseconds to the first token; {SHARED} tokens that all prompts begin with, {OWN} of their own; medians.",
         "",
         "| work | kept beginnings | none kept | ratio |",
         "| --- | --- | --- | --- |",
@@ -109,8 +109,8 @@ def admission(backbone: Backbone, rounds: int) -> list[str]:
         Case("8 requests, longest answers", asked[:8]),
     ]
     lines = [
-        f"Generated tokens per second, prompts of {PROMPT} tokens, max_tokens {LONGEST}, keys and values of {PLACES:,} tokens:",
-        "medians. *Longest answer reserved* admits a row only where its longest answer fits (`saved_bytes` 0).",
+        f"Generated tokens per second; prompts of {PROMPT} tokens, max_tokens {LONGEST}, keys and values of {PLACES:,}",
+        "tokens; medians. *Longest answer reserved* admits a row only where its longest answer fits (`saved_bytes` 0).",
         "",
         "| work | tokens per answer | admitted early | rows that made room | longest answer reserved | ratio |",
         "| --- | --- | --- | --- | --- | --- |",
