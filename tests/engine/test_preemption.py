@@ -116,3 +116,22 @@ def test_a_saved_row_keeps_its_adapter(lab):
     lab.drain(engine)
     for handle in (first, second):
         lab.same(handle.result(), lab.run(lab.engine(), [handle.request])[0])
+
+
+def test_whoever_rides_on_a_saved_row_reads_on_when_its_leader_is_cancelled(lab):
+    heads = [lab.classifier(seed, "none") for seed in (1, 2)]
+    requests = [lab.pool("b" * 150, head) for head in heads]
+    expected = lab.run(lab.engine(), [requests[1]])[0].logits
+    engine = engine_of(lab, 221, step_tokens=17)
+    engine.submit(lab.ask("a" * 20, max_tokens=150))
+    while engine.stats().steps < 25:
+        engine.step()
+    handles = engine.submit_together(requests)
+    row = _until_somebody_is_saved(engine)
+    assert row.prefilling
+    assert [rider.handle for rider in row.riders] == [handles[1]]
+    handles[0].cancel()
+    lab.drain(engine)
+    assert list(handles[0])[-1].reason == "cancelled"
+    torch.testing.assert_close(handles[1].result().logits, expected, rtol=0, atol=lab.tolerance)
+    assert (engine.scheduler.running.held, engine.scheduler.running.reserved) == (0, 0)

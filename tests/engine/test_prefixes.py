@@ -131,3 +131,22 @@ def test_a_cache_that_is_off_keeps_nothing(lab):
     engine = lab.engine(prefix_bytes=0)
     assert [cached(lab.run(engine, [lab.ask(SYSTEM)])[0]) for _ in range(2)] == [0, 0]
     assert engine.stats().kv_bytes_kept == 0
+
+
+def test_rows_that_share_a_prompt_skip_what_all_of_them_can(lab):
+    """A tagger beside a classifier needs every token's hidden state, so nothing is skipped for either."""
+    tags = Contract(output_head=OutputHead.TAG, labels=("O", "X"))
+    readers, tagger = [lab.classifier(seed, "none") for seed in (1, 2)], lab.adapter("none", 3, contract=tags)
+    engine = lab.engine()
+
+    def together(adapters):
+        handles = engine.submit_together([lab.pool(SYSTEM, adapter) for adapter in adapters])
+        lab.drain(engine)
+        return [handle.result() for handle in handles]
+
+    first, again, with_tagger = together(readers), together(readers), together([readers[0], tagger])
+    assert engine.stats().prefix_hits == 1
+    assert engine.stats().prompt_tokens == 3 * len(SYSTEM) - (len(SYSTEM) - 1) // BLOCK * BLOCK
+    assert with_tagger[1].logits.shape[0] == len(SYSTEM)
+    for one, other in zip([*again, with_tagger[0]], [*first, first[0]], strict=True):
+        torch.testing.assert_close(one.logits, other.logits, rtol=0, atol=lab.tolerance)
