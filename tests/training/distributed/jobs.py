@@ -1,11 +1,15 @@
 """What the processes of the tests do; ``launch`` runs this file in each of them with ORDER set."""
 
 import os
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from umbel.backbone.backbone import Backbone
+from umbel.backbone.checkpointing import Checkpointing
 from umbel.backbone.loading import checkpoint_views
 from umbel.backbone.shards import own_rows
 from umbel.core.settings import Settings
@@ -13,8 +17,11 @@ from umbel.training import Task, fit, tune
 from umbel.training.distributed.group import Group, joined
 from umbel.training.distributed.load import load_frozen
 from umbel.training.distributed.strategy import Strategy
+from umbel.training.passes import Packing
+from umbel.training.prepared import prepare
+from umbel.training.trainee import Trainee, trainee_of
 from umbel.training.tuning.tune import resume_tuning, start
-from umbel.training.window import take_window
+from umbel.training.window import Machine, look, take_window
 
 
 def train(group: Group, folder: str, home: str, tasks: list[Task], strategy: str, **more: Any) -> list[dict[str, Any]]:
@@ -60,7 +67,7 @@ def held(group: Group, folder: str, home: str, task: Task, strategy: str) -> dic
     machine, trainee = start(backbone, task, Settings.load(Path(home)), group=group, strategy=spread)
     found: dict[str, Any] = {}
 
-    def look(*_: Any) -> None:
+    def measure(*_: Any) -> None:
         tuned = [each for each in machine.backbone.decoder.parameters() if each.requires_grad]
         frozen = [each for each in machine.backbone.decoder.parameters() if not each.requires_grad]
         states = trainee.optimizer.state
@@ -72,9 +79,46 @@ def held(group: Group, folder: str, home: str, task: Task, strategy: str) -> dic
         found["tuned"] = len(tuned)
 
     take_window(machine, [trainee])  # the optimizer has its states afterwards
-    trainee.optimizer.register_step_pre_hook(look)
+    trainee.optimizer.register_step_pre_hook(measure)
     take_window(machine, [trainee])
     return found
+
+
+def peak(
+    group: Group, folder: str, home: str, task: Task, strategy: str, checkpointing: str = "none", wrap: str = "layer"
+) -> dict[str, Any]:
+    """What the allocator gave at most in a step, and what was held before it; with what the estimate is to be told."""
+    spread = Strategy.read(strategy, group.size, wrap=wrap)
+    settings, backbone = Settings.load(Path(home)), load_frozen(Path(folder), spread, group)
+    if task.selection.tunes:
+        machine, trainee = start(backbone, task, settings, None, checkpointing, group=group, strategy=spread)
+    else:
+        trainee = trainee_of(prepare(task, backbone, settings), backbone)
+        machine = Machine(backbone, Packing(), Checkpointing.parse(checkpointing), group)
+    trainee.validated(look(machine, [trainee])[0][1])  # keeps the best so far; the next step is then like any other
+    take_window(machine, [trainee])
+    rows = trainee.next_rows()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        take_window(machine, [trainee])
+    return {
+        "held": _held(machine.backbone, trainee),
+        "step": _most(seen),
+        "rows": len(rows),
+        "length": len(rows[0].ids),
+    }
+
+
+def _held(backbone: Backbone, trainee: Trainee) -> int:
+    states = [state[key] for state in trainee.optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    own = [*trainee.adapter.tensors.values(), *trainee.best.values(), *states]
+    return _local([*backbone.decoder.parameters(), *own])
+
+
+def _most(seen: Any) -> int:
+    """The largest sum of all that was allocated and not freed yet."""
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    ordered = sorted(events, key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in ordered))
 
 
 def _local(tensors: Any) -> int:

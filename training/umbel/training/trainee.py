@@ -19,6 +19,7 @@ from umbel.adapters.sites import Sites
 from umbel.backbone.attention import WholeAttention
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.decoder import Layer, Step
+from umbel.backbone.shards import own_rows
 from umbel.core.contract import OutputHead
 from umbel.core.errors import ConfigError, UmbelError
 from umbel.training.batches import Batches
@@ -73,6 +74,7 @@ class Trainee:
     run: str = ""
     """Id of its run in the run log."""
     best: dict[str, Tensor] = field(default_factory=dict)
+    """Of a sharded tensor this process's part."""
     history: list[Validation] = field(default_factory=list)
     rungs: list[Validation] = field(default_factory=list)
     """What a sweep compared it by; no part of its own course."""
@@ -184,9 +186,7 @@ class Trainee:
         """The backbone's are kept as they will be served: half the bytes under bf16-mixed."""
         if self.precision is None or name in self.adapter.tensors:
             return tensor.clone()
-        if isinstance(tensor, DTensor):  # a shard stays where its mesh is
-            return tensor.to(self.precision.compute, copy=True)
-        return tensor.to("cpu", self.precision.compute, copy=True)
+        return own_rows(tensor)[0].to("cpu", self.precision.compute, copy=True)
 
     def _patience_is_over(self) -> bool:
         if self.task.patience is None:
@@ -198,7 +198,8 @@ class Trainee:
     def finish(self) -> None:
         """Puts the best tensors back, and frees what only training needs."""
         for name, tensor in self.tensors.items():
-            tensor.copy_(self.best.get(name, tensor))
+            own = own_rows(tensor)[0]
+            own.copy_(self.best.get(name, own))
             tensor.requires_grad_(False)
         self.adapter.weights.bake()
 

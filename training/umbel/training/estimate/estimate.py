@@ -31,11 +31,14 @@ class Estimate:
     """Of the backbone."""
     trained: int
     """Parameters that are trained, adapter and output head included."""
+    backbone_trained: int
     weights: int
     gradients: int
     optimizer: int
     best: int
-    """The copy of the best weights so far, in CPU memory."""
+    """The copy of the best weights so far."""
+    best_aside: bool
+    """Whether that lies in CPU memory while all else is on a GPU; ``peak`` leaves it out then."""
     activations: int
     """When a forward pass is over."""
     gathered: int
@@ -51,13 +54,14 @@ class Estimate:
         return self.weights + self.gradients + self.optimizer
 
 
-def estimate(work: Work, strategy: Strategy) -> Estimate:
+def estimate(work: Work, strategy: Strategy, *, on_cpu: bool = True) -> Estimate:
     """``work.rows`` are those of one process; sharding leaves activations alone."""
     decoder = meta_decoder(work.config)
     sizes = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
     shards = strategy.shards
     frozen = sum(_share(size, shards) for name, size in sizes.items() if name not in work.trained)
     trained = sum(_share(size, shards) for name, size in sizes.items() if name in work.trained)
+    own = sum(_numel(size) for name, size in sizes.items() if name in work.trained)
     wide, narrow = work.masters.itemsize, work.compute.itemsize
     step = fake_step(work, gradient_weight=wide / narrow / shards)
     units = _units(work, strategy, plan_units(decoder, strategy.wrap)) if strategy.sharded else ()
@@ -67,14 +71,16 @@ def estimate(work: Work, strategy: Strategy) -> Estimate:
     best = trained * narrow + step.adapter
     return Estimate(
         parameters=sum(map(_numel, sizes.values())),
-        trained=sum(_numel(size) for name, size in sizes.items() if name in work.trained) + step.trained // 4,
+        trained=own + step.trained // 4,
+        backbone_trained=own,
         weights=frozen * narrow + trained * wide + step.adapter,
         gradients=gradients,
         optimizer=MOMENTS * gradients,
         best=best,
+        best_aside=not on_cpu,
         activations=step.activations,
         gathered=passing,
-        peak=held + best + passing + step.peak,
+        peak=held + (best if on_cpu else 0) + passing + step.peak,
         units=units,
     )
 

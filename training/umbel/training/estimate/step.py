@@ -87,4 +87,6 @@ def _example(work: Work, index: int) -> Example:
 def _adapter(work: Work) -> Adapter:
     labels = ("a", "b") if work.output_head in (OutputHead.CLASSIFY, OutputHead.TAG) else ()
     contract = Contract(output_head=work.output_head, labels=labels)
-    return fresh_adapter(work.method, dict(work.options), contract, work.config.shape, backbone="", seed=0)
+    return fresh_adapter(
+        work.method, dict(work.options), contract, work.config.shape, backbone="", seed=0, head=work.head
+    )

@@ -6,10 +6,17 @@ from typing import Any
 
 import torch
 
+from umbel.adapters.head import HeadConfig
+from umbel.backbone.checkpointing import Checkpointing
 from umbel.backbone.config import BackboneConfig
+from umbel.backbone.loading import torch_dtype
+from umbel.backbone.units import meta_decoder
 from umbel.core.contract import OutputHead
 from umbel.core.errors import ConfigError
 from umbel.core.shape import BackboneShape
+from umbel.training.precision import precision_of
+from umbel.training.taskfile import task_of
+from umbel.training.tuning.own import chosen_parameters
 
 _HEAD = 128
 """Width of an attention head, and hidden features per layer: Llama 2 and 3 are about that deep for their width."""
@@ -34,9 +41,35 @@ class Work:
     """Of one forward pass of one process."""
     length: int = 512
     """Tokens of each row."""
+    head: HeadConfig = field(default_factory=HeadConfig)
     answer: int = 128
     """Of these, tokens with a loss, where the output head generates."""
     checkpointing: str = "none"
+
+
+def work_of(
+    config: BackboneConfig, options: Mapping[str, Any], *, dtype: str, rows: int, length: int, checkpointing: str
+) -> Work:
+    """From options as ``umbel train`` has them; raises ConfigError for one that is not known."""
+    task = task_of({"name": "estimate", "data": "none", **options})
+    Checkpointing.parse(checkpointing)
+    held = torch_dtype(dtype, config.dtype)
+    tunes = task.selection.tunes
+    chosen = precision_of(task.precision, backbone=held, device=torch.device("cpu"))
+    return Work(
+        config=config,
+        trained=chosen_parameters(meta_decoder(config), task.selection) if tunes else frozenset(),
+        masters=chosen.masters if tunes else torch.promote_types(held, torch.float32),
+        compute=chosen.compute if tunes else held,
+        method=task.method,
+        options=task.options,
+        output_head=task.output_head,
+        head=HeadConfig(depth=task.head_depth, width=task.head_width, pooling=task.pooling),
+        rows=rows,
+        length=length,
+        answer=max(1, length // 4),
+        checkpointing=checkpointing,
+    )
 
 
 def llama_of(parameters: float) -> BackboneConfig:
