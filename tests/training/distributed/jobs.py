@@ -12,6 +12,7 @@ from umbel.backbone.backbone import Backbone
 from umbel.backbone.checkpointing import Checkpointing
 from umbel.backbone.loading import checkpoint_views
 from umbel.backbone.shards import own_rows
+from umbel.core.errors import Interrupted
 from umbel.core.settings import Settings
 from umbel.training import Task, fit, tune
 from umbel.training.distributed.group import Group, joined
@@ -43,16 +44,33 @@ def train(group: Group, folder: str, home: str, tasks: list[Task], strategy: str
 def own(group: Group, folder: str, home: str, task: Task, strategy: str, **more: Any) -> dict[str, Any]:
     """``tune`` over the group: what came out."""
     wrap, dtype, reads = more.pop("wrap", "layer"), more.pop("dtype", "fp64"), more.pop("resumes", None)
+    if "folder_of_checkpoints" in more:
+        more["folder"] = Path(more.pop("folder_of_checkpoints"))
+    stop = StopAfter(more.pop("windows")) if "windows" in more else None
     spread = Strategy.read(strategy, group.size, wrap=wrap)
     backbone = load_frozen(Path(folder), spread, group, dtype=dtype)
-    given = {"settings": Settings.load(Path(home)), "group": group, "strategy": spread, **more}
-    found = tune(backbone, task, **given) if reads is None else resume_tuning(backbone, Path(reads), **given)
+    given = {"settings": Settings.load(Path(home)), "group": group, "strategy": spread, "stop": stop, **more}
+    try:
+        found = tune(backbone, task, **given) if reads is None else resume_tuning(backbone, Path(reads), **given)
+    except Interrupted:
+        return {"losses": None}
     return {
         "backbone": checkpoint_views(found.backbone.decoder) if group.leads else {},
         "fingerprint": found.backbone.fingerprint,
         "head": {} if found.trained.adapter is None else found.trained.adapter.tensors,
         "losses": found.trained.losses,
     }
+
+
+class StopAfter:
+    """Asks to stop once so many windows were taken."""
+
+    def __init__(self, windows: int) -> None:
+        self.left = windows
+
+    def __call__(self) -> str | None:
+        self.left -= 1
+        return "Ctrl-C" if self.left < 0 else None
 
 
 def many(group: Group, jobs: list[tuple[str, dict[str, Any]]]) -> list[Any]:

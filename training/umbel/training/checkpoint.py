@@ -2,6 +2,8 @@
 
     <folder>/checkpoints/<windows>/tensors.safetensors    masters, best so far, both moments of AdamW
                                    state.json             tasks, steps, histories
+                                   shards/                of tensors that several processes hold in parts, by
+                                                          torch.distributed.checkpoint; any number of processes reads it
 
 Order, dropout and schedule are functions of seed and step, so no generator's state is needed to go on bit for bit.
 """
@@ -9,6 +11,7 @@ Order, dropout and schedule are functions of seed and step, so no generator's st
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from umbel.core.errors import Conflict, NotFound, UmbelError
 from umbel.core.folders import building, folders_in
+from umbel.training.distributed import shards
+from umbel.training.distributed.group import ALONE, Group
 from umbel.training.task import Task
 from umbel.training.taskfile import task_of
 from umbel.training.trainee import Status, Trainee, Validation
@@ -27,19 +33,39 @@ from umbel.training.trunk.trunk import Cut
 _KEPT = 2
 """Checkpoints kept: the newest, and the one before it."""
 _SCHEMA = 1
+SHARDS = "shards"
 
 
-def save(folder: Path, trainees: Sequence[Trainee], *, windows: int) -> Path:
-    """Writes a checkpoint, removes old ones and returns the new one's folder."""
+def save(folder: Path, trainees: Sequence[Trainee], *, windows: int, group: Group = ALONE) -> Path:
+    """Writes a checkpoint, removes old ones and returns the new one's folder.
+
+    Every process of a group calls this alike: each writes its shards, the first all else.
+    """
     target = folder / "checkpoints" / f"{windows:08d}"
-    if not target.exists():
-        with building(target) as new:
-            save_file(dict(_tensors(trainees)), new / "tensors.safetensors")
-            state = {"schema": _SCHEMA, "windows": windows, "trainees": [_state(trainee) for trainee in trainees]}
-            (new / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-    for old in folders_in(target.parent)[:-_KEPT]:
-        shutil.rmtree(old)
+    if not group.from_first(target.exists()):
+        tensors = dict(_tensors(trainees))
+        with _building_together(target, group) as new:
+            shards.write(new / SHARDS, {key: each for key, each in tensors.items() if isinstance(each, DTensor)})
+            if group.leads:
+                whole = {key: each.cpu().contiguous() for key, each in tensors.items() if not isinstance(each, DTensor)}
+                save_file(whole, new / "tensors.safetensors")
+                state = {"schema": _SCHEMA, "windows": windows, "trainees": [_state(trainee) for trainee in trainees]}
+                (new / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+    if group.leads:
+        for old in folders_in(target.parent)[:-_KEPT]:
+            shutil.rmtree(old)
     return target
+
+
+@contextmanager
+def _building_together(target: Path, group: Group) -> Iterator[Path]:
+    """``building`` by the first process, in a folder that all write into; nobody leaves before it has its name."""
+    if group.leads:
+        with building(target) as new:
+            yield group.from_first(new)
+    else:
+        yield group.from_first(target)
+    group.wait()
 
 
 def newest(folder: Path) -> Path:
@@ -70,6 +96,7 @@ def load(checkpoint: Path, trainees: Sequence[Trainee]) -> int:
     """
     state = _read(checkpoint)
     tensors = load_file(checkpoint / "tensors.safetensors")
+    shards.read(checkpoint / SHARDS, dict(_parts(trainees)), tensors)
     for place, (trainee, saved) in enumerate(zip(trainees, state["trainees"], strict=True)):
         _check(trainee, saved)
         _restore(trainee, saved, {k: t for k, t in tensors.items() if k.startswith(f"{place}/")}, place)
@@ -84,11 +111,19 @@ def _read(checkpoint: Path) -> dict[str, Any]:
 def _tensors(trainees: Sequence[Trainee]) -> Iterator[tuple[str, Tensor]]:
     for place, trainee in enumerate(trainees):
         for name, tensor in trainee.tensors.items():
-            yield f"{place}/master/{name}", tensor.detach().cpu().contiguous()
+            yield f"{place}/master/{name}", tensor.detach()
             for key, value in trainee.optimizer.state.get(tensor, {}).items():
-                yield f"{place}/{key}/{name}", value.cpu().contiguous()
-        for name, tensor in trainee.best.items():
-            yield f"{place}/best/{name}", tensor.cpu().contiguous()
+                yield f"{place}/{key}/{name}", value
+        for name, part in trainee.best.items():
+            yield f"{place}/best/{name}", shards.like(trainee.tensors[name], part)
+
+
+def _parts(trainees: Sequence[Trainee]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that may have been saved in shards, by its master: like it are its moments and its best."""
+    for place, trainee in enumerate(trainees):
+        for name, tensor in trainee.tensors.items():
+            for kind in ("master", "exp_avg", "exp_avg_sq", "best"):
+                yield f"{place}/{kind}/{name}", tensor.detach()
 
 
 def _state(trainee: Trainee) -> dict[str, Any]:
@@ -142,13 +177,15 @@ def _restore(trainee: Trainee, saved: dict[str, Any], tensors: dict[str, Tensor]
         kinds.setdefault(kind, {})[name] = tensor
     with torch.no_grad():
         for name, tensor in trainee.tensors.items():
-            tensor.copy_(kinds["master"][name])
+            shards.put(tensor, kinds["master"][name])
             moments = {kind: found[name] for kind, found in kinds.items() if name in found and kind not in _OWN}
             if moments:
                 trainee.optimizer.state[tensor] = {
-                    kind: value if kind == "step" else value.to(tensor.device) for kind, value in moments.items()
+                    kind: value if kind == "step" else shards.put(torch.zeros_like(tensor), value)
+                    for kind, value in moments.items()
                 }
-    trainee.best = {name: tensor.to(_device(trainee)) for name, tensor in kinds.get("best", {}).items()}
+    for name, found in kinds.get("best", {}).items():
+        trainee.best[name] = shards.part(trainee.tensors[name], found).to(_device(trainee))
     trainee.step, trainee.status, trainee.run = saved["step"], Status(saved["status"]), saved["run"]
     trainee.tokens, trainee.losses = saved["tokens"], list(saved["losses"])
     trainee.cut = Cut(**saved["cut"]) if saved.get("cut") else None

@@ -47,19 +47,26 @@ class Loop:
             if why := self._asked_to_stop():
                 self._interrupt(why)
             self._window(active)
-            if self.folder is not None and time.monotonic() - self._saved > self._every:
+            if self.folder is not None and self._due():
                 self.save()
         self.save()
 
     def save(self) -> Path | None:
-        if self.folder is None or not self.machine.group.leads:
+        if self.folder is None:
             return None
-        began = time.monotonic()
-        saved = checkpoint.save(self.folder, self.trainees, windows=self.windows)
+        began, group = time.monotonic(), self.machine.group
+        saved = checkpoint.save(self.folder, self.trainees, windows=self.windows, group=group)
         self._saved = time.monotonic()
         self._every = max(self.save_every, (self._saved - began) / _SAVING)
-        self.observer.saved(saved)
+        if group.leads:
+            self.observer.saved(saved)
         return saved
+
+    def _due(self) -> bool:
+        """By the first process's clock: a checkpoint is written together."""
+        machine = self.machine
+        late = machine.group.leads and time.monotonic() - self._saved > self._every
+        return machine.group.any(late, machine.backbone.device)
 
     def _asked_to_stop(self) -> str | None:
         mine, machine = self.stop(), self.machine
