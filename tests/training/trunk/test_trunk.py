@@ -24,6 +24,8 @@ TOP = {
     "mean": ("topic", "none", {}),
     "words": ("names", "none", {}),
     "value": ("height", "none", {}),
+    "pairs": ("alike", "none", {}),
+    "lora of pairs": ("alike", "lora", {"rank": 2, "layers": (3,), "dropout": 0.1}),
     "lora": ("mood", "lora", {"rank": 2, "layers": (3,), "dropout": 0.1}),
     "lora that speaks": ("speech", "lora", {"rank": 2, "layers": (2, 3), "dropout": 0.1}),
     "lora on lm_head": ("speech", "lora", {"rank": 2, "targets": ("lm_head",), "dropout": 0.1}),
@@ -51,7 +53,9 @@ def top(tasks):
     """Tasks whose adapters act on the top layers or on none, two epochs and more."""
     found = {}
     for name, (task, method, options) in TOP.items():
-        found[name] = replace(tasks[task], name=name.replace(" ", "-"), method=method, options=options, steps=12)
+        size = 8 if name == "pairs" else None
+        more = {"method": method, "options": options, "steps": 12, "embedding_size": size}
+        found[name] = replace(tasks[task], name=name.replace(" ", "-"), **more)
     return found
 
 

@@ -152,11 +152,11 @@ def bytes_of(cut: Cut, examples: Iterable[Example], hidden: int, dtype: torch.dt
 def cut_of(adapter: Adapter, layers: int) -> Cut | None:
     """Where this adapter's own part begins; None where too little lies below it to be worth keeping.
 
-    Prompt-like methods change the row from its first layer on. An embedding's rows come in pairs: they are not kept.
+    Prompt-like methods change the row from its first layer on.
     """
     weights, head = adapter.weights, adapter.contract.output_head
     lowest = weights.lowest_layer
-    if weights.num_virtual or weights.num_past or head is OutputHead.EMBED or lowest < layers * WORTH:
+    if weights.num_virtual or weights.num_past or lowest < layers * WORTH:
         return None
     if lowest < layers or head is OutputHead.GENERATE:
         return Cut(lowest, "layer")
