@@ -115,15 +115,10 @@ def parent_folder(folder: Path) -> Path:
     )
 
 
-def remove(settings: Settings, name: str, *, force: bool = False) -> InstalledBackbone:
-    """Deletes a backbone's folder and returns what it was. Renames it first, so that no half of it keeps the name.
-
-    Raises Conflict (``parent_in_use``) while another backbone holds only what differs from it, unless forced.
-    """
+def remove(settings: Settings, name: str) -> InstalledBackbone:
+    """Deletes a backbone's folder and returns what it was. Renames it first, so that no half of it keeps the name."""
     with only_one(settings.backbones / check_name(name, "backbone")):
         gone = find(settings, name)
-        if not force:
-            _nobody_needs(settings, name)
         grave = gone.folder.with_name(f".{name}.building-removed")
         shutil.rmtree(grave, ignore_errors=True)
         gone.folder.rename(grave)
@@ -131,7 +126,8 @@ def remove(settings: Settings, name: str, *, force: bool = False) -> InstalledBa
     return gone
 
 
-def _nobody_needs(settings: Settings, name: str) -> None:
+def check_unneeded(settings: Settings, name: str) -> None:
+    """Raises Conflict (``parent_in_use``) while another backbone holds only what differs from this one."""
     for other in installed(settings):
         if other.partial and other.source.parent is not None and other.source.parent.name == name:
             raise Conflict(

@@ -1,9 +1,10 @@
 """``umbel compare``: which of two versions is better on the same rows, and how sure that is."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umbel.cli.choosing import choose_for, root_of
 from umbel.cli.console import Json, Quiet, examples, print_facts, print_json
 from umbel.cli.eval import (
     BackboneName,
@@ -15,13 +16,13 @@ from umbel.cli.eval import (
     judge,
     keep,
     need_different,
-    open_backbone,
 )
 from umbel.cli.opened import open_registry
-from umbel.core.errors import UsageError
+from umbel.core.errors import AdapterRefused, UsageError
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
+    from umbel.backbone.installed import InstalledBackbone
     from umbel.core.contract import Contract
     from umbel.evaluation.questions import Questions
     from umbel.evaluation.scoring import Report
@@ -58,29 +59,72 @@ def compare(
     The difference is paired row by row: exact McNemar for right-or-wrong scores, sign-flip permutation for graded
     ones, each with an interval. Where it cannot tell, it says how many rows would.
     """
-    from umbel.evaluation.answering import Asker
     from umbel.training.data.records import Columns
 
     settings, columns = Settings.load(), Columns(text_column, label_column)
-    loaded = open_backbone(settings, backbone)
     with open_registry() as registry:
-        names = [_pinned(registry, version, loaded.name) for version in (a, b)]
+        places = [choose_for(settings, backbone, [version]) for version in (a, b)]
+        names = [_pinned(registry, version, place.name) for version, place in zip((a, b), places, strict=True)]
         need_different(*names)
-        _same_question(registry, names, loaded.name)
-        asker = Asker(loaded, registry)
-        judged = [
-            judge(registry, asker, name, data, settings, metric=metric, limit=limit, columns=columns, quiet=quiet)
-            for name in names
-        ]
-        asker.close()
+        _same_question(registry, names, {place.name for place in places})
+        root = _common_root(registry, names, places)
+        asking: dict[str, Any] = {"metric": metric, "limit": limit, "columns": columns, "quiet": quiet}
+        judged = _judge_each(registry, settings, names, places, data, **asking)
         kept = [
-            None if name == loaded.name else keep(registry, name, questions, report)
-            for name, (report, questions, _) in zip(names, judged, strict=True)
+            None if name == place.name else keep(registry, name, questions, report)
+            for name, place, (report, questions, _) in zip(names, places, judged, strict=True)
         ]
     found = paired(judged[0][0], judged[1][0], judged[0][1], confidence=confidence)
+    on = [place.name for place in places]
     if as_json:
-        return print_json(_as_json(names, judged[0][1], judged[0][0].primary, found, kept))
-    return _print(names, judged, found, kept)
+        return print_json(_as_json(names, judged[0][1], judged[0][0].primary, found, kept) | {"backbones": on})
+    facts = [("backbones", _told_apart(on, root))] if root is not None else []
+    return _print(names, judged, found, kept, facts)
+
+
+def _common_root(registry: "Registry", names: list[str], places: "list[InstalledBackbone]") -> str | None:
+    """None where both have one backbone; raises AdapterRefused where theirs have nothing in common."""
+    if places[0].name == places[1].name:
+        return None
+    known = {one.name: one.fingerprint for one in registry.backbones.list()}
+    roots = [root_of(registry, known[place.name]) if place.name in known else place.name for place in places]
+    if roots[0] != roots[1]:
+        raise AdapterRefused(
+            f"{names[0]} was made for backbone {places[0].name}, {names[1]} for {places[1].name}, and neither was "
+            "trained from the other's root: they differ in more than their training.",
+            code="wrong_backbone",
+            hint="compare versions whose backbones descend from one (umbel backbones list)",
+        )
+    return roots[0]
+
+
+def _told_apart(names: list[str], root: str) -> str:
+    return f"{names[0]}, then {names[1]}: one after the other, both descend from {root}"
+
+
+def _judge_each(
+    registry: "Registry",
+    settings: Settings,
+    names: list[str],
+    places: "list[InstalledBackbone]",
+    data: str,
+    **more: Any,
+) -> list[tuple["Report", "Questions", str]]:
+    """One backbone in memory at a time."""
+    from umbel.cli.serve import load
+    from umbel.evaluation.answering import Asker
+
+    judged, asker = [], None
+    for name, place in zip(names, places, strict=True):
+        if asker is None or asker.backbone.name != place.name:
+            if asker is not None:
+                asker.close()
+                asker = None
+            asker = Asker(load(settings, place, "auto"), registry)
+        judged.append(judge(registry, asker, name, data, settings, **more))
+    assert asker is not None
+    asker.close()
+    return judged
 
 
 def paired(a: "Report", b: "Report", questions: "Questions", *, confidence: float) -> "Comparison":
@@ -102,11 +146,13 @@ def _pinned(registry: "Registry", version: str, backbone: str) -> str:
     return version if version == backbone else str(registry.resolve(version))
 
 
-def _same_question(registry: "Registry", names: list[str], backbone: str) -> None:
+def _same_question(registry: "Registry", names: list[str], backbones: set[str]) -> None:
     """Refuses pairs that would not be asked the same thing."""
-    contracts = [registry.fetch(registry.resolve(name).digest).manifest.contract for name in names if name != backbone]
+    contracts = [
+        registry.fetch(registry.resolve(name).digest).manifest.contract for name in names if name not in backbones
+    ]
     if len(contracts) < 2:
-        _only_generates(contracts[0], backbone)
+        _only_generates(contracts, names)
         return
     first, second = contracts
     for what in ("output_head", "labels", "template", "input_form", "decoding"):
@@ -120,10 +166,12 @@ def _same_question(registry: "Registry", names: list[str], backbone: str) -> Non
             )
 
 
-def _only_generates(contract: "Contract", backbone: str) -> None:
-    if contract.output_head != "generate":
+def _only_generates(contracts: "list[Contract]", names: list[str]) -> None:
+    head = next((contract.output_head for contract in contracts), "generate")
+    if head != "generate":
+        bare = next(name for name in names if ":" not in name)
         raise UsageError(
-            f"the bare backbone {backbone} has no {contract.output_head} head to compare with.",
+            f"the bare backbone {bare} has no {head} head to compare with.",
             code="not_comparable",
             hint="compare with another version; the plan and card of a run tell the majority answer's score",
         )
@@ -160,6 +208,7 @@ def _print(
     judged: list[tuple["Report", "Questions", str]],
     found: "Comparison",
     kept: list[str | None],
+    more: list[tuple[str, str]],
 ) -> None:
     report, questions, _ = judged[0]
     metric = report.primary
@@ -169,6 +218,7 @@ def _print(
             ("data", f"{questions.name}, {found.n} rows, {found.discordant} scored differently"),
             (names[0], f"{metric} {found.mean_a:.4f}"),
             (names[1], f"{metric} {found.mean_b:.4f}"),
+            *more,
             ("method", found.method),
             ("could show", None if least is None else f"a true difference of {least:.3f} with 80 % power"),
             ("kept as", [each for each in kept if each]),

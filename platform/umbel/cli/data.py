@@ -77,13 +77,14 @@ def check(
 def _try(
     what: str, task: str, test: str | None, options: dict[str, Any], backbone: str | None, *, as_json: bool
 ) -> None:
-    from umbel.cli.eval import open_backbone
+    from umbel.cli.choosing import choose_backbone
+    from umbel.cli.serve import load
     from umbel.training.data.trial import try_data
     from umbel.training.task import Task
 
     settings = Settings.load()
     asked = Task(name="check", data=what, task=task, test=test, **options)
-    report = try_data(asked, open_backbone(settings, backbone), settings)
+    report = try_data(asked, load(settings, choose_backbone(settings, backbone), "auto"), settings)
     if as_json:
         print_json(report)
     else:

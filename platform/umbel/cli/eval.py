@@ -65,7 +65,7 @@ def evaluate(
 
     settings, columns = Settings.load(), Columns(text_column, label_column)
     wanted = None if gate is None else parse_gate(gate)
-    loaded = open_backbone(settings, backbone)
+    loaded = open_backbone(settings, backbone, version)
     with open_registry() as registry:
         asker = Asker(loaded, registry)
         report, questions, name = judge(
@@ -101,10 +101,12 @@ def _probed(registry: "Registry", backbone: "Backbone", name: str) -> dict[str, 
     return Probe(backbone).of(adapter).values
 
 
-def open_backbone(settings: Settings, name: str | None) -> "Backbone":
-    from umbel.cli.serve import choose_backbone, load
+def open_backbone(settings: Settings, name: str | None, model: str) -> "Backbone":
+    """The named one, or the one that this version was made for."""
+    from umbel.cli.choosing import choose_for
+    from umbel.cli.serve import load
 
-    return load(settings, choose_backbone(settings, name), "auto")
+    return load(settings, choose_for(settings, name, [model]), "auto")
 
 
 def judge(

@@ -28,6 +28,7 @@ def register_backbone(settings: Settings, name: str, folder: Path, source: "Sour
             source=source.source,
             licence=source.licence,
             config=json.loads((folder / "config.json").read_text()),
+            parent=None if source.parent is None else source.parent.fingerprint,
         )
 
 

@@ -77,7 +77,7 @@ async def _run(
     input, output, column = files
     if input is not None and not input.is_file():
         raise NotFound(f"there is no file {input}.", code="file_not_found")
-    async with _client(*where) as client:
+    async with _client(model, *where) as client:
         found = await client.model(model)
         head = OutputHead(found.output_head or OutputHead.GENERATE)
         if "abstain_below" in options and head is not OutputHead.CLASSIFY:
@@ -181,9 +181,10 @@ def _cell(value: Any) -> str:
 
 
 @asynccontextmanager
-async def _client(backbone: str | None, dtype: str, url: str | None) -> "AsyncIterator[AsyncClient]":
+async def _client(model: str, backbone: str | None, dtype: str, url: str | None) -> "AsyncIterator[AsyncClient]":
     from umbel.cli.asking import local_client
-    from umbel.cli.serve import choose_backbone, load
+    from umbel.cli.choosing import choose_for
+    from umbel.cli.serve import load
     from umbel.client import AsyncClient
 
     if url is not None:
@@ -191,6 +192,6 @@ async def _client(backbone: str | None, dtype: str, url: str | None) -> "AsyncIt
             yield remote
         return
     settings = Settings.load()
-    loaded = load(settings, choose_backbone(settings, backbone), dtype)
+    loaded = load(settings, choose_for(settings, backbone, [model]), dtype)
     async with local_client(settings, loaded) as local:
         yield local

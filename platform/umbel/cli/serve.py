@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from umbel.cli.choosing import choose_backbone
 from umbel.cli.console import Quiet, examples, human_bytes, say_to_stderr
-from umbel.core.errors import NotFound, UsageError
+from umbel.core.errors import UsageError
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,13 +29,16 @@ _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9}
     epilog=examples(
         "umbel serve",
         "umbel serve --port 0 --preload sentiment --preload pronounce",
+        "umbel serve --backbone mood:2   (the backbone that mood:2 was trained with)",
         "umbel serve --host 0.0.0.0   (needs a key: umbel keys create NAME --scope infer)",
     )
 )
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes any free one.", min=0, max=65535)] = 8000,
-    backbone: Annotated[str | None, typer.Option(help="Its name; needed only where there are several.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Its name, or a version made for it (mood:2); needed where there are several.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), bf16, fp16 or fp32.")] = "auto",
     preload: Annotated[list[str] | None, typer.Option(help="Adapter to load before the first request.")] = None,
     kv_bytes: Annotated[
@@ -91,25 +95,6 @@ def parse_bytes(text: str) -> int:
         return round(float(short.removesuffix(unit)) * _UNITS[unit])
     except (KeyError, ValueError):
         raise UsageError(f"{text!r} is no size.", code="invalid_size", hint="write 512MB or 2GB") from None
-
-
-def choose_backbone(settings: Settings, name: str | None) -> "InstalledBackbone":
-    """The named one, or the only one there is."""
-    from umbel.backbone.installed import find, installed
-
-    if name is not None:
-        return find(settings, name)
-    there = installed(settings)
-    if not there:
-        raise NotFound(
-            f"there is no backbone in {settings.backbones}.",
-            code="backbone_not_found",
-            hint="umbel pull backbone smollm2-135m-instruct",
-        )
-    if len(there) > 1:
-        names = ", ".join(one.name for one in there)
-        raise UsageError(f"there are several backbones: {names}.", hint=f"add --backbone {there[0].name}")
-    return there[0]
 
 
 def load(settings: Settings, found: "InstalledBackbone", dtype: str) -> "Backbone":

@@ -52,10 +52,14 @@ class Forgetting:
 
 
 class Probe:
-    """The probe in a backbone's tokens; the bare backbone is asked once."""
+    """The probe in a backbone's tokens; the bare backbone is asked once.
 
-    def __init__(self, backbone: Backbone) -> None:
+    ``before`` is what a backbone with the same tokens was trained from: then that one's figures stand for "off".
+    """
+
+    def __init__(self, backbone: Backbone, before: Backbone | None = None) -> None:
         self.backbone = backbone
+        self.before = before or backbone
         folder = files("umbel.evaluation").joinpath("probe")
         facts = [json.loads(line) for line in folder.joinpath("facts.jsonl").read_text("utf-8").splitlines()]
         texts = folder.joinpath("text.txt").read_text("utf-8").strip().split("\n\n")
@@ -68,8 +72,8 @@ class Probe:
     def of(self, adapter: Adapter | None) -> Forgetting:
         """None is the bare backbone, which forgets nothing."""
         if self._off is None:
-            self._off = self._ask(None)
-        return Forgetting(on=self._off if adapter is None else self._ask(adapter), off=self._off)
+            self._off = self._ask(None, self.before)
+        return Forgetting(on=self._off if adapter is None else self._ask(adapter, self.backbone), off=self._off)
 
     def _example(self, index: int, text: str, end: str) -> Example:
         """``end`` is what is predicted; with nothing before it, all of it but the first token."""
@@ -78,9 +82,9 @@ class Probe:
         spoken = np.arange(len(given) + len(rest)) >= max(1, len(given))
         return Example(index, np.array([*given, *rest], dtype=np.int32), spoken)
 
-    def _ask(self, adapter: Adapter | None) -> Probed:
-        losses = text_losses(self.backbone, adapter, self._texts)
+    def _ask(self, adapter: Adapter | None, backbone: Backbone) -> Probed:
+        losses = text_losses(backbone, adapter, self._texts)
         tokens = sum(example.count for example in self._texts)
-        per_byte = np.array(text_losses(self.backbone, adapter, self._ends)) / self._bytes
+        per_byte = np.array(text_losses(backbone, adapter, self._ends)) / self._bytes
         best = per_byte.reshape(-1, _CHOICES).argmin(1)
         return Probed(math.exp(sum(losses) / tokens), float((best == 0).mean()))

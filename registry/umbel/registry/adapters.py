@@ -78,7 +78,7 @@ def _adapter(row: AdapterRow, shown: VersionRow | None) -> Adapter:
     return Adapter(
         name=row.name,
         description=row.description,
-        backbone=row.backbone,
+        backbone=shown.backbone if shown else row.backbone,
         aliases={alias.alias: alias.number for alias in row.aliases},
         tags={tag.key: tag.value for tag in row.tags},
         last_number=row.last_number,

@@ -13,8 +13,8 @@ from umbel.core.names import check_name
 from umbel.registry import lookup
 from umbel.registry.audit import note, who
 from umbel.registry.database import Database
-from umbel.registry.models import AdapterRow, BackboneRow, NameRow
-from umbel.registry.records import Backbone
+from umbel.registry.models import AdapterRow, BackboneRow, NameRow, VersionRow
+from umbel.registry.records import Backbone, VersionState
 
 
 class Backbones:
@@ -61,7 +61,12 @@ class Backbones:
         """Forgets it; raises Conflict (``backbone_in_use``) while adapters are bound to it. Touches no files."""
         with self.database.write() as session:
             row = _row(session, name)
-            bound = select(func.count()).where(AdapterRow.backbone == row.fingerprint, AdapterRow.removed_at.is_(None))
+            bound = (
+                select(func.count(AdapterRow.id.distinct()))
+                .join(VersionRow, VersionRow.adapter_id == AdapterRow.id)
+                .where(VersionRow.backbone == row.fingerprint, VersionRow.state != VersionState.DELETED)
+                .where(AdapterRow.removed_at.is_(None))
+            )
             if count := session.execute(bound).scalar_one():
                 raise Conflict(
                     f"{count} adapters are bound to {row.name!r}.",

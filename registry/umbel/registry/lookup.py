@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from umbel.core.errors import Conflict, NotFound, Unavailable
 from umbel.core.names import CHAMPION, LATEST, AdapterRef
 from umbel.registry.convert import LOADED
-from umbel.registry.models import AdapterRow, AliasRow, NameRow, VersionRow
+from umbel.registry.models import AdapterRow, AliasRow, BackboneRow, NameRow, VersionRow
 from umbel.registry.records import SERVABLE, VersionState
 
 Ts = TypeVarTuple("Ts")
@@ -37,6 +37,15 @@ def adapter_row(session: Session, name: str, *, lock: bool = False) -> AdapterRo
     if row is None:
         raise _no_adapter(session, name)
     return row
+
+
+def root_backbone(session: Session, fingerprint: str) -> str:
+    """The backbone that this one goes back to, training after training; itself where it is a root or not known."""
+    parent = select(BackboneRow.parent).where(BackboneRow.fingerprint == fingerprint)
+    while (before := session.scalar(parent)) is not None:
+        fingerprint = before
+        parent = select(BackboneRow.parent).where(BackboneRow.fingerprint == fingerprint)
+    return fingerprint
 
 
 def version_row(session: Session, ref: AdapterRef) -> VersionRow:

@@ -127,11 +127,15 @@ def _hash(folder: Path, files: Mapping[str, Source]) -> tuple[ManifestFile, ...]
 def _check_adapter(session: Session, draft: Draft) -> None:
     adapter = session.scalar(select(AdapterRow).where(AdapterRow.name == draft.name))
     if adapter is not None:
-        _check_backbone(adapter, draft.backbone)
+        _check_backbone(session, adapter, draft.backbone)
 
 
-def _check_backbone(adapter: AdapterRow, fingerprint: str) -> None:
-    if adapter.backbone != fingerprint and adapter.removed_at is None:
+def _check_backbone(session: Session, adapter: AdapterRow, fingerprint: str) -> None:
+    """Versions may each have a backbone of their own, where all were trained from one root: they answer one question
+    and are compared with each other."""
+    if adapter.removed_at is not None or adapter.backbone == fingerprint:
+        return
+    if lookup.root_backbone(session, adapter.backbone) != lookup.root_backbone(session, fingerprint):
         raise Conflict(
             f"{adapter.name!r} is bound to the backbone {adapter.backbone}, this version was made for {fingerprint}.",
             code="backbone_mismatch",
@@ -144,7 +148,7 @@ def _adapter(session: Session, draft: Draft) -> AdapterRow:
     if lookup.claim_name(session, draft.name, "adapter"):
         return _new_adapter(session, draft)
     adapter = lookup.adapter_row(session, draft.name, lock=True)
-    _check_backbone(adapter, draft.backbone)
+    _check_backbone(session, adapter, draft.backbone)
     adapter.backbone, adapter.removed_at = draft.backbone, None
     if draft.description is not None:
         adapter.description = draft.description

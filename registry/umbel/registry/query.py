@@ -95,7 +95,7 @@ class AdapterQuery:
             VersionRow.method: self.method,
             VersionRow.output_head: self.output_head,
             VersionRow.state: self.state,
-            AdapterRow.backbone: self.backbone,
+            VersionRow.backbone: self.backbone,
         }
         filters: list[ColumnElement[bool]] = [column == value for column, value in equal.items() if value is not None]
         filters += [_tagged(TagRow.key == key, TagRow.value == value) for key, value in self.tags.items()]

@@ -160,10 +160,16 @@ def _effects(effects: Effects | None, trained: TrainedAdapter) -> str:
         ("perplexity of the probe text", f"{effects.perplexity_off:.4g}", f"{effects.perplexity:.4g}"),
         ("general questions right", f"{effects.general_off:.1%}", f"{effects.general:.1%}"),
     ]
+    own = trained.plan is not None and trained.plan.precision is not None
+    off = (
+        '"Off" is the backbone that this one was trained from.'
+        if own
+        else "While it is off: none, the backbone's bytes are the same before and after training "
+        f"(sha256 {trained.frozen})."
+    )
     said = [
         "## Beside its task",
-        f"Forgetting while it is on: {effects.forgetting:+.1%} perplexity. While it is off: none, the backbone's bytes "
-        f"are the same before and after training (sha256 {trained.frozen}).",
+        f"Forgetting while it is on: {effects.forgetting:+.1%} perplexity. {off}",
         _table(rows, head=("", "off", "on")),
         f"Memory while it is served: {effects.bytes:,} bytes.",
         effects.gate,
@@ -194,6 +200,7 @@ def _training(trained: TrainedAdapter, plan: TaskPlan) -> list[tuple[str, str]]:
         ("method", plan.method),
         *((key, _plain(value)) for key, value in options.items() if value not in (None, {}, (), [], False, "")),
         ("trained parameters", f"{plan.parameters:,}"),
+        *_of_backbone(plan),
         ("steps", f"{trained.steps:,} of {plan.steps:,} ({trained.status})"),
         ("batch size", str(plan.batch_size)),
         ("learning rate", f"{plan.lr:g} ({plan.lr_why}), {task.decay} decay, warm-up {task.warmup:g}"),
@@ -204,6 +211,12 @@ def _training(trained: TrainedAdapter, plan: TaskPlan) -> list[tuple[str, str]]:
     if best is not None:
         found.append(("best validation", f"loss {best.loss:.4g}, accuracy {best.accuracy:.3g}, at step {best.step:,}"))
     return found
+
+
+def _of_backbone(plan: TaskPlan) -> list[tuple[str, str]]:
+    if plan.precision is None:
+        return []
+    return [("of the backbone", f"{plan.trains}: {plan.backbone_parameters:,}"), ("precision", plan.precision)]
 
 
 def _curve(trained: TrainedAdapter) -> str:
@@ -222,7 +235,8 @@ def _sweep(trained: TrainedAdapter) -> str:
 
 def _use(trained: TrainedAdapter) -> str:
     assert trained.plan is not None
-    commands = try_commands(trained.task.name, trained.plan.output_head, sample(trained))
+    own = trained.plan.backbone_parameters > 0
+    commands = try_commands(trained.task.name, trained.plan.output_head, sample(trained), own_backbone=own)
     return "\n\n".join(f"```{language}\n{text}\n```" for language, text in commands.items())
 
 
@@ -235,14 +249,14 @@ def sample(trained: TrainedAdapter) -> str:
     return row.prompt if isinstance(row, PromptRow) else text_of(row)
 
 
-def try_commands(model: str, head: OutputHead, text: str) -> dict[str, str]:
-    """Ways to ask it, by language: shell and Python."""
+def try_commands(model: str, head: OutputHead, text: str, *, own_backbone: bool = False) -> dict[str, str]:
+    """Ways to ask it, by language: shell and Python. One with a backbone of its own is served on that."""
     route, field = _ROUTES.get(head, ("/v1/embeddings", "input"))
     body = json.dumps({"model": model, field: text}, ensure_ascii=False)
     server = "http://127.0.0.1:8000"
     shell = [
         f"umbel run {model} {shlex.quote(text)}",
-        "umbel serve &",
+        f"umbel serve --backbone {model} &" if own_backbone else "umbel serve &",
         f"curl {server}{route} -H 'Content-Type: application/json' -d {shlex.quote(body)}",
     ]
     return {"sh": "\n".join(shell), "python": _python(model, head, json.dumps(text, ensure_ascii=False), server)}

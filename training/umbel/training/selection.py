@@ -79,7 +79,9 @@ class Selection:
             missing = chosen[-1] >= layers
         if missing:
             raise ConfigError(
-                f"train = {self.text!r}, but the backbone has {layers} layers, counted from 0.", param="train"
+                f"train = {self.text!r}, but the backbone has {layers} layers, counted from 0.",
+                param="train",
+                hint=f"choose among 0 to {layers - 1}, or --train all",
             )
         return frozenset(chosen)
 

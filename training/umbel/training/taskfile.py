@@ -48,6 +48,7 @@ def task_of(options: Mapping[str, Any], *, where: str = "the command line", inhe
         options = {**inherit(str(options["from"])), **given}
     if options.get("train", "adapter") != "adapter":
         options = {"method": "none", **options}
+        _check_no_method(str(options["train"]), str(options["method"]))
     method = str(options.get("method", DEFAULT_METHOD))
     own, theirs = known_options(), method_options(method)
     if unknown := next((key for key in options if key not in own and key not in theirs), None):
@@ -64,6 +65,16 @@ def task_of(options: Mapping[str, Any], *, where: str = "the command line", inhe
     )
     catalog.configure(task.method, dict(task.options))  # wrong values are told now, not after loading a backbone
     return task
+
+
+def _check_no_method(train: str, method: str) -> None:
+    """Also LoRA, which a ``Task`` made in Python has by default."""
+    if method != "none":
+        raise ConfigError(
+            f"train = {train!r} trains no adapter, so it has no method {method!r}.",
+            param="method",
+            hint="leave out --method and its options, or --train",
+        )
 
 
 def known_options() -> dict[str, Any]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from umbel.cli.train.finish import Outcome
     from umbel.cli.train.spread import Mates
     from umbel.registry.registry import Registry
-    from umbel.training import Task, TrainedAdapter
+    from umbel.training import Task, TrainedAdapter, Tuned
 
 app = typer.Typer(help="Train an adapter and publish it.")
 
@@ -38,6 +38,7 @@ app = typer.Typer(help="Train an adapter and publish it.")
         "umbel train --name stars --data reviews.csv --task classify --text-column review --label-column stars",
         "umbel train mood.toml --gate 'accuracy>=0.8, forgetting<=0.1'",
         "umbel train mood.toml --sweep lr=1e-4,3e-4,1e-3 --sweep rank=4,8",
+        "umbel train mood.toml --train layers=last:4   (or all: the backbone itself, docs/full-fine-tuning.md)",
         "umbel train --resume run-01k9...",
         "umbel train mood.toml --nproc 2 --strategy fsdp",
         note="Every key of a task file is a flag, and so are the method's own options (--rank, --alpha, --targets, "
@@ -52,6 +53,23 @@ def train(
     data: Annotated[str | None, typer.Option(help="JSONL or CSV file, folder, or dataset of the home.")] = None,
     task: Annotated[str | None, typer.Option(help="Output head: generate, classify or regress.")] = None,
     method: Annotated[str | None, typer.Option(help="lora (default), llama_adapter, prefix, ia3 ...")] = None,
+    what: Annotated[
+        str | None,
+        typer.Option(
+            "--train",
+            metavar="WHAT",
+            help="adapter (default), head, mlp-head, layers=last:4, layers=first:2, layers=3,7, layers=regex:..., all.",
+        ),
+    ] = None,
+    embeddings: Annotated[
+        bool | None, typer.Option("--train-embeddings/--no-train-embeddings", help="Also the embeddings; with all yes.")
+    ] = None,
+    norms: Annotated[
+        bool | None, typer.Option("--train-norms/--no-train-norms", help="Also the norms; by default the layers' own.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of a trained backbone: fp32, bf16-mixed, bf16, fp16-mixed.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the training rows; 3.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, in place of epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows of one step; 16.")] = None,
@@ -74,11 +92,11 @@ def train(
     ] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with a run that was stopped.", metavar="RUN")] = None,
     backbone: Annotated[str | None, typer.Option(help="Needed only where there are several.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the frozen backbone: auto, bf16 or fp32.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the backbone: auto, bf16 or fp32.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    recompute: Annotated[
-        bool, typer.Option("--recompute", help="Keep no activations: less memory, a third slower.")
-    ] = False,
+    checkpointing: Annotated[
+        str, typer.Option(help="Recompute activations: none, full, every=2, selective; less memory, slower.")
+    ] = "none",
     pack: Annotated[bool, typer.Option("--pack", help="Several short rows share one sequence, isolated.")] = False,
     nproc: Annotated[
         int | None, typer.Option(help="Train in N processes of this machine; torchrun for more.", metavar="N")
@@ -104,12 +122,13 @@ def train(
     the champion stays, and the exit code is 5.
     """
     from umbel.cli.train.finish import fail_at_gates, finish, tell
+    from umbel.cli.train.tuning import finish_tuned
 
     files, further = split_words(words or [])
     own = {
         "name": name, "data": data, "task": task, "method": method, "epochs": epochs, "steps": steps,
         "batch_size": batch_size, "lr": lr, "limit": limit, "patience": patience, "seed": seed, "gate": gate,
-        "from": parent,
+        "from": parent, "train": what, "train_embeddings": embeddings, "train_norms": norms, "precision": precision,
     }  # fmt: skip
     flags = {**further, **{key: value for key, value in own.items() if value is not None}}
     settings = Settings.load()
@@ -121,15 +140,19 @@ def train(
     if nproc is not None and not spread.under_torchrun():
         return launch(sys.argv[1:], nproc, max_restarts=max_restarts)
     with spread.over_processes(device, strategy, wrap=wrap, offload=cpu_offload) as mates, open_registry() as registry:
-        named = backbone or _backbone_of(settings, resume)
+        named = backbone or _backbone_of(settings, resume) or _backbone_of_parent(settings, tasks)
         loaded = spread.load(settings, named, mates, dtype=dtype, device=device)
-        more: dict[str, Any] = {"checkpointing": "full" if recompute else "none", "save_every": save_every}
+        more: dict[str, Any] = {"checkpointing": checkpointing, "save_every": save_every}
         trained = _train(registry, settings, loaded, tasks, resume, mates, sweep, quiet=quiet, pack=pack, **more)
         if not mates.group.leads:
             return None
         with _told_how_to_go_on(trained):
             whole = spread.whole(loaded, mates, dtype=dtype, device=device)
-            outcomes = finish(registry, whole, trained, publish=publish, allow_noop=allow_noop, say=say)
+            told: dict[str, Any] = {"publish": publish, "allow_noop": allow_noop, "say": say}
+            if isinstance(trained, list):
+                outcomes = finish(registry, whole, trained, **told)
+            else:
+                outcomes = [finish_tuned(registry, settings, whole, trained, **told)]
     if as_json:
         print_json([outcome.as_json() for outcome in outcomes])
     else:
@@ -162,12 +185,13 @@ def _is_path(value: object) -> bool:
 
 
 @contextmanager
-def _told_how_to_go_on(trained: "Sequence[TrainedAdapter]") -> Iterator[None]:
+def _told_how_to_go_on(trained: "list[TrainedAdapter] | Tuned") -> Iterator[None]:
     """Ctrl-C after the last step: the weights are saved, and resuming judges and publishes them."""
     try:
         yield
     except KeyboardInterrupt:
-        run = next(each.run for each in trained if each.run)
+        all_trained = trained if isinstance(trained, list) else [trained.trained]
+        run = next(each.run for each in all_trained if each.run)
         raise Interrupted(
             "interrupted while judging; what was trained is saved.", hint=f"go on with: umbel train --resume {run}"
         ) from None
@@ -185,8 +209,9 @@ def _train(
     quiet: bool,
     pack: bool,
     **further: Any,
-) -> "list[TrainedAdapter]":
+) -> "list[TrainedAdapter] | Tuned":
     from umbel.cli.train.interrupt import stopping
+    from umbel.cli.train.tuning import tune_begun, tunes
     from umbel.cli.train.watch import Watch
     from umbel.training import fit
     from umbel.training.observer import Observer
@@ -206,6 +231,8 @@ def _train(
                 begin(registry, settings, tasks, run, backbone.name, grid) if group.leads else None
             )
             assert begun is not None
+            if tunes(begun):
+                return tune_begun(registry, backbone, begun, run_log=log, stop=stop, strategy=mates.strategy, **more)
             if begun.goes_on:
                 return go_on(backbone, begun.folder, run_log=log, stop=stop, **more)
             more |= {"stop": stop, "folder": begun.folder}
@@ -225,6 +252,14 @@ def _backbone_of(settings: Settings, run: str | None) -> str | None:
         return None
     noted = folder_of(settings, run) / "backbone"
     return noted.read_text() if noted.is_file() else None
+
+
+def _backbone_of_parent(settings: Settings, tasks: "Sequence[Task] | None") -> str | None:
+    """The one that the version was made for that a task continues from."""
+    from umbel.cli.choosing import backbone_of
+
+    found = backbone_of(settings, [task.parent for task in tasks or [] if task.parent is not None])
+    return None if found is None else found.name
 
 
 def _fail_if_any(outcomes: "Sequence[Outcome]") -> None:

@@ -15,6 +15,7 @@ from umbel.core.wheels import Say
 
 if TYPE_CHECKING:
     from umbel.backbone.backbone import Backbone
+    from umbel.backbone.installed import InstalledBackbone
     from umbel.core.gate import Gate
     from umbel.evaluation.answering import Asker
     from umbel.evaluation.forgetting import Forgetting, Probe
@@ -41,6 +42,8 @@ class Outcome:
     """Clauses of its gate that do not hold."""
     champion: VersionRef | None = None
     """What the bare name answers with now."""
+    derived: "InstalledBackbone | None" = None
+    """The backbone that was trained with it, where it was kept."""
 
     def as_json(self) -> dict[str, Any]:
         trained, best = self.trained, self.trained.best
@@ -58,6 +61,7 @@ class Outcome:
             "serving": None if self.cost is None else asdict(self.cost),
             "gate": self.gate,
             "sweep": None if trained.sweep is None else asdict(trained.sweep),
+            "backbone": None if self.derived is None else self.derived.name,
         }
 
     @property
@@ -244,6 +248,7 @@ def tell(outcome: Outcome, backbone: str) -> None:
     facts += _beside(outcome)
     if version is not None:
         facts.append(("size", human_bytes(version.bytes)))
+        facts += _own_backbone(outcome)
         facts.append(("answers as", ", ".join([*version.aliases, str(version.number)])))
     print_facts(facts)
     for sentence in finding.sentences if finding is not None else ():
@@ -255,12 +260,22 @@ def tell(outcome: Outcome, backbone: str) -> None:
         _tell_how(outcome, version, backbone)
 
 
+def _own_backbone(outcome: Outcome) -> list[tuple[str, object]]:
+    found = outcome.derived
+    if found is None or found.source.parent is None:
+        return []
+    form = "changes to" if found.partial else "whole, trained from"
+    return [("backbone", f"{found.name}: {human_bytes(found.bytes)}, {form} {found.source.parent.name}")]
+
+
 def _beside(outcome: Outcome) -> list[tuple[str, object]]:
     """What it does beside its task, and to serving."""
     effects, cost = outcome.effects, outcome.cost
     if effects is None or cost is None:
         return []
     skills = f"general questions {effects.general_off:.0%} to {effects.general:.0%} right"
+    own = outcome.trained.plan is not None and outcome.trained.plan.precision is not None
+    off = "beside the backbone that it was trained from" if own else "none with it off"
     added = [
         f"{on - off:+.1f} ms to {what} ({off:.1f} ms)"
         for what, on, off in (
@@ -269,7 +284,7 @@ def _beside(outcome: Outcome) -> list[tuple[str, object]]:
         )
     ]
     return [
-        ("forgetting", f"{effects.forgetting:+.1%} perplexity, {skills}; none with it off"),
+        ("forgetting", f"{effects.forgetting:+.1%} perplexity, {skills}; {off}"),
         ("serving", f"adds {human_bytes(cost.bytes)}, {', '.join(added)}"),
     ]
 
@@ -281,7 +296,8 @@ def _tell_how(outcome: Outcome, version: "Version", backbone: str) -> None:
 
     task, champion = outcome.trained.task, "champion" in version.aliases
     model = version.name if champion else str(version.ref)
-    commands = try_commands(model, version.output_head, sample(outcome.trained))
+    own = outcome.derived is not None
+    commands = try_commands(model, version.output_head, sample(outcome.trained), own_backbone=own)
     typer.echo("\ntry it:")
     for line in [line for text in commands.values() for line in text.splitlines()]:
         typer.echo(f"  {line}")

@@ -42,10 +42,21 @@ def read_tasks(files: Sequence[Path], flags: Mapping[str, Any]) -> "list[Task]":
     from umbel.training.taskfile import read_task, task_of
 
     if not files:
-        return _gates_checked([task_of(flags, inherit=inherit)])
+        return _checked([task_of(flags, inherit=inherit)])
     if len(files) > 1 and "name" in flags:
         raise UsageError("--name names one adapter, but there are several task files.", param="name")
-    return _gates_checked([read_task(file, flags, inherit=inherit) for file in files])
+    return _checked([read_task(file, flags, inherit=inherit) for file in files])
+
+
+def _checked(tasks: "list[Task]") -> "list[Task]":
+    """Also that a task which trains the backbone itself is the only one."""
+    if len(tasks) > 1 and (own := next((task for task in tasks if task.selection.tunes), None)):
+        raise UsageError(
+            f"{own.name} trains the backbone's own tensors (train = {own.train!r}), so it shares none with others.",
+            code="trains_alone",
+            hint="train it by itself",
+        )
+    return _gates_checked(tasks)
 
 
 def _gates_checked(tasks: "list[Task]") -> "list[Task]":

@@ -49,8 +49,8 @@ def over_processes(device: str, strategy: str | None, *, wrap: str, offload: boo
 
 def load(settings: Settings, name: str | None, mates: Mates, *, dtype: str, device: str) -> "Backbone":
     """Dense weights, since packed ones have no gradient; under fsdp this process's shards alone."""
+    from umbel.cli.choosing import choose_backbone
     from umbel.cli.known import ensure_backbone
-    from umbel.cli.serve import choose_backbone
     from umbel.training.distributed.load import load_frozen
 
     found = choose_backbone(settings, name)

@@ -28,7 +28,7 @@ class AdapterRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[NameStr] = mapped_column(ForeignKey("names.name"), unique=True)
     description: Mapped[LongText]
-    backbone: Mapped[DigestStr] = mapped_column(index=True, comment="fingerprint that every version must have")
+    backbone: Mapped[DigestStr] = mapped_column(index=True, comment="that of its newest version; all share a root")
     last_number: Mapped[int] = mapped_column(comment="highest version number ever given")
     created_by: Mapped[LongText]
     created_at: Mapped[UtcMs]

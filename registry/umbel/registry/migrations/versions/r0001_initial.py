@@ -188,7 +188,7 @@ def _create_adapters() -> None:
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("name", NAME, nullable=False),
         sa.Column("description", TEXT, nullable=False),
-        sa.Column("backbone", DIGEST, nullable=False, comment="fingerprint that every version must have"),
+        sa.Column("backbone", DIGEST, nullable=False, comment="that of its newest version; all share a root"),
         sa.Column("last_number", sa.Integer(), nullable=False, comment="highest version number ever given"),
         sa.Column("created_by", TEXT, nullable=False),
         sa.Column("created_at", BIG, nullable=False),

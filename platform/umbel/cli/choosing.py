@@ -1,0 +1,97 @@
+"""Which backbone of the home a command is about: the one that is named, the one of an adapter, or the only root.
+
+smollm2-135m-instruct   by its name
+mood:2, mood@canary     the one that this version was made for: of one that was trained here, the way to name it
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from umbel.core.errors import NotFound, UmbelError, UsageError
+from umbel.core.settings import Settings
+
+if TYPE_CHECKING:
+    from umbel.backbone.installed import InstalledBackbone
+    from umbel.registry.registry import Registry
+
+
+def choose_backbone(settings: Settings, name: str | None) -> "InstalledBackbone":
+    """The named one, the only one there is, or the only one that was not trained here."""
+    from umbel.backbone.installed import installed
+
+    if name is not None:
+        return named_backbone(settings, name)
+    there = installed(settings)
+    if not there:
+        raise NotFound(
+            f"there is no backbone in {settings.backbones}.",
+            code="backbone_not_found",
+            hint="umbel pull backbone smollm2-135m-instruct",
+        )
+    roots = [one for one in there if one.source.parent is None] or there
+    if len(roots) > 1:
+        names = ", ".join(one.name for one in there)
+        raise UsageError(f"there are several backbones: {names}.", hint=f"add --backbone {roots[0].name}")
+    return roots[0]
+
+
+def choose_for(settings: Settings, name: str | None, models: Sequence[str]) -> "InstalledBackbone":
+    """Where none is named: the one that these models (versions, or a backbone by its name) need."""
+    from umbel.backbone.installed import find, installed
+
+    if name is not None:
+        return named_backbone(settings, name)
+    there = {one.name for one in installed(settings)}
+    bare = next((model for model in models if model in there), None)
+    found = backbone_of(settings, models)
+    if found is None and bare is not None:
+        return find(settings, bare)
+    return found or choose_backbone(settings, None)
+
+
+def named_backbone(settings: Settings, name: str) -> "InstalledBackbone":
+    """By its own name, or as the one that an adapter's version was made for."""
+    from umbel.backbone.installed import find, installed
+
+    if name in {one.name for one in installed(settings)}:
+        return find(settings, name)
+    found = backbone_of(settings, [name])
+    return found if found is not None else find(settings, name)
+
+
+def backbone_of(settings: Settings, names: Sequence[str]) -> "InstalledBackbone | None":
+    """The one that the first of these versions was made for that is a version; None where none is."""
+    from umbel.registry.registry import Registry
+
+    if not names:
+        return None
+    with Registry.open(settings) as registry:
+        for name in names:
+            fingerprint = made_for(registry, name)
+            if fingerprint is not None:
+                return with_fingerprint(settings, registry, fingerprint)
+    return None
+
+
+def made_for(registry: "Registry", version: str) -> str | None:
+    """Fingerprint of a version's backbone; None where the name is no version's, which another will tell."""
+    try:
+        return registry.fetch(registry.resolve(version).digest).manifest.backbone
+    except UmbelError:
+        return None
+
+
+def root_of(registry: "Registry", fingerprint: str) -> str:
+    """Name of the backbone that this one goes back to by training after training; its own where it is a root."""
+    known = registry.backbones.get(fingerprint)
+    while known.parent is not None:
+        known = registry.backbones.get(known.parent)
+    return known.name
+
+
+def with_fingerprint(settings: Settings, registry: "Registry", fingerprint: str) -> "InstalledBackbone | None":
+    """None where it was never here; raises NotFound where its files are gone."""
+    from umbel.backbone.installed import find
+
+    known = next((one for one in registry.backbones.list() if one.fingerprint == fingerprint), None)
+    return None if known is None else find(settings, known.name)
