@@ -3,7 +3,7 @@ export UMBEL_HOME ?= $(CURDIR)/.umbel
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup assets demo test check bench bench-training bench-methods parity fresh bench-memory docs soak clean
+.PHONY: help setup assets demo test check bench bench-training bench-methods bench-tuning parity fresh bench-memory docs soak clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ fresh: assets  ## Measure how much an untrained adapter of each method changes S
 
 bench-training: assets  ## Measure training beside HF + PEFT and itself (ARGS=--short: eight minutes)
 	$(BIN)/python -m benchmarks.training $(ARGS)
+
+bench-tuning: assets  ## Full, partial and head-only fine-tuning beside adapters; goes on where it stopped
+	$(BIN)/python -m benchmarks.tuning $(ARGS)
 
 docs: setup  ## Regenerate the generated pages of docs/
 	$(BIN)/python -m benchmarks.docs
