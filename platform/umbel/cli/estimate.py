@@ -84,7 +84,7 @@ def _backbone(names: list[Path], parameters: float | None) -> "tuple[BackboneCon
         return llama_of(parameters), f"a Llama of {parameters:.3g} parameters"
     if names and names[0].is_dir():
         return read_config(names[0]), names[0].name
-    from umbel.cli.serve import choose_backbone
+    from umbel.cli.choosing import choose_backbone
 
     found = choose_backbone(Settings.load(), str(names[0]) if names else None)
     return read_config(found.folder), found.name
