@@ -98,6 +98,23 @@ def test_at_full_rank_it_answers_as_pefts_own(kind, folder, backbone, tmp_path):
     assert found.logit_error < 1e-4
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"r": 4, "init_lora_weights": "pissa"},
+        {"r": 4, "init_lora_weights": "olora"},
+        {"r": 4, "target_modules": ["lm_head"], "use_dora": True},
+        {"r": 4, "use_rslora": True, "rank_pattern": {"q_proj": 2}},
+    ],
+    ids=["pissa", "olora", "dora on lm_head", "plain"],
+)
+def test_forms_of_lora_that_are_not_read_as_they_are_can_be_converted(options, folder, backbone, tmp_path):
+    """PiSSA and OLoRA move the backbone's own weights before they add to them."""
+    theirs = trained(folder, tmp_path / "theirs", "LORA", **options)
+    _, adapter = converted(folder, backbone, tmp_path / "theirs", tmp_path / "ours", max_error=1e-4)
+    torch.testing.assert_close(our_logits(backbone, adapter), theirs[0], atol=2e-4, rtol=0)
+
+
 def test_without_a_rank_the_smallest_within_the_bound_is_taken(folder, backbone, tmp_path):
     """LoHa of rank 2 is a product of two rank-2 matrices, so its change has rank 4."""
     trained(folder, tmp_path / "theirs", "LOHA", r=2)
