@@ -1,6 +1,7 @@
 """LoRA at the ends of the backbone and on its biases, against PEFT in both directions, on tied and untied backbones."""
 
 import json
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -69,15 +70,15 @@ def backbone(folder):
     return load_backbone(folder)
 
 
-def peft_model(folder, **config):
+def peft_model(folder, noise=0.2, **config):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings|`lora_bias=True` was passed")
-        base = AutoModelForCausalLM.from_pretrained(str(folder))
+        base = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
         model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=6, **config))
     generator = torch.Generator().manual_seed(5)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data + torch.randn(parameter.shape, generator=generator) * 0.2
+            parameter.data = parameter.data + torch.randn(parameter.shape, generator=generator) * noise
     return model.eval()
 
 
@@ -299,3 +300,37 @@ def test_one_end_more_is_another_digest(backbone):
 
 def weights(folder: Path) -> Path:
     return folder / "adapter_model.safetensors"
+
+
+@pytest.mark.smol
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+        {"target_modules": ["v_proj"], "trainable_token_indices": [260, 3575, 282, 4649]},
+    ],
+    ids=["both ends", "token rows"],
+)
+def test_on_smollm2_both_ends_are_as_near_to_the_truth_as_pefts(config, tmp_path):
+    """Correctness rule 1; the truth is our own decoder in float64. SmolLM2's ends are tied."""
+    folder = Path(os.environ["UMBEL_HOME"]) / "backbones" / "smollm2-135m-instruct"
+    exact, ours = load_backbone(folder, dtype="fp64"), load_backbone(folder, dtype="fp32")
+    tokens = torch.tensor([exact.tokenizer.encode("The capital of France is the city of Paris, on the river Seine")])
+    model = peft_model(folder, noise=0.02, **config)
+    save(model, tmp_path, save_embedding_layers=False)
+    with torch.no_grad():
+        theirs = model(tokens).logits
+        with model.disable_adapter():
+            bare = model(tokens).logits
+    adapter = imported(tmp_path, ours)
+    truth = our_logits(exact, [doubled(adapter)], [0], tokens)
+    assert (truth - bare).abs().max() > 0.1
+    bound = max(2e-4, 2 * float((theirs - truth).abs().max()))
+    assert (our_logits(ours, [adapter], [0], tokens) - truth).abs().max() <= bound
+    assert (theirs - truth).abs().max() < 2e-3
+
+
+def doubled(adapter):
+    weights = adapter.weights
+    tensors = {name: tensor.double() for name, tensor in weights.tensors.items()}
+    return replace(adapter, weights=type(weights)(weights.config, weights.shape, tensors))
