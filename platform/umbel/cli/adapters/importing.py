@@ -58,11 +58,14 @@ def import_(
         bool, typer.Option("--as-lora", help="Convert another method of PEFT (LoHa, OFT, VeRA ...) to LoRA.")
     ] = False,
     rank: Annotated[
-        int | None, typer.Option("--rank", help="With --as-lora; else the smallest within --max-error.", min=1)
+        int | None,
+        typer.Option("--rank", help="With --as-lora; else the smallest within --max-error.", metavar="R", min=1),
     ] = None,
     max_error: Annotated[
         float | None,
-        typer.Option("--max-error", help="With --as-lora: the share of a change that may be lost (0.05).", min=0.0),
+        typer.Option(
+            "--max-error", help="With --as-lora: share of a change that may be lost (0.05).", metavar="E", min=0.0
+        ),
     ] = None,
     backbone: For = None,
     allow_noop: Noop = False,
