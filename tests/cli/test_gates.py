@@ -119,9 +119,10 @@ def _test_rows(data: str, count: int) -> str:
     """The rows that training held out, by the same hash of the text."""
     from pathlib import Path
 
-    from umbel.training.data.splits import text_key, unit
+    from umbel.training.data.rows import LabelledRow
+    from umbel.training.data.source import held_place
 
-    rows = [row for row in ROWS if 0.1 <= unit(text_key(row["text"])) < 0.2]
+    rows = [row for row in ROWS if 0.1 <= held_place(LabelledRow(1, row["text"], (row["label"],), False)) < 0.2]
     assert len(rows) == count
     path = Path(data).with_name("held.jsonl")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

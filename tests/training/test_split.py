@@ -51,6 +51,17 @@ def test_a_row_keeps_its_split_when_others_come(single, write, settings):
         assert texts(getattr(before, split)) <= texts(getattr(after, split))
 
 
+def test_the_first_rows_of_a_pulled_dataset_split_as_any_rows_do(write, settings):
+    """Pulled files are sorted by a hash of the text; by the same hash all of these would be held out, or none."""
+    from umbel.training.data.splits import text_key, unit
+
+    rows = sorted(
+        ({"text": f"text {i}", "label": "ab"[i % 2]} for i in range(3000)), key=lambda row: unit(text_key(row["text"]))
+    )
+    splits = load_splits(task_of({"name": "x", "data": write("head", rows[:300]), "task": "classify"}), settings)
+    assert all(10 <= len(part) <= 60 for part in (splits.validation, splits.test))
+
+
 def test_a_folder_brings_its_own_splits(write, settings, tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()

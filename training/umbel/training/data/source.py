@@ -99,6 +99,14 @@ def _read(task: Task, paths: dict[str, Path]) -> dict[str, list[Row]]:
     return parts
 
 
+def held_place(row: Row) -> float:
+    """A row's place in [0, 1) that decides whether it is held out, by its text.
+
+    Not by the plain hash: pulled datasets are cut and sorted by that one, so all first rows of one would be held out.
+    """
+    return unit("held out: " + text_key(text_of(row)))
+
+
 def _fill_from_train(task: Task, parts: dict[str, list[Row]]) -> None:
     """Takes the missing splits out of train, by a hash of the text: copies stay together, more rows move nothing."""
     fractions = {"validation": task.validation_fraction, "test": task.test_fraction}
@@ -106,7 +114,7 @@ def _fill_from_train(task: Task, parts: dict[str, list[Row]]) -> None:
     for split, fraction in fractions.items():
         if split in parts:
             continue
-        taken = [row for row in parts["train"] if start <= unit(text_key(text_of(row))) < start + fraction]
+        taken = [row for row in parts["train"] if start <= held_place(row) < start + fraction]
         kept = {row.line for row in taken}
         parts["train"] = [row for row in parts["train"] if row.line not in kept]
         parts[split] = taken
