@@ -150,6 +150,12 @@ class Task:
             )
         if self.temperature <= 0:
             raise ConfigError(f"temperature must be above 0, got {self.temperature}.", param="temperature")
+        if self.output_head is OutputHead.EMBED and self.batch_size < 2:
+            raise ConfigError(
+                "an embedder learns by telling pairs apart, and batch_size 1 has nothing to tell apart.",
+                param="batch_size",
+                hint="use at least 2; more wrong answers a step teach more",
+            )
         if self.embedding_size is not None and self.output_head is not OutputHead.EMBED:
             raise ConfigError(
                 f"embedding_size is for embedders, this task is {self.task}.",
