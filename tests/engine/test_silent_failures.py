@@ -66,6 +66,7 @@ def test_one_prompt_under_each_adapter_in_turn_never_meets_anothers_keys(any_lab
     engine = any_lab.engine(max_rows=1)
     for i in random.Random(0).sample([*range(len(requests))] * 2, 2 * len(requests)):
         any_lab.same(any_lab.run(engine, [requests[i]])[0], alone[i])
+    assert engine.stats().prefix_tokens >= 10 * 16, "each adapter's second answer begins with its own kept keys"
 
 
 def test_new_weights_under_an_old_name_answer_as_themselves(any_lab):
