@@ -123,7 +123,8 @@ def test_without_publishing_nothing_is_kept(run, train):
         (("--train", "all", "--checkpointing", "some"), "selective"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_with_the_way_that_can(run, data, flags, said):
+def test_what_cannot_be_trained_is_refused_with_the_way_that_can(run, data, registry, flags, said):
     answer = run("train", "--name", "joy", "--data", data(MOODS), "--task", "classify", *flags)
     assert answer.code == 2
     assert said in answer.err
+    assert not [each for each in registry.runs.list().items if each.status == "running"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from umbel.adapters.adapter import Adapter
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.checkpointing import Checkpointing
-from umbel.core.errors import ConfigError
+from umbel.core.errors import ConfigError, UmbelError
 from umbel.core.protocols import RunLog
 from umbel.core.settings import Settings
 from umbel.training import checkpoint
@@ -66,8 +66,12 @@ def tune(
     backbone: the others get what they trained of it.
     """
     settings = settings or Settings.load()
-    machine, trainee = start(backbone, task, settings, packing, checkpointing, precision, parent, group, strategy)
     log = RunLogs(run_log, [task])
+    try:
+        machine, trainee = start(backbone, task, settings, packing, checkpointing, precision, parent, group, strategy)
+    except UmbelError as error:
+        log.failed(log.runs[0], task, error)
+        raise
     trainee.run = log.runs[0]
     return _finish(machine, trainee, log, folder, observer, stop, save_every)
 
