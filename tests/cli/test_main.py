@@ -187,7 +187,7 @@ def test_a_pulled_folder_is_listed_shown_and_removed(capsys, home, tmp_path):
     assert (code, out) == (0, "")  # results only on stdout, and a pull has none
     assert "tiny:" in err
     header, row = umbel(capsys, "backbones", "list")[1].splitlines()
-    assert header.split("\t") == ["NAME", "SIZE", "LICENCE", "SOURCE"]
+    assert header.split("\t") == ["NAME", "SIZE", "LICENCE", "SOURCE", "FORM"]
     assert row.split("\t")[0::3] == ["tiny", f"folder:{source}"]
     shown = json.loads(umbel(capsys, "backbones", "show", "tiny", "--json")[1])
     assert shown["name"] == "tiny"

@@ -96,7 +96,7 @@ def test_a_backbone_that_is_needed_stays_and_an_exported_one_is_whole(run, train
         path.name for path in (tmp_path / "out").iterdir()
     }
     assert run("backbones", "export", "joy:1", str(tmp_path / "out")).code == 4
-    assert [row[2] for row in run("backbones", "list").rows] == ["changes to tiny", "root"]
+    assert [row[4] for row in run("backbones", "list").rows] == ["changes to tiny", "root"]
 
 
 def test_training_goes_on_from_a_version_with_a_backbone_of_its_own(train, registry):
@@ -121,6 +121,7 @@ def test_without_publishing_nothing_is_kept(run, train):
         (("--train", "all", "--precision", "fp16-mixed"), "bf16-mixed"),
         (("--train", "layers=last:3"), "2 layers"),
         (("--train", "all", "--checkpointing", "some"), "selective"),
+        (("--train", "all", "--sweep", "lr=0.001,0.01"), "one setting after the other"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_with_the_way_that_can(run, data, registry, flags, said):

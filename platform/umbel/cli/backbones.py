@@ -26,10 +26,10 @@ def list_(as_json: Json = False) -> None:
     if as_json:
         return print_json(found)
     rows = [
-        (one.name, human_bytes(one.bytes), _form(one), one.licence or "not stated", one.source.source) for one in found
+        (one.name, human_bytes(one.bytes), one.licence or "not stated", one.source.source, _form(one)) for one in found
     ]
     empty = "No backbone yet. Fetch one: umbel pull backbone smollm2-135m-instruct"
-    return print_table(("NAME", "SIZE", "FORM", "LICENCE", "SOURCE"), rows, empty=empty)
+    return print_table(("NAME", "SIZE", "LICENCE", "SOURCE", "FORM"), rows, empty=empty)
 
 
 def _form(backbone: "InstalledBackbone") -> str:

@@ -156,7 +156,7 @@ class Targets:
                 f"{ref} was made for the backbone {version.backbone}; this server has {self.backbone.fingerprint}.",
                 code="backbone_mismatch",
                 param="model",
-                hint="serve it on its own backbone: umbel serve --backbone NAME",
+                hint=f"serve it on its own backbone: umbel serve --backbone {ref}",
             )
         return Target(str(ref), ref.digest, ref.digest, version.contract, ref.name, ref.number)
 

@@ -27,6 +27,12 @@ def check_sweep(sweep: Sequence[str] | None, *, tasks: int | None, queue: bool) 
 def read_grid(task: "Task", asked: Sequence[str], backbone: "Backbone") -> "Grid":
     from umbel.training.sweep.grid import grid_of
 
+    if task.selection.tunes:
+        raise UsageError(
+            f"a sweep trains its adapters together on one frozen backbone, and train = {task.train!r} changes it.",
+            param="sweep",
+            hint="sweep over adapters, or train one setting after the other",
+        )
     return grid_of(task, asked, backbone.shape.hidden)
 
 
