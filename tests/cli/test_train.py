@@ -162,6 +162,19 @@ def test_a_signal_saves_and_resume_goes_on_and_publishes(stocked, files, run, re
     assert registry.runs.get(left.id).status == "succeeded"
 
 
+def test_a_packed_run_goes_on_packed(stocked, files, run, registry):
+    from umbel.cli.train.begin import begin
+    from umbel.core.settings import Settings
+    from umbel.training.taskfile import read_task
+
+    settings = Settings.load()
+    for packed in (True, False):
+        begun = begin(registry, settings, [read_task(files / "joy.toml")], None, "tiny", pack=packed)
+        again = begin(registry, settings, None, begun.runs[0], "tiny", pack=not packed)
+        assert again.goes_on
+        assert again.packed == begun.packed == packed
+
+
 def _shorten(state: Path) -> None:
     """So that the rest of the training is short."""
     values = json.loads(state.read_text())

@@ -41,7 +41,7 @@ ALIKE = [
     for i, a in enumerate("abcdefgh")
     for b in "uvwx"
 ]
-HEIGHTS = [{"text": "up " * (i % 5) + "end", "value": (i % 5) / 2} for i in range(30)]
+HEIGHTS = [{"text": "up " * (i % 5) + f"end {i}", "value": (i % 5) / 2} for i in range(30)]
 
 Write = Callable[[str, Sequence[Mapping[str, Any]]], str]
 

@@ -32,6 +32,15 @@ class Begun:
     def goes_on(self) -> bool:
         return not self.runs
 
+    @property
+    def packed(self) -> bool:
+        """A run goes on as it began: packed rows' sums round otherwise than padded ones'."""
+        return (self.folder / _PACKED).is_file()
+
+
+_PACKED = "packed"
+"""An empty file in the folder of a run with ``--pack``."""
+
 
 def begin(
     registry: "Registry",
@@ -40,6 +49,8 @@ def begin(
     run: str | None,
     backbone: str,
     sweep: "Grid | None" = None,
+    *,
+    pack: bool = False,
 ) -> Begun:
     """Opens runs for ``tasks`` or a sweep's candidates, or takes up ``run``. Under torchrun, after a death, it goes on
     by itself."""
@@ -59,7 +70,10 @@ def begin(
         asked = zip(names, tasks, strict=True)
         runs = [registry.start(name=name, params=each.as_json(), seed=each.seed) for name, each in asked]
     _note_for_restarts(settings, runs[0])
-    return Begun(_new_folder(settings, runs, backbone), tasks, runs)
+    begun = Begun(_new_folder(settings, runs, backbone), tasks, runs)
+    if pack:
+        (begun.folder / _PACKED).touch()
+    return begun
 
 
 def was_begun(settings: Settings, run: str) -> bool:

@@ -224,13 +224,13 @@ def _train(
     log = registry if group.leads else None
     grid = read_grid(tasks[0], sweep, backbone) if tasks and sweep else None
     more: dict[str, Any] = {"observer": watch, "settings": settings, "group": group, **further}
-    more["packing"] = Packing(join=pack)
     try:
         with stopping(told=group.leads) as stop:
             begun = group.from_first(
-                begin(registry, settings, tasks, run, backbone.name, grid) if group.leads else None
+                begin(registry, settings, tasks, run, backbone.name, grid, pack=pack) if group.leads else None
             )
             assert begun is not None
+            more["packing"] = Packing(join=begun.packed)
             if tunes(begun):
                 return tune_begun(registry, backbone, begun, run_log=log, stop=stop, strategy=mates.strategy, **more)
             if begun.goes_on:
