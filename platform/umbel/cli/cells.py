@@ -29,9 +29,9 @@ def tags(values: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in values.items())
 
 
-_LATER = ("exact_match", "calibration_error")
+_LATER = ("exact_match", "calibration_error", "forgetting", "probe_accuracy")
 
 
 def _interest(key: str) -> tuple[bool, bool, str]:
-    """How good it is says more than what was minimised, and a graded score more than all or nothing."""
+    """How good it is says more than what was minimised or lost by it, a graded score more than all or nothing."""
     return "loss" in key, key in _LATER, key
