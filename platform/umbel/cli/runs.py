@@ -131,11 +131,17 @@ def resume(run: Which, quiet: Quiet = False, as_json: Json = False) -> None:
 
     with open_registry() as registry:
         found = _find(registry, run)
-    if found.finished_at is not None:
+        published = found.finished_at is None or _published(registry, found.id)
+    if found.finished_at is not None and (published or found.status != "succeeded"):
         raise Conflict(
             f"{found.id} has {found.status} already.", code="run_finished", hint=f"umbel runs show {found.id}"
         )
     train(resume=found.id, quiet=quiet, as_json=as_json)
+
+
+def _published(registry: "Registry", run: str) -> bool:
+    """A run that was killed between its last step and its version has trained, but is not done."""
+    return any(event.message.startswith("published ") for event in registry.runs.events(run))
 
 
 def _find(registry: "Registry", run: str) -> "Run":

@@ -1,7 +1,5 @@
 """``umbel worker``: trains what waits in the queue, one run after the other."""
 
-import os
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +9,7 @@ import typer
 
 from umbel.cli.console import Quiet, examples, say_to_stderr
 from umbel.cli.opened import open_registry
+from umbel.cli.train.lease import owner as this_process
 from umbel.core.errors import Interrupted, UmbelError
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def worker(
     Several workers share one registry; each run is leased by one of them. SIGTERM saves the run at hand, and the next
     worker goes on from there with the same bytes. A worker that dies is noticed by its silence.
     """
-    owner = f"{socket.gethostname()}:{os.getpid()}"
+    owner = this_process()
     say = say_to_stderr(quiet)
     say(f"worker {owner} waits for runs")
     idle = threading.Event()
@@ -66,6 +65,8 @@ def _work(registry: "Registry", run: "Run", owner: str, *, quiet: bool) -> None:
     except Interrupted:
         raise
     except UmbelError as error:
+        if error.code == "run_taken":
+            return say_to_stderr(quiet)(f"{run.id} left to others: {error}")
         if registry.runs.get(run.id).finished_at is None:
             registry.finish(run.id, status="failed", error=str(error))
         say_to_stderr(quiet)(f"{run.id} failed: {error}")

@@ -5,7 +5,7 @@ by ``heartbeat``, and when it falls silent another worker takes the run over fro
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Select, or_, select, update
@@ -28,13 +28,21 @@ class Runs:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def start(self, *, name: str, params: Mapping[str, Any], seed: int, actor: str | None = None) -> str:
-        """A run that this process works on itself."""
-        return self._open(name, params, seed, RunStatus.RUNNING, actor)
+    def start(
+        self,
+        *,
+        name: str,
+        params: Mapping[str, Any],
+        seed: int,
+        actor: str | None = None,
+        owner: str | None = None,
+    ) -> str:
+        """A run that this process works on itself; with an ``owner`` others may take it over when it falls silent."""
+        return self._open(name, params, seed, RunStatus.RUNNING, actor, owner)
 
     def enqueue(self, *, name: str, params: Mapping[str, Any], seed: int, actor: str | None = None) -> str:
         """A run for a worker to lease."""
-        return self._open(name, params, seed, RunStatus.QUEUED, actor)
+        return self._open(name, params, seed, RunStatus.QUEUED, actor, None)
 
     def metrics(self, run: str, step: int, values: Mapping[str, float]) -> None:
         """A step that is measured again (after a resume) replaces what it said before."""
@@ -91,6 +99,37 @@ class Runs:
             _say(session, row, f"attempt {row.attempt} by {owner}", "info", None)
             return _run(row)
 
+    def take(self, run: str, owner: str, *, gone: Callable[[str], bool], lease_ms: int = LEASE_MS) -> Run:
+        """This run, now ``owner``'s; raises Conflict (``run_taken``) where another's lease holds.
+
+        ``gone`` tells of an owner that is known to be dead before its lease has run out. A run that has finished
+        needs no lease.
+        """
+        with self.database.write() as session:
+            row = _row(session, run, lock=True)
+            other, silent = row.lease_owner, now_ms() - (row.heartbeat_at or 0)
+            if row.status in FINISHED or other == owner:
+                return _run(row)
+            if other is not None and silent <= lease_ms and not gone(other):
+                raise Conflict(
+                    f"{run} is being worked on by {other}.",
+                    code="run_taken",
+                    hint=f"watch it: umbel runs logs {run} -f; or stop it: umbel runs cancel {run}",
+                )
+            taken_over = row.attempt > 0
+            row.status, row.lease_owner, row.heartbeat_at = RunStatus.RUNNING, owner, now_ms()
+            row.attempt += 1
+            row.started_at = row.started_at or now_ms()
+            if taken_over:
+                _say(session, row, f"attempt {row.attempt} by {owner}", "info", None)
+            return _run(row)
+
+    def release(self, run: str, owner: str) -> None:
+        """Gives the lease back, without an end: whoever wants to may go on with the run."""
+        mine = update(RunRow).where(RunRow.id == run, RunRow.lease_owner == owner)
+        with self.database.write() as session:
+            session.execute(mine.values(lease_owner=None))
+
     def heartbeat(self, run: str, owner: str) -> bool:
         """False if the lease is somebody else's by now: stop working."""
         mine = update(RunRow).where(RunRow.id == run, RunRow.lease_owner == owner, RunRow.status == RunStatus.RUNNING)
@@ -141,7 +180,9 @@ class Runs:
             rows = session.scalars(statement.order_by(MetricPointRow.key, MetricPointRow.step))
             return tuple(MetricPoint(row.key, row.step, row.value) for row in rows)
 
-    def _open(self, name: str, params: Mapping[str, Any], seed: int, status: RunStatus, actor: str | None) -> str:
+    def _open(
+        self, name: str, params: Mapping[str, Any], seed: int, status: RunStatus, actor: str | None, owner: str | None
+    ) -> str:
         run, now, working = new_id("run"), now_ms(), status == RunStatus.RUNNING
         row = RunRow(
             id=run,
@@ -151,6 +192,7 @@ class Runs:
             seed=seed,
             attempt=int(working),
             heartbeat_at=now if working else None,
+            lease_owner=owner,
             cancel_requested=False,
             last_seq=0,
             created_by=who(actor),

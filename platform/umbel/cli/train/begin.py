@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umbel.cli.train.lease import owner
 from umbel.core.errors import NotFound
 from umbel.core.folders import folders_in
 from umbel.core.settings import Settings
@@ -58,7 +59,8 @@ def begin(
 
     run = run or _run_before_death(registry, settings)
     if run is not None and was_begun(settings, run):
-        return Begun(folder_of(settings, run))
+        folder = folder_of(settings, run)
+        return Begun(folder) if folders_in(folder / "checkpoints") else _anew(registry, folder)
     if run is not None:
         tasks, runs = [task_of(_queued(registry, run).params)], [run]
     else:
@@ -68,12 +70,34 @@ def begin(
             tasks = sweep.candidates
             names = [sweep.task.name] * len(tasks)  # one of them is published under it
         asked = zip(names, tasks, strict=True)
-        runs = [registry.start(name=name, params=each.as_json(), seed=each.seed) for name, each in asked]
+        runs = [
+            registry.runs.start(name=name, params=each.as_json(), seed=each.seed, owner=owner()) for name, each in asked
+        ]
     _note_for_restarts(settings, runs[0])
-    begun = Begun(_new_folder(settings, runs, backbone), tasks, runs)
+    begun = Begun(_new_folder(settings, runs, backbone, sweep), tasks, runs)
     if pack:
         (begun.folder / _PACKED).touch()
     return begun
+
+
+def runs_of(begun: Begun) -> Sequence[str]:
+    """Every run that shares the folder's passes."""
+    if begun.runs:
+        return begun.runs
+    from umbel.training.checkpoint import newest, read_runs
+
+    return read_runs(newest(begun.folder))
+
+
+def _anew(registry: "Registry", folder: Path) -> Begun:
+    """Runs that were killed before their first checkpoint: what they were asked is in the registry."""
+    from umbel.training.taskfile import task_of
+
+    noted = folder / "runs"
+    runs = noted.read_text().split() if noted.is_file() else [folder.name]
+    params = [registry.runs.get(run).params for run in runs]
+    given = [{key: value for key, value in each.items() if value is not None} for each in params]
+    return Begun(folder, [task_of(each, where="the run") for each in given], runs)
 
 
 def was_begun(settings: Settings, run: str) -> bool:
@@ -87,11 +111,21 @@ def folder_of(settings: Settings, run: str) -> Path:
     return folder.resolve()
 
 
-def _new_folder(settings: Settings, runs: Sequence[str], backbone: str) -> Path:
-    """The runs share their passes and so their checkpoints: one folder, and a link for each further run."""
+def _new_folder(settings: Settings, runs: Sequence[str], backbone: str, sweep: "Grid | None") -> Path:
+    """The runs share their passes and so their checkpoints: one folder, and a link for each further run.
+
+    It is there with all it says or not at all: whoever finds it can go on with the runs.
+    """
     folder = settings.runs / runs[0]
-    folder.mkdir(parents=True, mode=0o700)
-    (folder / "backbone").write_text(backbone)
+    coming = settings.runs / f".{runs[0]}"
+    coming.mkdir(parents=True, mode=0o700)
+    (coming / "backbone").write_text(backbone)
+    (coming / "runs").write_text("\n".join(runs))
+    if sweep is not None:
+        from umbel.training.sweep.sweeping import note_sweep
+
+        note_sweep(coming, sweep)
+    coming.rename(folder)
     for other in runs[1:]:
         (settings.runs / other).symlink_to(runs[0])
     return folder

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +11,11 @@ import typer
 from umbel.cli.console import Json, Quiet, examples, print_json, say_to_stderr
 from umbel.cli.opened import open_registry
 from umbel.cli.train import spread
-from umbel.cli.train.begin import begin, folder_of, was_begun
+from umbel.cli.train.begin import begin, folder_of, runs_of, was_begun
 from umbel.cli.train.flags import load_parents, read_tasks, split_words
 from umbel.cli.train.launch import launch
-from umbel.cli.train.sweep import check_sweep, go_on, read_grid
+from umbel.cli.train.lease import holding
+from umbel.cli.train.sweep import begun_grid, check_sweep, go_on, read_grid
 from umbel.core.errors import Interrupted, UmbelError
 from umbel.core.settings import Settings
 
@@ -139,11 +140,15 @@ def train(
         return enqueue(tasks or [], as_json=as_json)
     if nproc is not None and not spread.under_torchrun():
         return launch(sys.argv[1:], nproc, max_restarts=max_restarts)
-    with spread.over_processes(device, strategy, wrap=wrap, offload=cpu_offload) as mates, open_registry() as registry:
+    with (
+        spread.over_processes(device, strategy, wrap=wrap, offload=cpu_offload) as mates,
+        open_registry() as registry,
+        ExitStack() as held,
+    ):
         named = backbone or _backbone_of(settings, resume) or _backbone_of_parent(settings, tasks)
         loaded = spread.load(settings, named, mates, dtype=dtype, device=device)
         more: dict[str, Any] = {"checkpointing": checkpointing, "save_every": save_every}
-        trained = _train(registry, settings, loaded, tasks, resume, mates, sweep, quiet=quiet, pack=pack, **more)
+        trained = _train(registry, settings, loaded, tasks, resume, mates, sweep, held, quiet=quiet, pack=pack, **more)
         if not mates.group.leads:
             return None
         with _told_how_to_go_on(trained):
@@ -205,6 +210,7 @@ def _train(
     run: str | None,
     mates: "Mates",
     sweep: Sequence[str] | None,
+    held: ExitStack,
     *,
     quiet: bool,
     pack: bool,
@@ -231,12 +237,16 @@ def _train(
             )
             assert begun is not None
             more["packing"] = Packing(join=begun.packed)
+            if group.leads:
+                held.enter_context(holding(registry, runs_of(begun)))
             if tunes(begun):
                 return tune_begun(registry, backbone, begun, run_log=log, stop=stop, strategy=mates.strategy, **more)
             if begun.goes_on:
                 return go_on(backbone, begun.folder, run_log=log, stop=stop, **more)
             more |= {"stop": stop, "folder": begun.folder}
-            more |= {"parents": load_parents(registry, tasks or begun.tasks, backbone)}
+            grid = grid or begun_grid(begun.folder)
+            asked = begun.tasks if grid is None else [grid.task]
+            more |= {"parents": load_parents(registry, asked, backbone)}
             opened = None if log is None else OpenedRuns(log, begun.runs)
             if grid is not None:
                 return [train_sweep(backbone, grid, run_log=opened, **more)]

@@ -36,6 +36,13 @@ def read_grid(task: "Task", asked: Sequence[str], backbone: "Backbone") -> "Grid
     return grid_of(task, asked, backbone.shape.hidden)
 
 
+def begun_grid(folder: Path) -> "Grid | None":
+    """What a sweep was begun with, where it was killed before its first checkpoint."""
+    from umbel.training.sweep.sweeping import is_sweep, read_sweep
+
+    return read_sweep(folder) if is_sweep(folder) else None
+
+
 def go_on(backbone: "Backbone", folder: Path, **how: Any) -> "list[TrainedAdapter]":
     """Resumes what the folder holds: tasks that train together, or a sweep."""
     from umbel.training import resume

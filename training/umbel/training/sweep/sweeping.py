@@ -14,6 +14,7 @@ from umbel.training.fitting import TrainedAdapter, fit, resume
 from umbel.training.sweep.grid import Grid
 from umbel.training.sweep.halving import Halving
 from umbel.training.task import Task
+from umbel.training.taskfile import task_of
 from umbel.training.trainee import Status
 
 _FILE = "sweep.json"
@@ -50,7 +51,8 @@ def sweep(
     """
     parent = (parents or {}).get(grid.task.name)
     candidates = grid.candidates
-    if (folder := how.get("folder")) is not None and how.get("group", ALONE).leads:
+    folder = how.get("folder")
+    if folder is not None and how.get("group", ALONE).leads and not is_sweep(folder):
         note_sweep(folder, grid)
     named = {each.name: parent for each in candidates if parent is not None}
     halving = Halving(len(candidates), grid.choices)
@@ -59,11 +61,9 @@ def sweep(
 
 def resume_sweep(backbone: Backbone, folder: Path, **how: Any) -> TrainedAdapter:
     """Goes on with a sweep that was stopped; it ends in the same bytes."""
-    noted = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    halving = Halving(len(noted["choices"]), tuple(noted["choices"]))
-    trained = resume(backbone, folder, halving=halving, **how)
-    grid = Grid(replace(trained[0].task, name=noted["name"]), tuple(noted["choices"]))
-    return _winner(grid, trained, halving)
+    grid = read_sweep(folder)
+    halving = Halving(len(grid.choices), grid.choices)
+    return _winner(grid, resume(backbone, folder, halving=halving, **how), halving)
 
 
 def is_sweep(folder: Path) -> bool:
@@ -71,11 +71,17 @@ def is_sweep(folder: Path) -> bool:
 
 
 def note_sweep(folder: Path, grid: Grid) -> None:
-    """What the checkpoints do not say: the name, and what was chosen for each candidate."""
+    """What the checkpoints do not say: the task, and what was chosen for each candidate."""
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".{_FILE}"
-    beside.write_text(json.dumps({"name": grid.task.name, "choices": list(grid.choices)}), encoding="utf-8")
+    beside.write_text(json.dumps({"task": grid.task.as_json(), "choices": list(grid.choices)}), encoding="utf-8")
     os.replace(beside, folder / _FILE)
+
+
+def read_sweep(folder: Path) -> Grid:
+    noted = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+    given = {key: value for key, value in noted["task"].items() if value is not None}
+    return Grid(task_of(given, where=str(folder)), tuple(noted["choices"]))
 
 
 def _winner(grid: Grid, trained: Sequence[TrainedAdapter], halving: Halving) -> TrainedAdapter:

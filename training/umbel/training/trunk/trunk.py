@@ -27,7 +27,7 @@ from umbel.core.contract import OutputHead
 from umbel.training.data.encode import Example
 from umbel.training.trunk.rowstore import RowStore
 
-GROUP = 128
+GROUP = 64
 """Tokens of a group: enough for the machine to be busy, few enough that filling up the last one costs little."""
 _SCHEMA = 1
 """Raise it where the decoder's arithmetic changes: what was kept before is then not found."""

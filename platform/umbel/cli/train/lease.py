@@ -1,0 +1,65 @@
+"""Who trains a run: this process says so in the registry as long as it works, and others keep their hands off.
+
+A process that is killed falls silent: after a minute a worker takes its run over, and `umbel runs resume` does at once
+where it sees that the process is gone. One that was interrupted has let go.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from umbel.registry.registry import Registry
+
+BEAT = 10.0
+"""Seconds between two signs of life."""
+
+
+def owner() -> str:
+    """This process, as it stands in a run's lease."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def is_gone(other: str) -> bool:
+    """Whether an owner is a process of this machine that lives no more."""
+    host, _, number = other.rpartition(":")
+    if host != socket.gethostname() or not number.isdecimal():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+@contextmanager
+def holding(registry: "Registry", runs: Sequence[str]) -> Iterator[None]:
+    """Leases ``runs`` while the block works; raises Conflict (``run_taken``) where a living process has one of them.
+
+    A lease that this process had before, as a worker has, it keeps.
+    """
+    mine = owner()
+    fresh = [run for run in runs if registry.runs.get(run).lease_owner != mine]
+    for run in runs:
+        registry.runs.take(run, mine, gone=is_gone)
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(BEAT):
+            for run in runs:
+                registry.runs.heartbeat(run, mine)
+
+    thread = threading.Thread(target=beat, name="umbel-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        for run in fresh:
+            registry.runs.release(run, mine)
