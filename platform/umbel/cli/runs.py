@@ -30,6 +30,7 @@ from umbel.cli.paging import Limit, PageCursor, more
 from umbel.cli.words import one_of
 from umbel.core.clock import now_ms
 from umbel.core.errors import Conflict, NotFound, UsageError
+from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
     from umbel.registry.records import MetricPoint, Run, RunEvent
@@ -131,17 +132,21 @@ def resume(run: Which, quiet: Quiet = False, as_json: Json = False) -> None:
 
     with open_registry() as registry:
         found = _find(registry, run)
-        published = found.finished_at is None or _published(registry, found.id)
-    if found.finished_at is not None and (published or found.status != "succeeded"):
+        over = found.finished_at is not None and not _only_trained(registry, found)
+    if over:
         raise Conflict(
             f"{found.id} has {found.status} already.", code="run_finished", hint=f"umbel runs show {found.id}"
         )
     train(resume=found.id, quiet=quiet, as_json=as_json)
 
 
-def _published(registry: "Registry", run: str) -> bool:
-    """A run that was killed between its last step and its version has trained, but is not done."""
-    return any(event.message.startswith("published ") for event in registry.runs.events(run))
+def _only_trained(registry: "Registry", run: "Run") -> bool:
+    """Whether it was killed between its last step and its version: its weights are there, nothing is published."""
+    from umbel.cli.train.begin import was_begun
+
+    said = registry.runs.events(run.id)
+    published = any(event.message.startswith("published ") for event in said)
+    return run.status == "succeeded" and not published and was_begun(Settings.load(), run.id)
 
 
 def _find(registry: "Registry", run: str) -> "Run":
