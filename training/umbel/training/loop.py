@@ -43,8 +43,6 @@ class Loop:
 
     def run(self) -> None:
         """Raises Interrupted, with all work saved, where somebody asked to stop."""
-        if self.windows == 0:
-            self.save()  # a run that is killed in its first minute has something to go on from
         while active := [trainee for trainee in self.trainees if trainee.active]:
             if why := self._asked_to_stop():
                 self._interrupt(why)
