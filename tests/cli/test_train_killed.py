@@ -39,8 +39,10 @@ class Children:
 
     def close(self) -> None:
         assert self.program.stdin is not None
+        assert self.program.stdout is not None
         self.program.stdin.close()
         self.program.wait(timeout=30)
+        self.program.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,7 @@ def test_killed_twice_and_taken_over_by_a_worker_it_ends_in_the_same_weights(fil
     assert run.lease_owner is not None
     taken = children.run(home, "worker", "--once", "--quiet")
     assert taken["status"] == 0, taken["said"]
-    assert weights_of(home) == weights
+    assert weights_of(home) == weights, taken
     (run,) = runs_of(home)
     assert run.status == "succeeded"
     assert run.attempt == 3

@@ -85,7 +85,7 @@ class Watch(Observer):
         """Steps, losses, learning rate, speed, time left, memory."""
         shown = list(self._trainees.values())
         done = sum(trainee.step for trainee in shown)
-        total = sum(trainee.schedule.steps for trainee in shown)
+        total = sum(trainee.schedule.steps if trainee.active else trainee.step for trainee in shown)
         spent = max(1e-9, self.clock() - self._began)
         taken = max(1, done - sum(self._steps_before.values()))
         rates = {trainee.schedule.at(min(trainee.step, trainee.schedule.steps - 1)) for trainee in shown}
