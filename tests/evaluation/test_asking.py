@@ -76,7 +76,7 @@ def test_a_classifiers_answers_are_those_of_whole_forward_passes(registry, backb
     assert report.primary == "accuracy"
     right = [said == "abc"[i % 3] for i, said in enumerate(answers.outputs)]
     assert report.main.items.tolist() == right
-    assert set(report.summary) == {"accuracy", "macro_f1", "log_loss", "calibration_error"}
+    assert set(report.summary) == {"accuracy", "macro_f1", "log_loss", "brier", "calibration_error"}
 
 
 def test_a_regressor_is_scored_by_its_error(registry, backbone, tmp_path):
