@@ -81,7 +81,7 @@ def _backbone(names: list[Path], parameters: float | None) -> "tuple[BackboneCon
     if len(names) + (parameters is not None) > 1:
         raise UsageError("one backbone at a time: a name, a folder or --parameters.", param="backbone")
     if parameters is not None:
-        return llama_of(parameters), f"a Llama of {parameters:.3g} parameters"
+        return llama_of(parameters), "a Llama of that size"
     if names and names[0].is_dir():
         return read_config(names[0]), names[0].name
     from umbel.cli.choosing import choose_backbone

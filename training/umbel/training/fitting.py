@@ -19,7 +19,7 @@ from umbel.core.errors import ConfigError, Interrupted, UmbelError
 from umbel.core.protocols import RunLog
 from umbel.core.settings import Settings
 from umbel.training import checkpoint
-from umbel.training.distributed.group import ALONE, Group
+from umbel.training.distributed.group import ALONE, Group, mate_gone
 from umbel.training.loop import SAVE_EVERY, Loop
 from umbel.training.observer import LogObserver, Observer, Observers
 from umbel.training.passes import Packing
@@ -225,6 +225,8 @@ class RunLogs:
                 self._stopped(trainee, stopped)
             raise
         except Exception as error:
+            if mate_gone(error):  # its checkpoint is there: torchrun or --resume goes on
+                raise
             for trainee in trainees:
                 if self.log is not None and trainee.active:
                     self.log.finish(trainee.run, status="failed", error=f"{type(error).__name__}: {error}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from umbel.core.errors import Conflict, Interrupted, NotFound, UsageError
+from umbel.core.errors import Conflict, Interrupted, NotFound, Unavailable, UsageError
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def under_torchrun() -> bool:
 @contextmanager
 def over_processes(device: str, strategy: str | None, *, wrap: str, offload: bool) -> Iterator[Mates]:
     """Joins torchrun's processes, if there are any. Errors that all of them meet are told by the first alone."""
-    from umbel.training.distributed.group import joined
+    from umbel.training.distributed.group import joined, mate_gone
     from umbel.training.distributed.strategy import Strategy
 
     with joined(device) as group:
@@ -45,6 +45,14 @@ def over_processes(device: str, strategy: str | None, *, wrap: str, offload: boo
             if group.leads:
                 raise
             raise typer.Exit(error.exit_code) from None
+        except RuntimeError as error:
+            if not mate_gone(error):
+                raise
+            raise Unavailable(
+                f"another process of this training is gone: {str(error).splitlines()[0][:100]}",
+                code="mate_gone",
+                hint="its own error is above, if it had one; --max-restarts 3 goes on by itself",
+            ) from None
 
 
 def load(settings: Settings, name: str | None, mates: Mates, *, dtype: str, device: str) -> "Backbone":

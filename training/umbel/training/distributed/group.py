@@ -10,8 +10,9 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
-from umbel.core.errors import ConfigError
+from umbel.core.errors import Unavailable
 
 T = TypeVar("T")
 
@@ -76,11 +77,18 @@ def own_device(device: str, environ: Mapping[str, str] = os.environ) -> str:
     return device
 
 
+def mate_gone(error: BaseException) -> bool:
+    """Whether an error says that another process can no longer be reached; gloo has no class of its own for it."""
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    words = ("gloo", "NCCL", "Connection closed", "Connection reset")
+    return several and isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 @contextmanager
 def joined(device: str = "cpu") -> Iterator[Group]:
     """The group that torchrun's variables name, left at the end; ALONE where there are none.
 
-    gloo on CPU, nccl on CUDA. Raises ConfigError (``no_mates``) where the others cannot be reached.
+    gloo on CPU, nccl on CUDA. Raises Unavailable (``no_mates``) where the others cannot be reached.
     """
     if not under_torchrun() or dist.is_initialized():
         yield Group(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE
@@ -97,9 +105,13 @@ def _join(device: str) -> None:
     if cuda:
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=_TIMEOUT)
+        store, rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
+        # a restarted group meets in the store of the one that died, where the addresses of the dead still stand
+        fresh = dist.PrefixStore(f"attempt-{restarts()}", store)
+        backend = "nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(
+        raise Unavailable(
             f"this process cannot join its mates: {str(error).splitlines()[0]}",
             code="no_mates",
             hint="start all of them with torchrun; where there are several networks, name one: GLOO_SOCKET_IFNAME=eth0",
