@@ -37,9 +37,10 @@ from umbel.adapters.lora_targets import (
     modules,
     read_targets,
 )
-from umbel.adapters.method import Batch, Fused, Key, Method, Run, Weights
+from umbel.adapters.method import Batch, Dropout, Fused, Key, Method, Run, Weights
 from umbel.adapters.peft_config import PeftConfig
 from umbel.adapters.products import product
+from umbel.adapters.rows import Rows
 from umbel.adapters.sites import EMBEDDING, LM_HEAD, SITES, Ends, Frozen, gathered
 from umbel.core.errors import ConfigError
 from umbel.core.shape import LINEARS, BackboneShape
@@ -303,6 +304,18 @@ def _layer_of(name: str, layers: int) -> int:
     return int(inside.split(".", 1)[0]) if inside != name else 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _LowRank:
+    """What a batch's slots have at one site; views of the stack."""
+
+    down: Tensor
+    """[S, D, sum R]."""
+    ups: list[tuple[str, Tensor, slice, slice]]
+    """Each adapted linear: its name, B [S, R, E], its columns of x A, and its columns of the site."""
+    rescaled: bool
+    """Whether any of them has DoRA's magnitudes."""
+
+
 class LoraBatch(Batch):
     """Two products per slot and site: x A, then each linear's own B into its columns of y.
 
@@ -310,44 +323,55 @@ class LoraBatch(Batch):
     would copy all of y for each of them.
     """
 
+    def __init__(self, stack: Mapping[Key, Tensor], rows: Rows, shape: BackboneShape, dropout: Dropout | None) -> None:
+        super().__init__(stack, rows, shape, dropout)
+        self._kept: dict[tuple[int, str], _LowRank | None] = {}
+
     @classmethod
     def kind_for(cls, stack: Mapping[Key, Tensor]) -> type[Batch]:
         layer, what = next(iter(stack))
         return LoraEverywhere if layer == EMBEDDING or what in _ENDS or what.endswith(_BIASES) else cls
 
     def linear(self, layer: int, site: str, x: Tensor, y: Tensor, frozen: Frozen) -> Tensor:
-        a_SRD = self.stack.get((layer, f"{site}.A"))
-        if a_SRD is None:
+        low = self._low_rank(layer, site)
+        if low is None:
             return y
         x_SMD = self._dropped(self.rows.take(x), layer, site, x.shape[1])
-        h_SMR = product(x_SMD, self.rows.of(a_SRD).transpose(1, 2))
-        if torch.is_grad_enabled() and not self._rescales(layer, site):
-            return self.rows.add(y, product(h_SMR, self._diagonal(layer, site)))
-        rank = column = 0
-        for name in SITES[site]:
-            b_SRE = self.stack.get((layer, f"{name}.B"))
-            width = self.shape.linear(name)[1]
-            if b_SRE is not None:
-                part, own = slice(rank, rank + b_SRE.shape[1]), slice(column, column + width)
-                delta = product(h_SMR[..., part], self.rows.of(b_SRE))
-                scale = self._scale(layer, name, self.rows.of(a_SRD)[:, part], self.rows.of(b_SRE), frozen)
-                y = (
-                    self.rows.add(y, delta, own)
-                    if scale is None
-                    else self._rescaled(y, delta, own, scale, site, frozen)
-                )
-                rank = part.stop
-            column += width
+        h_SMR = product(x_SMD, low.down)
+        if torch.is_grad_enabled() and not low.rescaled:
+            return self.rows.add(y, product(h_SMR, self._diagonal(low, site)))
+        for name, b_SRE, part, own in low.ups:
+            delta = product(h_SMR[..., part], b_SRE)
+            scale = self._scale(layer, name, low.down[..., part], b_SRE, frozen) if low.rescaled else None
+            y = self.rows.add(y, delta, own) if scale is None else self._rescaled(y, delta, own, scale, site, frozen)
         return y
 
-    def _diagonal(self, layer: int, site: str) -> Tensor:
+    def _low_rank(self, layer: int, site: str) -> "_LowRank | None":
+        """Kept as long as the same rows wear the same slots: a decode step cuts no tensor anew."""
+        try:
+            return self._kept[layer, site]
+        except KeyError:
+            found = self._kept[layer, site] = self._cut(layer, site)
+            return found
+
+    def _cut(self, layer: int, site: str) -> "_LowRank | None":
+        a_SRD = self.stack.get((layer, f"{site}.A"))
+        if a_SRD is None:
+            return None
+        ups, rank, column = [], 0, 0
+        for name in SITES[site]:
+            width = self.shape.linear(name)[1]
+            if (b_SRE := self.stack.get((layer, f"{name}.B"))) is not None:
+                part = slice(rank, rank + b_SRE.shape[1])
+                ups.append((name, self.rows.of(b_SRE), part, slice(column, column + width)))
+                rank = part.stop
+            column += width
+        return _LowRank(self.rows.of(a_SRD).transpose(1, 2), ups, self._rescales(layer, site))
+
+    def _diagonal(self, low: "_LowRank", site: str) -> Tensor:
         """[S, sum R, E of the whole site]; linears that are not adapted have zero columns."""
-        widths = [self.shape.linear(name)[1] for name in SITES[site]]
-        blocks = []
-        for place, name in enumerate(SITES[site]):
-            b_SRE = self.stack.get((layer, f"{name}.B"))
-            if b_SRE is not None:
-                blocks.append(pad(self.rows.of(b_SRE), (sum(widths[:place]), sum(widths[place + 1 :]))))
+        width = sum(self.shape.linear(name)[1] for name in SITES[site])
+        blocks = [pad(b_SRE, (own.start, width - own.stop)) for _, b_SRE, _, own in low.ups]
         return torch.cat(blocks, 1) if len(blocks) > 1 else blocks[0]
 
     def _rescales(self, layer: int, site: str) -> bool:
@@ -355,14 +379,14 @@ class LoraBatch(Batch):
         kinds = ("magnitude", "scale")
         return any((layer, f"{name}.{kind}") in self.stack for name in SITES[site] for kind in kinds)
 
-    def _scale(self, layer: int, name: str, a_SRD: Tensor, b_SRE: Tensor, frozen: Frozen) -> Tensor | None:
+    def _scale(self, layer: int, name: str, a_SDR: Tensor, b_SRE: Tensor, frozen: Frozen) -> Tensor | None:
         """DoRA's m / ||W + s B A||, [S, 1, E]; None for plain LoRA."""
         if (layer, f"{name}.scale") in self.stack:
             return self.rows.of(self.stack[layer, f"{name}.scale"])
         magnitude = self.stack.get((layer, f"{name}.magnitude"))
         if magnitude is None:
             return None
-        norm = adapted_norm(name, a_SRD, b_SRE, frozen)
+        norm = adapted_norm(name, a_SDR.transpose(-1, -2), b_SRE, frozen)
         return self.rows.of(magnitude) / norm[:, None, :]
 
     def _rescaled(self, y: Tensor, delta: Tensor, own: slice, scale: Tensor, site: str, frozen: Frozen) -> Tensor:
