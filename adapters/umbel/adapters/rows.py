@@ -46,6 +46,7 @@ class Rows:
         self._index = torch.tensor(index, device=device)
         self._kept = None if len(kept) == len(index) else torch.tensor(kept, device=device)
         self._target = torch.tensor(self.rows, device=device)
+        self._even = _even(groups)
 
     def of(self, stack: Tensor) -> Tensor:
         """The stack's slots in this batch, [S, ...]; a view, so no weight is copied in a step."""
@@ -59,13 +60,26 @@ class Rows:
     def add(self, y: Tensor, delta: Tensor, columns: slice | None = None) -> Tensor:
         """Adds delta [S, C * T, E] to y[:, :, columns], in place, and returns y."""
         target = y if columns is None else y[..., columns]
+        if self._even is not None and not torch.is_grad_enabled():
+            window, count = self._even
+            own = delta.view(self.num_slots, self.width, y.shape[1], -1)[:, :count]
+            target[window].unflatten(0, (self.num_slots, count)).add_(own)
+            return y
         flat = self._ungroup(delta, y.shape[1])
-        if self._window is not None and not torch.is_grad_enabled():
-            target[self._window].add_(flat)
-        elif self._whole:
+        if self._whole:
             target.add_(flat)
         else:  # under autograd one index_add_ is cheaper than the copies of a slice's gradient
             target.index_add_(0, self._target, flat.to(y.dtype))
+        return y
+
+    def add_blocks(self, y: Tensor, delta: Tensor) -> Tensor:
+        """Adds delta [S, P, C * T, E] to y [B, T, P * E], whose columns are P blocks, in place, and returns y."""
+        blocks, tokens = delta.shape[1], y.shape[1]
+        if self._even is None:
+            return self.add(y, delta.transpose(1, 2).reshape(self.num_slots, self.width * tokens, -1))
+        window, count = self._even
+        own = y[window].view(self.num_slots, count * tokens, blocks, -1).transpose(1, 2)
+        own.add_(delta[:, :, : count * tokens])
         return y
 
     def put(self, y: Tensor, new: Tensor, columns: slice | None = None) -> Tensor:
@@ -104,6 +118,12 @@ class Rows:
         return (
             f"Rows({len(self.rows)} of {self.batch}, slots {self.span.start}..{self.span.stop - 1}, width {self.width})"
         )
+
+
+def _even(groups: Sequence[Sequence[int]]) -> tuple[slice, int] | None:
+    """(rows as one slice of the batch, rows of each slot) where all slots have as many, in order and side by side."""
+    rows = _window([row for group in groups for row in group])
+    return None if rows is None or len({len(group) for group in groups}) > 1 else (rows, len(groups[0]))
 
 
 def _window(index: Sequence[int]) -> slice | None:

@@ -229,7 +229,8 @@ class LoraWeights(Weights):
     def fuse(self, layers: Sequence[Frozen] | None) -> Fused:
         """Per site: A of its linears, [sum R, D]; per linear: scaled B, [R, E]. Ends and biases first.
 
-        Each lies as oneDNN multiplies few rows with it fastest.
+        Each lies as oneDNN multiplies few rows with it fastest. In serving the Bs of a site are cut into blocks of
+        equal width where that can be, [P, R, E]: one product and one sum instead of one for each linear.
         """
         paths = places(self.config, self.shape)
         fused: Fused = dict(self._ends(paths))
@@ -240,13 +241,23 @@ class LoraWeights(Weights):
                     continue
                 down = [self.tensors[f"{paths[layer, name]}.lora_A.weight"] for name in here]
                 fused[layer, f"{site}.A"] = torch.cat(down)
-                for name in here:
-                    path = paths[layer, name]
-                    up = self.tensors[f"{path}.lora_B.weight"]
-                    fused[layer, f"{name}.B"] = (up * self.config.scale_of(path)).t().contiguous()
-                    if self.config.dora:
-                        fused |= self._magnitude(layer, name, path, layers)
+                ups = {name: self._scaled_up(paths[layer, name]) for name in here}
+                if layers is not None and self._has_blocks(site, ups):
+                    fused[layer, f"{site}.blocks"] = _in_blocks(list(ups.values()))
+                    continue
+                fused |= {(layer, f"{name}.B"): up for name, up in ups.items()}
+                for name in here if self.config.dora else []:
+                    fused |= self._magnitude(layer, name, paths[layer, name], layers)
         return fused
+
+    def _scaled_up(self, path: str) -> Tensor:
+        """[R, E]."""
+        return (self.tensors[f"{path}.lora_B.weight"] * self.config.scale_of(path)).t().contiguous()
+
+    def _has_blocks(self, site: str, ups: Mapping[str, Tensor]) -> bool:
+        """Whether every linear of a site of several is adapted, alike: the same rank, and no magnitudes."""
+        alike = len({up.shape[0] for up in ups.values()}) == 1
+        return alike and 1 < len(ups) == len(SITES[site]) and not self.config.dora
 
     def _ends(self, paths: Mapping[Place, str]) -> Iterator[tuple[Key, Tensor]]:
         """They come first, so that one look at the first key tells which stacks have any (``kind_for``)."""
@@ -287,6 +298,12 @@ def _own_bias(layer: Frozen, name: str, shape: BackboneShape) -> Tensor:
     return gathered(bias)[start : start + shape.linear(name)[1]]
 
 
+def _in_blocks(ups: Sequence[Tensor]) -> Tensor:
+    """Linears [R, E_i] of widths that are multiples of the narrowest, as blocks [P, R, E]."""
+    width = min(up.shape[1] for up in ups)
+    return torch.cat([up.view(up.shape[0], -1, width).transpose(0, 1) for up in ups]).contiguous()
+
+
 @torch.no_grad()
 def adapted_norm(name: str, a_RD: Tensor, b_RE: Tensor, frozen: Frozen) -> Tensor:
     """Norms of the rows of W + s B A, [..., E], in at least fp32; ``b_RE`` carries the scale."""
@@ -314,6 +331,8 @@ class _LowRank:
     """Each adapted linear: its name, B [S, R, E], its columns of x A, and its columns of the site."""
     rescaled: bool
     """Whether any of them has DoRA's magnitudes."""
+    blocks: Tensor | None
+    """[S, P, R, E]: the Bs of all linears of the site in serving, instead of ``ups``."""
 
 
 class LoraBatch(Batch):
@@ -340,6 +359,8 @@ class LoraBatch(Batch):
         h_SMR = product(x_SMD, low.down)
         if torch.is_grad_enabled() and not low.rescaled:
             return self.rows.add(y, product(h_SMR, self._diagonal(low, site)))
+        if low.blocks is not None:
+            return self._add_blocks(y, h_SMR, low.blocks, len(SITES[site]))
         for name, b_SRE, part, own in low.ups:
             delta = product(h_SMR[..., part], b_SRE)
             scale = self._scale(layer, name, low.down[..., part], b_SRE, frozen) if low.rescaled else None
@@ -366,7 +387,22 @@ class LoraBatch(Batch):
                 ups.append((name, self.rows.of(b_SRE), part, slice(column, column + width)))
                 rank = part.stop
             column += width
-        return _LowRank(self.rows.of(a_SRD).transpose(1, 2), ups, self._rescales(layer, site))
+        blocks = self.stack.get((layer, f"{site}.blocks"))
+        return _LowRank(
+            self.rows.of(a_SRD).transpose(1, 2),
+            ups,
+            self._rescales(layer, site),
+            None if blocks is None else self.rows.of(blocks),
+        )
+
+    def _add_blocks(self, y: Tensor, h_SMR: Tensor, b_SPRE: Tensor, linears: int) -> Tensor:
+        """One product for all linears of a site; the first of them may be several blocks wide (q over k and v)."""
+        slots, blocks, rank, width = b_SPRE.shape
+        h_SLMR = h_SMR.view(slots, -1, linears, rank).transpose(1, 2)
+        if blocks > linears:
+            h_SLMR = torch.cat([h_SLMR[:, :1].expand(-1, blocks - linears, -1, -1), h_SLMR], 1)
+        delta = product(h_SLMR.reshape(slots * blocks, -1, rank), b_SPRE.reshape(slots * blocks, rank, width))
+        return self.rows.add_blocks(y, delta.view(slots, blocks, -1, width))
 
     def _diagonal(self, low: "_LowRank", site: str) -> Tensor:
         """[S, sum R, E of the whole site]; linears that are not adapted have zero columns."""
