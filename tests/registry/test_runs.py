@@ -84,6 +84,33 @@ def test_a_run_whose_worker_fell_silent_is_taken_over(registry):
     assert registry.runs.heartbeat(run, "second")
 
 
+def test_a_run_is_taken_by_name_only_from_a_worker_that_is_gone_or_silent(registry):
+    run = registry.runs.start(name="task", params={}, seed=0, owner="first")
+    with pytest.raises(Conflict) as caught:
+        registry.runs.take(run, "second", gone=lambda other: False)
+    assert caught.value.code == "run_taken"
+    assert "first" in caught.value.message
+    assert registry.runs.take(run, "first", gone=lambda other: False).attempt == 1
+    assert registry.runs.take(run, "second", gone=lambda other: other == "first").lease_owner == "second"
+    taken = registry.runs.take(run, "third", gone=lambda other: False, lease_ms=-1)
+    assert (taken.lease_owner, taken.attempt) == ("third", 3)
+
+
+def test_a_lease_that_was_given_back_is_free_for_who_asks_and_for_no_worker(registry):
+    run = registry.runs.start(name="task", params={}, seed=0, owner="first")
+    registry.runs.release(run, "second")
+    assert registry.runs.get(run).lease_owner == "first"
+    registry.runs.release(run, "first")
+    assert registry.runs.lease("worker", lease_ms=-1) is None
+    assert registry.runs.take(run, "second", gone=lambda other: False).lease_owner == "second"
+
+
+def test_a_finished_run_needs_no_lease(registry):
+    run = registry.runs.start(name="task", params={}, seed=0, owner="first")
+    registry.runs.finish(run, status="succeeded")
+    assert registry.runs.take(run, "second", gone=lambda other: False).lease_owner is None
+
+
 @pytest.mark.usefixtures("run")
 def test_a_run_that_nobody_leased_is_never_taken_over(registry):
     assert registry.runs.lease("worker", lease_ms=-1) is None

@@ -86,7 +86,9 @@ def train(
     ] = None,
     sweep: Annotated[
         list[str] | None,
-        typer.Option(help="Try several values, keep the best: lr=1e-4,3e-4 (may be given again), or auto."),
+        typer.Option(
+            help="Try several values, keep the best: lr=1e-4,3e-4 (may be given again), or auto.", metavar="KEY=A,B"
+        ),
     ] = None,
     parent: Annotated[
         str | None, typer.Option("--from", help="Continue from this version's weights.", metavar="NAME:N")

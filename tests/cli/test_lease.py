@@ -1,0 +1,68 @@
+"""A run belongs to the process that trains it, as long as that lives."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from umbel.cli.train.lease import holding, is_gone, owner
+from umbel.core.errors import Conflict
+
+
+def test_an_owner_is_gone_only_where_its_process_is_known_to_be_dead():
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    assert is_gone(f"{socket.gethostname()}:{dead.pid}")
+    assert not is_gone(owner())
+    assert not is_gone(f"elsewhere:{dead.pid}")
+    assert not is_gone("nobody")
+
+
+def test_a_run_is_held_while_the_block_works_and_let_go_afterwards(registry):
+    run = registry.runs.start(name="held", params={}, seed=0)
+    with holding(registry, [run]):
+        assert registry.runs.get(run).lease_owner == owner()
+        with pytest.raises(Conflict):
+            registry.runs.take(run, "elsewhere:1", gone=is_gone)
+    assert registry.runs.get(run).lease_owner is None
+
+
+def test_a_lease_that_was_there_before_stays(registry):
+    registry.runs.enqueue(name="held", params={}, seed=0)
+    run = registry.runs.lease(owner())
+    with holding(registry, [run.id]):
+        pass
+    assert registry.runs.get(run.id).lease_owner == owner()
+
+
+def test_a_run_that_another_process_trains_is_not_resumed(run, registry, stocked, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "b"}\n' * 9)
+    params = {"name": "held", "data": str(tmp_path / "rows.jsonl"), "task": "classify"}
+    held = registry.runs.start(name="held", params=params, seed=0, owner="elsewhere:1")
+    folder = stocked / "runs" / held
+    folder.mkdir(parents=True)
+    (folder / "runs").write_text(held)
+    answer = run("runs", "resume", "held")
+    assert answer.code == 4
+    assert "worked on by elsewhere:1" in answer.err
+
+
+def test_a_sweep_killed_before_its_first_checkpoint_is_begun_anew_as_a_sweep(run, registry, stocked, tmp_path):
+    from umbel.cli.train.begin import begin
+    from umbel.core.settings import Settings
+    from umbel.training.sweep.grid import grid_of
+    from umbel.training.task import Task
+
+    rows = [{"text": f"{'good' if i % 2 else 'bad'} thing {i}", "label": "ab"[i % 2]} for i in range(80)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Task(name="swept", data=str(tmp_path / "rows.jsonl"), task="classify", steps=4)
+    begin(registry, Settings.load(), [task], None, "tiny", grid_of(task, ["lr=1e-4,1e-2"], 32))
+    for each in registry.runs.list(name="swept").items:
+        registry.runs.release(each.id, owner())
+    answer = run("runs", "resume", "swept", "--json", "--quiet")
+    assert answer.code == 0, answer.err
+    (told,) = json.loads(answer.out)
+    assert told["version"]["name"] == "swept"
+    assert len(told["sweep"]["tried"]) == 2
