@@ -83,13 +83,28 @@ class Rows:
         return y
 
     def put(self, y: Tensor, new: Tensor, columns: slice | None = None) -> Tensor:
-        """y with its rows (at ``columns``) replaced by new [S, C * T, E]; rows of others stay."""
+        """y with its rows (at ``columns``) replaced by new [S, C * T, E]; rows of others stay.
+
+        Without gradients it is written in place, as a sum is.
+        """
+        if not torch.is_grad_enabled():
+            return self._write(y, new, columns)
         flat = self._ungroup(new, y.shape[1]).to(y.dtype)
         if columns is not None:
             start, stop, _ = columns.indices(y.shape[-1])
             own = y if self._whole else y.index_select(0, self._target)
             flat = torch.cat([own[..., :start], flat, own[..., stop:]], -1)
         return flat if self._whole else y.index_copy(0, self._target, flat)
+
+    def _write(self, y: Tensor, new: Tensor, columns: slice | None) -> Tensor:
+        target = y if columns is None else y[..., columns]
+        if self._even is None:
+            target[self._target] = self._ungroup(new, y.shape[1]).to(y.dtype)
+            return y
+        window, count = self._even
+        own = new.view(self.num_slots, self.width, y.shape[1], -1)[:, :count]
+        target[window].unflatten(0, (self.num_slots, count)).copy_(own)
+        return y
 
     def scatter(self, y: Tensor, new: Tensor, columns: Tensor) -> Tensor:
         """Writes new [S, C * T, n] into each slot's columns of y [B, T, E], in place, and returns y.

@@ -429,9 +429,10 @@ class LoraBatch(Batch):
         """b + m (W x + s B A x) at one linear's columns, computed in at least fp32 and rounded once."""
         bias = frozen.bias(site)
         own_y = self.rows.take(y[..., own]).to(scale.dtype)
-        shift = 0.0 if bias is None else bias[own].to(scale.dtype)
-        new = shift + scale * (own_y - shift + delta)
-        return self.rows.put(y, new.to(y.dtype), own)
+        if bias is None:
+            return self.rows.put(y, (own_y + delta) * scale, own)
+        shift = bias[own].to(scale.dtype)
+        return self.rows.put(y, shift + scale * (own_y - shift + delta), own)
 
     def _dropped(self, x_SMD: Tensor, layer: int, site: str, tokens: int) -> Tensor:
         if self.dropout is None:
