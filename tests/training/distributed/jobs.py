@@ -115,6 +115,8 @@ def peak(
         machine = Machine(backbone, Packing(), Checkpointing.parse(checkpointing), group)
     trainee.validated(look(machine, [trainee])[0][1])  # keeps the best so far; the next step is then like any other
     take_window(machine, [trainee])
+    while len(trainee.next_rows()) < task.batch_size:  # the last batch of an epoch may be smaller
+        take_window(machine, [trainee])
     rows = trainee.next_rows()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         take_window(machine, [trainee])
