@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -13,6 +14,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Two pools that spin for work slow each other down many times over on a small machine
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A busy machine draws examples slowly; that says nothing of the code
+settings.register_profile("umbel", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("umbel")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
