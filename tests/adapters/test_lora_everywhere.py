@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from umbel.adapters.adapter import fresh_adapter
-from umbel.adapters.methods.lora import LoraBatch
+from umbel.adapters.lora_batch import LoraBatch
 from umbel.adapters.peft_io import export_files, import_folder
 from umbel.adapters.wear import fuse_all, wear
 from umbel.backbone.decoder import whole_step

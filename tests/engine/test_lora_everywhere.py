@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from umbel.adapters.methods.lora import LoraBatch, LoraEverywhere
+from umbel.adapters.lora_batch import LoraBatch, LoraEverywhere
 from umbel.engine.dressing import Dresser
 
 LETTERS = list(range(64, 90))  # among the tokens of any English text under the byte tokenizer
