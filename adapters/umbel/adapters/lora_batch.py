@@ -1,6 +1,6 @@
 """Many LoRA adapters in one batch: the products that ``methods/lora.py`` describes, for slots of equal shapes.
 
-Shape letters here:  S slots   M rows x tokens of a slot   D features in   E features out   R rank   P blocks of E columns
+Shape letters here:  S slots   M rows x tokens of a slot   D features in   E features out   R rank   P blocks
 """
 
 from collections.abc import Mapping
