@@ -20,7 +20,12 @@ from benchmarks.methods_work import DATA, METHODS, Budget, Cell, possible
 from benchmarks.run import BACKBONE, OUT, facts
 from scipy import stats
 
+from umbel.core.contract import OutputHead
 from umbel.core.settings import Settings
+from umbel.evaluation.baselines import majority_accuracy
+from umbel.evaluation.questions import answers
+from umbel.training.data.installed import find
+from umbel.training.data.rows import read_rows
 
 SYSTEMS = ("umbel", "HF + PEFT")
 
@@ -45,6 +50,8 @@ class Book:
     def __init__(self, path: Path, budget: Budget, machine: dict[str, Any], cells: Iterable[Cell]) -> None:
         self.path, self.budget, self.machine = path, budget, machine
         self.cells = {cell.key: cell for cell in cells}
+        self.constants: dict[str, float] = {}
+        """Score of always answering the commonest label, by dataset."""
 
     @classmethod
     def open(cls, path: Path) -> "Book":
@@ -54,28 +61,43 @@ class Book:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if Budget(**raw["budget"]) != Budget():
             raise SystemExit(f"{path} was measured with another budget; move it away to measure again.")
-        return cls(path, Budget(), raw["machine"], [Cell(**cell) for cell in raw["cells"]])
+        book = cls(path, Budget(), raw["machine"], [Cell(**cell) for cell in raw["cells"]])
+        book.constants = raw.get("constants", {})
+        return book
 
     def add(self, cell: Cell) -> None:
         self.cells[cell.key] = cell
+        self.save()
+        print(f"{cell.data:17} {cell.system:10} {cell.method:14} seed {cell.seed}  {cell.value:.4f}", flush=True)
+
+    def save(self) -> None:
         told = {
             "machine": self.machine,
             "budget": asdict(self.budget),
+            "constants": self.constants,
             "cells": [asdict(self.cells[key]) for key in sorted(self.cells)],
         }
         written = self.path.with_suffix(".partial")
         written.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         os.replace(written, self.path)
-        print(f"{cell.data:17} {cell.system:10} {cell.method:14} seed {cell.seed}  {cell.value:.4f}", flush=True)
 
 
 def measure(book: Book, seeds: Sequence[int], settings: Settings) -> None:
     """Dataset by dataset: umbel's shared run, then HF + PEFT seed by seed, so that a stopped run has whole tables."""
     warnings.filterwarnings("ignore", category=FutureWarning)
+    book.constants = {data: commonest(data, book.budget, settings) for data, head in DATA.items() if head == "classify"}
     for data in DATA:
         wanted = [(method, seed) for seed in seeds for method in METHODS if possible(data, method)]
         _measure_umbel(book, data, wanted, settings)
         _measure_peft(book, data, wanted, settings)
+
+
+def commonest(data: str, budget: Budget, settings: Settings) -> float:
+    """Accuracy of always saying the training rows' commonest label: what an adapter must beat to have learnt."""
+    found = find(settings, data)
+    train, test = (read_rows(found.split(split), OutputHead.CLASSIFY) for split in ("train", "test"))
+    gold = [answers(row)[0] for row in test[: budget.held_out]]
+    return majority_accuracy(gold, chosen_on=[answers(row)[0] for row in train]).value
 
 
 def _measure_umbel(book: Book, data: str, wanted: Sequence[tuple[str, int]], settings: Settings) -> None:
@@ -154,9 +176,15 @@ def _table(book: Book, data: str) -> list[str]:
     metric = cells[0].metric
     better = "lower" if metric == "phoneme_error_rate" else "higher"
     rows = [_row(method, cells) for method in METHODS if any(cell.method == method for cell in cells)]
+    constant = (
+        f"Always the commonest label: {book.constants[data]:.3f}; what is below it has learnt nothing of use."
+        if data in book.constants
+        else ""
+    )
     return [
         f"## {data}: {metric}, {better} is better",
         "",
+        *([constant, ""] if constant else []),
         "| method | trained parameters | size umbel / PEFT | CPU s umbel / PEFT | umbel | HF + PEFT "
         "| difference | seeds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
