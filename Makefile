@@ -3,7 +3,7 @@ export UMBEL_HOME ?= $(CURDIR)/.umbel
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup assets demo test check bench bench-training bench-methods bench-tuning parity fresh bench-memory docs soak clean
+.PHONY: help setup assets demo test check bench bench-training bench-methods bench-tuning bench-peers parity fresh bench-memory docs soak clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,6 +40,10 @@ soak: assets  ## The long tests: an hour of churn (UMBEL_SOAK_MINUTES=2: two min
 
 bench: assets  ## Measure umbel beside HF + PEFT, write docs/benchmarks/ (ARGS=--short: ten minutes)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-peers: assets  ## The same beside vLLM and llama.cpp, each in its own environment (ARGS=--short: ten minutes)
+	@PYTHON=$(PYTHON) sh scripts/peers.sh
+	$(BIN)/python -m benchmarks.peers.run $(ARGS)
 
 parity: setup  ## Compare every method and output head with PEFT, print the matrix
 	$(BIN)/python -m benchmarks.parity

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from benchmarks.work import NEW_TOKENS, Work, make_adapters, write_peft_folder
+from benchmarks.work import Work, make_adapters, write_peft_folder
 
 from umbel.adapters.adapter import Adapter
 from umbel.backbone.loading import load_backbone
@@ -96,7 +96,7 @@ class Umbel:
                 GenerateRequest(
                     tokens=tuple(prompt),
                     adapter=None if worn is None else self.digests[worn],
-                    max_tokens=NEW_TOKENS,
+                    max_tokens=work.new_tokens,
                     ignore_eos=True,
                 )
             )
@@ -158,8 +158,8 @@ class HuggingFace:
         out = self.model.generate(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
-            max_new_tokens=NEW_TOKENS,
-            min_new_tokens=NEW_TOKENS,
+            max_new_tokens=work.new_tokens,
+            min_new_tokens=work.new_tokens,
             do_sample=False,
             pad_token_id=0,
             **mixed,

@@ -32,6 +32,7 @@ class Work:
     name: str
     worn: list[int | None]
     kinds: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+    new_tokens: int = NEW_TOKENS
 
     @property
     def concurrent(self) -> int:

