@@ -25,6 +25,10 @@ fi
 if ! command -v c++ > /dev/null; then
   echo "No C++ compiler: llama.cpp is left out" >&2
 elif fresh llamacpp "$LLAMACPP"; then
-  $pip install --quiet "$LLAMACPP"  # about ten minutes of one core
-  echo "$LLAMACPP" > .peers/llamacpp/ready
+  echo "Building it takes some minutes"
+  if CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=ON ${CMAKE_ARGS:-}" $pip install --quiet "$LLAMACPP"; then
+    echo "$LLAMACPP" > .peers/llamacpp/ready
+  else
+    echo "$LLAMACPP does not build here: llama.cpp is left out" >&2
+  fi
 fi

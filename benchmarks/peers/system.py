@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ class PeerFailed(Exception):
 class Process:
     """A program that answers one JSON line for each it is given; its stderr goes into ``log``."""
 
-    def __init__(self, command: list[str], first: dict[str, Any], log: Path) -> None:
+    def __init__(
+        self, command: list[str], first: dict[str, Any], log: Path, variables: Mapping[str, str] | None = None
+    ) -> None:
         self.log = log
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
@@ -39,7 +42,7 @@ class Process:
                 stderr=stderr,
                 text=True,
                 # the peer's own packages only
-                env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+                env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | dict(variables or {}),
             )
         self.facts = self.ask(first)
 
@@ -95,12 +98,16 @@ class Peer:
         """The first line that the peer is given."""
         raise NotImplementedError
 
+    def variables(self) -> dict[str, str]:
+        """Of its environment, beside the benchmark's own."""
+        return {}
+
     def wear(self, work: Work) -> None:
         if self._worn == work.kinds:
             return
         self.close()
         self._scratch = tempfile.TemporaryDirectory()
-        self.process = Process(self._command(), self.job(self._folders(work)), self.log)
+        self.process = Process(self._command(), self.job(self._folders(work)), self.log, self.variables())
         self.facts = self.process.facts
         self._worn = work.kinds
 
@@ -153,6 +160,11 @@ class Vllm(Peer):
             "rows": ROWS,
             "length": LENGTH,
         }
+
+    def variables(self) -> dict[str, str]:
+        # as vLLM's guide to CPUs has it; beside it vLLM sets how long its threads spin, 1 ms instead of 200
+        openmp = ROOT / ".peers" / self.environment / "lib" / "libiomp5.so"
+        return {"LD_PRELOAD": str(openmp)} if openmp.is_file() else {}
 
     def _folders(self, work: Work) -> list[Path]:
         assert self._scratch

@@ -50,7 +50,7 @@ def write_csv(points: "Iterable[MetricPoint]", file: Path) -> None:
         writer.writerows((point.key, point.step, point.value) for point in points)
 
 
-def write_png(found: dict[str, list[tuple[float, float]]], title: str, file: Path) -> None:
+def write_png(found: dict[str, list[tuple[float, float]]], title: str, file: Path, *, xlabel: str = "step") -> None:
     """One small plot per metric; raises Unavailable (``missing_extra``) without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -65,7 +65,7 @@ def write_png(found: dict[str, list[tuple[float, float]]], title: str, file: Pat
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     for index, (key, curve) in enumerate(found.items(), start=1):
-        axes = figure.add_subplot(rows, columns, index, title=key, xlabel="step")
+        axes = figure.add_subplot(rows, columns, index, title=key, xlabel=xlabel)
         axes.plot(*zip(*curve, strict=True))
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120, format="png")
