@@ -149,7 +149,7 @@ class Vllm(Peer):
         self.folder, self.eager = folder, eager
 
     def can(self, work: Work) -> bool:
-        return work.only_lora
+        return not work.kinds or (self.eager and work.only_lora)  # it compiles nothing where LoRA is enabled
 
     def job(self, folders: list[Path]) -> dict[str, Any]:
         return {
