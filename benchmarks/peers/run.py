@@ -24,6 +24,8 @@ from umbel.backbone.pull import CATALOG
 from umbel.core.settings import Settings
 
 SHORT = ("1 request, bare backbone", "32 requests, bare backbone", "32 requests, 8 LoRAs")
+WARM_UP = 8
+"""New tokens of each request in the round that is not measured."""
 SETTLE = 0.3
 """Seconds between turns: threads of the system before go on spinning for a while (Intel's OpenMP for 0.2 s)."""
 
@@ -50,11 +52,13 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="three works")
-    parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each work, after one to warm up")
+    parser.add_argument("--rounds", type=int, help="measured rounds of each work, after one to warm up (3; short: 1)")
     parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS, help="of each request")
     parser.add_argument("--requests", type=int, help="at most so many at once, to try it out")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of peers.md and peers.json")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.rounds = args.rounds or (1 if args.short else 3)
+    return args
 
 
 def chosen(args: argparse.Namespace) -> list[Work]:
@@ -90,17 +94,19 @@ def measure(work: Work, systems: list[System], rounds: int) -> dict[str, Any]:
     idle = Idle([system for system in taking_part if isinstance(system, Peer)])
     for number in range(rounds + 1):
         prompts = work.prompts(40_000, seed=number)
+        given = work if number else dataclasses.replace(work, new_tokens=min(WARM_UP, work.new_tokens))
         for system in [system for system in taking_part if system.name not in failed]:
             time.sleep(SETTLE)
             try:
                 with idle.beside(system):
-                    measured = system.run(work, prompts)
+                    measured = system.run(given, prompts)
             except PeerFailed as error:
                 failed[system.name] = str(error)
                 continue
             if number:
                 kept.setdefault(system.name, []).append(measured)
-            print(f"{work.name:32} {system.name:14} {measured.rate:8.1f} tokens/s", flush=True)
+            told_as = f"round {number}" if number else "warm-up"
+            print(f"{work.name:32} {system.name:14} {told_as:8} {measured.rate:8.1f} tokens/s", flush=True)
     told = {name: summary(found) for name, found in kept.items() if name not in failed}
     return {"work": work.name, "requests": work.concurrent, **told, "failed": failed, "idle_cpu": idle.share()}
 

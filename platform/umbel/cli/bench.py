@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 from umbel.cli.console import Json, examples, human_bytes, human_seconds, print_facts, print_json, print_table
 from umbel.cli.load_shape import Ask, Load, Popularity, Shape, highest, put_load, quantile
 from umbel.core.contract import OutputHead
-from umbel.core.errors import UmbelError, UsageError
+from umbel.core.errors import Unavailable, UmbelError, UsageError
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,8 +76,8 @@ def bench(
         popularity=popularity,
         seed=seed,
     )
-    if plot is not None and not plot.absolute().parent.is_dir():
-        raise UsageError(f"there is no folder {plot.absolute().parent}.", hint="make it, or give another --plot")
+    if plot is not None:
+        _check_plot(plot)
     load, memory, asked = asyncio.run(_measure(shape, names or [], (backbone, dtype, url)))
     found = told(shape, load, memory, asked)
     if plot is not None:
@@ -108,6 +109,7 @@ async def _measure(
 async def _engine(names: list[str], shape: Shape, backbone: str | None, dtype: str) -> AsyncIterator[Asked]:
     """An engine on its thread, as a server has it, asked without HTTP."""
     from umbel.cli.choosing import choose_for
+    from umbel.cli.loaded_engine import asker, memory
     from umbel.cli.serve import load
     from umbel.registry import Registry
     from umbel.server.assembly import running
@@ -117,8 +119,6 @@ async def _engine(names: list[str], shape: Shape, backbone: str | None, dtype: s
     loaded = load(settings, choose_for(settings, backbone, names), dtype)
     capacity = Capacity(max_rows=min(shape.concurrent, 32), kv_bytes=1_000_000_000, adapter_bytes=1_000_000_000)
     with Registry.open(settings) as registry, running(loaded, registry, capacity, ServerConfig()) as parts:
-        from umbel.cli.loaded_engine import asker, memory
-
         targets = [await parts.service.targets.find(name) for name in names or [loaded.name]]
         yield Asked(
             f"engine in this process, {loaded.name}",
@@ -225,6 +225,14 @@ def _print(found: dict[str, Any]) -> None:
 
 def _cells(percentiles: dict[str, float] | None) -> list[str]:
     return [f"{value:.1f}" for value in percentiles.values()] if percentiles else [""] * len(PERCENTS)
+
+
+def _check_plot(file: Path) -> None:
+    """Before the load is put, which may take long."""
+    if not file.absolute().parent.is_dir():
+        raise UsageError(f"there is no folder {file.absolute().parent}.", hint="make it, or give another --plot")
+    if find_spec("matplotlib") is None:
+        raise Unavailable("a PNG needs matplotlib.", code="missing_extra", hint="pip install 'umbel[train]'")
 
 
 def _plot(load: Load, file: Path, found: dict[str, Any]) -> None:
