@@ -13,7 +13,7 @@ import typer
 from umbel.cli.console import Json, examples, human_bytes, human_seconds, print_facts, print_json, print_table
 from umbel.cli.load_shape import Ask, Load, Popularity, Shape, highest, put_load, quantile
 from umbel.core.contract import OutputHead
-from umbel.core.errors import Unavailable, UmbelError, UsageError
+from umbel.core.errors import UmbelError, Unavailable, UsageError
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
