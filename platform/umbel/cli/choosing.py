@@ -26,7 +26,7 @@ def choose_backbone(settings: Settings, name: str | None) -> "InstalledBackbone"
         raise NotFound(
             f"there is no backbone in {settings.backbones}.",
             code="backbone_not_found",
-            hint="umbel pull backbone smollm2-135m-instruct",
+            hint=settings.nearby or "umbel pull backbone smollm2-135m-instruct",
         )
     roots = [one for one in there if one.source.parent is None] or there
     if len(roots) > 1:
@@ -71,6 +71,16 @@ def backbone_of(settings: Settings, names: Sequence[str]) -> "InstalledBackbone 
             if fingerprint is not None:
                 return with_fingerprint(settings, registry, fingerprint)
     return None
+
+
+def check_known(settings: Settings, model: str) -> None:
+    """Raises NotFound, with what is like it, unless it is a backbone's name or resolves in the registry."""
+    from umbel.backbone.installed import installed
+    from umbel.registry.registry import Registry
+
+    if model not in {one.name for one in installed(settings)}:
+        with Registry.open(settings) as registry:
+            registry.resolve(model)
 
 
 def made_for(registry: "Registry", version: str) -> str | None:

@@ -34,6 +34,14 @@ class Settings:
         )
 
     @property
+    def nearby(self) -> str | None:
+        """The way to the home that ``make`` keeps in this folder, where nobody said which one is meant."""
+        here = Path(".umbel").resolve()
+        if os.environ.get("UMBEL_HOME") or here == self.home or not here.is_dir():
+            return None
+        return "the folder .umbel here is a home, too: export UMBEL_HOME=$PWD/.umbel"
+
+    @property
     def backbones(self) -> Path:
         return self.home / "backbones"
 

@@ -87,9 +87,17 @@ def _print(found: "Page[Adapter]", query: "AdapterQuery") -> None:
         (query.sort.removeprefix("metric:"),) if query.sort.startswith("metric:") else ()
     )
     unfiltered = query == AdapterQuery(sort=query.sort, descending=query.descending)
-    empty = "No adapter yet. Train one: umbel train --help" if unfiltered else "No adapter is like that."
+    empty = _none_yet() if unfiltered else "No adapter is like that."
     print_table(_COLUMNS, [_row(adapter, asked) for adapter in found.items], empty=empty)
     more(found.next)
+
+
+def _none_yet() -> str:
+    from umbel.core.settings import Settings
+
+    settings = Settings.load()
+    way = "Train one: umbel train --help" if settings.nearby is None else f"But {settings.nearby}"
+    return f"No adapter yet in {settings.home}. {way}"
 
 
 def _row(adapter: "Adapter", asked: tuple[str, ...]) -> tuple[object, ...]:

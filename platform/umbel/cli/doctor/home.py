@@ -25,6 +25,8 @@ _OTHER_DISK = "put the store on a local disk: export UMBEL_STORE_URL=/folder"
 
 def home(patient: Patient) -> Finding:
     folder = patient.settings.home
+    if patient.settings.nearby is not None:
+        return warning(f"{folder} is used", f"if that is not what you mean: {patient.settings.nearby}")
     if not folder.exists():
         parent = _existing(folder)
         if not parent.is_dir() or not os.access(parent, os.W_OK):

@@ -52,7 +52,7 @@ def train(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name to publish under.")] = None,
     data: Annotated[str | None, typer.Option(help="JSONL or CSV file, folder, or dataset of the home.")] = None,
-    task: Annotated[str | None, typer.Option(help="Output head: generate, classify or regress.")] = None,
+    task: Annotated[str | None, typer.Option(help="Output head: generate, classify, regress, tag or embed.")] = None,
     method: Annotated[str | None, typer.Option(help="lora (default), llama_adapter, prefix, ia3 ...")] = None,
     what: Annotated[
         str | None,
@@ -126,6 +126,7 @@ def train(
     """
     from umbel.cli.train.finish import fail_at_gates, finish, tell
     from umbel.cli.train.tuning import finish_tuned
+    from umbel.training.data.source import look_at
 
     files, further = split_words(words or [])
     own = {
@@ -142,6 +143,8 @@ def train(
         return enqueue(tasks or [], as_json=as_json)
     if nproc is not None and not spread.under_torchrun():
         return launch(sys.argv[1:], nproc, max_restarts=max_restarts)
+    if tasks is not None and len(tasks) == 1:
+        look_at(tasks[0], settings)
     with (
         spread.over_processes(device, strategy, wrap=wrap, offload=cpu_offload) as mates,
         open_registry() as registry,

@@ -62,6 +62,13 @@ def load_splits(task: Task, settings: Settings) -> Splits:
     )
 
 
+def look_at(task: Task, settings: Settings, rows: int = 20) -> None:
+    """Reads the first rows only: a wrong path, column or form is told before a backbone is loaded."""
+    folder, _ = _folder_of(task, settings)
+    path = Path(task.data) if folder is None else part_of(folder, "train")
+    read_rows(path, task.output_head, limit=rows, columns=Columns(task.text_column, task.label_column))
+
+
 def _folder_of(task: Task, settings: Settings) -> tuple[Path | None, DatasetInfo | None]:
     """The folder that ``data`` names, None for a single file."""
     given = Path(task.data)
@@ -76,7 +83,7 @@ def _folder_of(task: Task, settings: Settings) -> tuple[Path | None, DatasetInfo
         raise NotFound(
             f"{task.data!r} is neither a file nor a dataset in {settings.datasets} (there: {names}).",
             code="dataset_not_found",
-            hint=f"umbel pull dataset {task.data}, or give the path of a JSONL or CSV file",
+            hint=settings.nearby or f"umbel pull dataset {task.data}, or give the path of a JSONL or CSV file",
         )
     found = find(settings, task.data)
     return found.folder, found.info

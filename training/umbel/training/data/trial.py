@@ -137,7 +137,12 @@ def _of_splits(splits: Splits, reports: dict[str, SplitReport], contract: Contra
         if not reports[name].rows:
             found.append(_warning(f"there are no {name} rows.", f"give a file with --{name}"))
     if splits.test and len(splits.test) < 100:
-        found.append(_warning(f"{len(splits.test)} test rows show only large differences.", "give more"))
+        found.append(
+            _warning(
+                f"{len(splits.test)} test rows show only large differences.",
+                "give more rows, --test-fraction 0.3 or --test FILE",
+            )
+        )
     return found
 
 
