@@ -7,7 +7,7 @@ import pytest
 
 from umbel.core.errors import DataError, NotFound
 from umbel.training.data.rows import text_of
-from umbel.training.data.source import load_splits
+from umbel.training.data.source import load_splits, look_at
 from umbel.training.taskfile import task_of
 
 
@@ -122,3 +122,11 @@ def test_a_pulled_dataset_has_its_own_digest_and_labels(settings, tmp_path, writ
     splits = load_splits(task_of({"name": "x", "data": "moods", "task": "classify"}), settings)
     assert splits.digest == info.digest
     assert (splits.labels, splits.metric, splits.licence) == (("b", "a"), "macro_f1", "MIT")
+
+
+def test_a_look_at_the_first_rows_tells_a_wrong_path_or_column_before_a_backbone_is_loaded(single, settings, tmp_path):
+    look_at(single, settings)
+    with pytest.raises(NotFound, match="no file or folder"):
+        look_at(replace(single, data=str(tmp_path / "nowhere.csv")), settings)
+    with pytest.raises(DataError, match="line 1"):
+        look_at(replace(single, label_column="category"), settings)
