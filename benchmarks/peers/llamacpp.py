@@ -10,13 +10,13 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from benchmarks.peers.lines import cores, serve
+from benchmarks.peers.lines import serve
 
 BATCH = 2048  # tokens of one llama_decode, its default
 
 
 def load(job: dict[str, Any]) -> Any:
-    """``gguf``, ``rows``, ``length``."""
+    """``gguf``, ``threads``, ``rows``, ``length``."""
     import llama_cpp as llama
 
     llama.llama_backend_init()
@@ -25,11 +25,11 @@ def load(job: dict[str, Any]) -> Any:
     options.n_ctx = job["rows"] * job["length"]
     options.n_seq_max = job["rows"]
     options.n_batch = BATCH
-    options.n_threads = options.n_threads_batch = len(cores())
+    options.n_threads = options.n_threads_batch = job["threads"]
     context = llama.llama_init_from_model(model, options)
     if not context:
         raise SystemExit(f"llama.cpp made no context for {job['gguf']}")
-    settings = {"threads": len(cores()), "n_batch": BATCH, "system": llama.llama_print_system_info().decode()}
+    settings = {"threads": job["threads"], "n_batch": BATCH, "system": llama.llama_print_system_info().decode()}
     vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
     facts = {"version": f"llama-cpp-python {version('llama-cpp-python')}", "settings": settings}
     return lambda work: run(llama, context, vocabulary, work), facts

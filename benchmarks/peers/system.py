@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from benchmarks.systems import Round
 from benchmarks.work import LORA, Work, make_adapters, write_peft_folder
 
@@ -157,6 +158,7 @@ class Vllm(Peer):
             "adapters": [str(folder) for folder in folders],
             "rank": LORA["rank"],
             "eager": self.eager,
+            "threads": torch.get_num_threads(),
             "rows": ROWS,
             "length": LENGTH,
         }
@@ -186,7 +188,7 @@ class LlamaCpp(Peer):
         return not work.kinds
 
     def job(self, folders: list[Path]) -> dict[str, Any]:
-        return {"gguf": str(self.gguf), "rows": ROWS, "length": LENGTH}
+        return {"gguf": str(self.gguf), "threads": torch.get_num_threads(), "rows": ROWS, "length": LENGTH}
 
     def _folders(self, work: Work) -> list[Path]:
         return []

@@ -12,8 +12,8 @@ from benchmarks.peers.lines import cores, serve
 
 
 def load(job: dict[str, Any]) -> Any:
-    """``backbone``, ``adapters`` (PEFT folders), ``rank``, ``eager``, ``rows``, ``length``."""
-    _settings()
+    """``backbone``, ``adapters`` (PEFT folders), ``rank``, ``eager``, ``threads``, ``rows``, ``length``."""
+    _settings(cores()[: job["threads"]])
     import vllm
     from vllm.lora.request import LoRARequest
 
@@ -28,15 +28,19 @@ def load(job: dict[str, Any]) -> Any:
         **wearing,
     }
     engine = vllm.LLM(model=job["backbone"], seed=0, disable_log_stats=True, **options).llm_engine
-    facts = {"version": vllm.__version__, "torch": _version("torch"), "settings": {**options, "threads": len(cores())}}
+    facts = {
+        "version": vllm.__version__,
+        "torch": _version("torch"),
+        "settings": {**options, "threads": job["threads"]},
+    }
     return lambda work: run(engine, loras, work), facts
 
 
-def _settings() -> None:
+def _settings(on: list[int]) -> None:
     # before vLLM is imported; what the caller has set stays
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, as umbel's
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores())))
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, on)))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 

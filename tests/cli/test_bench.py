@@ -90,6 +90,16 @@ def test_a_request_that_fails_is_kept_with_its_error_and_the_rest_is_asked():
     assert {str(one.error) for one in load.seen if one.model == "bad"} == {"full."}
 
 
+def test_tokens_that_came_together_are_all_counted_and_no_gap_is_made_up():
+    async def ask(model, prompt):
+        yield None
+        yield None
+        yield 5
+
+    load = asyncio.run(put_load(shape(requests=1), ["a"], [1], ask))
+    assert (load.seen[0].tokens, len(load.gaps)) == (5, 1)
+
+
 @pytest.mark.parametrize(("percent", "value"), [(50, 5), (95, 10), (90, 9), (1, 1), (100, 10)])
 def test_a_percentile_is_a_value_that_was_seen(percent, value):
     assert quantile([10, 9, 8, 7, 6, 5, 4, 3, 2, 1], percent) == value
@@ -99,7 +109,9 @@ def test_figures_are_of_what_was_seen():
     class Asked:
         where, names = "here", ["a", "b"]
 
-    load = Load(2.0, [Seen("a", 0.0, [0.5, 0.6, 0.9]), Seen("b", 0.25, [0.5]), Seen("b", 1.0, error=Overloaded("x"))])
+    load = Load(
+        2.0, [Seen("a", 0.0, [0.5, 0.6, 0.9], 3), Seen("b", 0.25, [0.5], 1), Seen("b", 1.0, error=Overloaded("x"))]
+    )
     found = told(shape(), load, {"adapters": 10}, Asked)
     assert (found["tokens"], found["tokens_per_second"], found["failed"]) == (4, 2.0, 1)
     assert found["first_token_ms"] == {"p50": 250.0, "p95": 500.0, "p99": 500.0}

@@ -152,10 +152,13 @@ async def _server(url: str, names: list[str], shape: Shape) -> AsyncIterator[Ask
 
 def _streamed(client: "AsyncClient", shape: Shape) -> Ask:
     options: dict[str, Any] = {"max_tokens": shape.new_tokens, "ignore_eos": True, "temperature": 0}
+    options["stream_options"] = {"include_usage": True}
 
-    async def ask(model: str, prompt: list[int]) -> AsyncIterator[None]:
+    async def ask(model: str, prompt: list[int]) -> AsyncIterator[int | None]:
         async for event in client.complete_stream(model, prompt, **options):
-            if event.choices:
+            if event.usage is not None:
+                yield event.usage.completion_tokens
+            elif event.choices[0].text:
                 yield None
 
     return ask
@@ -171,7 +174,7 @@ def _held(client: "AsyncClient") -> Any:
 
 def told(shape: Shape, load: Load, memory: dict[str, int], asked: Asked) -> dict[str, Any]:
     """The figures as JSON has them: milliseconds, bytes, tokens."""
-    tokens = sum(len(one.tokens) for one in load.answered)
+    tokens = sum(one.tokens for one in load.answered)
     each = {name: [one for one in load.answered if one.model == name] for name in dict.fromkeys(asked.names)}
     return {
         "asked": asked.where,
@@ -188,7 +191,7 @@ def told(shape: Shape, load: Load, memory: dict[str, int], asked: Asked) -> dict
         "requests_per_second": round(len(load.answered) / load.seconds, 2),
         "first_token_ms": _percentiles(load.first),
         "between_tokens_ms": _percentiles(load.gaps),
-        "answer_ms": _percentiles([one.tokens[-1] - one.asked for one in load.answered]),
+        "answer_ms": _percentiles([one.arrivals[-1] - one.asked for one in load.answered]),
         "memory_bytes": memory,
         "adapters": {
             name: {"requests": len(seen), "first_token_ms": _percentiles([one.first for one in seen])}

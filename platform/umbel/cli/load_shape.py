@@ -13,8 +13,9 @@ from enum import StrEnum
 
 from umbel.core.errors import UmbelError
 
-Ask = Callable[[str, list[int]], AsyncIterator[None]]
-"""(model, prompt) -> something at each token, or once at the answer of an output head that does not generate."""
+Ask = Callable[[str, list[int]], AsyncIterator[int | None]]
+"""(model, prompt) -> None at each token, or once at the answer of an output head that does not generate; at the end the
+number of tokens, where some came together: a stream of text has nothing to send for half a character."""
 
 
 class Popularity(StrEnum):
@@ -57,16 +58,17 @@ class Seen:
 
     model: str
     asked: float
-    tokens: list[float] = field(default_factory=list)
+    arrivals: list[float] = field(default_factory=list)
+    tokens: int = 0
     error: UmbelError | None = None
 
     @property
     def first(self) -> float:
-        return self.tokens[0] - self.asked
+        return self.arrivals[0] - self.asked
 
     @property
     def gaps(self) -> list[float]:
-        return [later - earlier for earlier, later in itertools.pairwise(self.tokens)]
+        return [later - earlier for earlier, later in itertools.pairwise(self.arrivals)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Load:
 
     @property
     def answered(self) -> list[Seen]:
-        return [one for one in self.seen if one.error is None and one.tokens]
+        return [one for one in self.seen if one.error is None and one.arrivals]
 
     @property
     def first(self) -> list[float]:
@@ -100,8 +102,10 @@ async def put_load(shape: Shape, names: Sequence[str], ids: Sequence[int], ask: 
             one = Seen(model, time.perf_counter() - start)
             seen.append(one)
             try:
-                async for _ in ask(model, prompt):
-                    one.tokens.append(time.perf_counter() - start)
+                async for total in ask(model, prompt):
+                    if total is None:
+                        one.arrivals.append(time.perf_counter() - start)
+                    one.tokens = one.tokens + 1 if total is None else total
             except UmbelError as error:
                 one.error = error
 

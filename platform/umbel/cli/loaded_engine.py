@@ -13,7 +13,7 @@ from umbel.server.target import Target
 def asker(thread: EngineThread, targets: Mapping[str, Target], new_tokens: int) -> Ask:
     """Greedy, past the end of text; one event for the answer of an output head that does not generate."""
 
-    async def ask(model: str, prompt: list[int]) -> AsyncIterator[None]:
+    async def ask(model: str, prompt: list[int]) -> AsyncIterator[int | None]:
         async for event in thread.submit(_request(targets[model], prompt, new_tokens)):
             if isinstance(event, Finished) and event.error is not None:
                 raise event.error
