@@ -65,7 +65,15 @@ def chosen(args: argparse.Namespace) -> list[Work]:
     """Bare works first, so that a peer is started twice and not once for every work."""
     found = [work for work in works(short=False) if work.only_lora and (not args.short or work.name in SHORT)]
     found.sort(key=lambda work: len(work.kinds))
-    return [dataclasses.replace(work, worn=work.worn[: args.requests], new_tokens=args.new_tokens) for work in found]
+    return [trimmed(dataclasses.replace(work, new_tokens=args.new_tokens), args.requests) for work in found]
+
+
+def trimmed(work: Work, requests: int | None) -> Work:
+    """With at most so many requests, which its name then tells."""
+    if requests is None or requests >= work.concurrent:
+        return work
+    name = f"{work.name} (only {requests} of them)"
+    return dataclasses.replace(work, name=name, worn=work.worn[:requests])
 
 
 def gguf() -> Path:

@@ -5,8 +5,9 @@ import time
 
 import pytest
 from benchmarks.peers.llamacpp import BATCH, together
-from benchmarks.peers.run import Idle, page
+from benchmarks.peers.run import Idle, page, trimmed
 from benchmarks.peers.system import ROOT, PeerFailed, Process
+from benchmarks.work import Work
 
 NOISY = f"""
 import os, sys
@@ -80,6 +81,12 @@ def test_prompts_are_never_split_over_llama_cpp_s_calls():
     groups = together([[0] * 900] * 5)
     assert groups == [[0, 1], [2, 3], [4]]
     assert together([[0] * BATCH]) == [[0]]
+
+
+def test_a_work_of_fewer_requests_says_so_in_its_name():
+    work = Work("32 requests, bare backbone", [None] * 32)
+    assert trimmed(work, 2) == Work("32 requests, bare backbone (only 2 of them)", [None] * 2)
+    assert trimmed(work, None) == trimmed(work, 32) == work
 
 
 def told(rate, **more):
