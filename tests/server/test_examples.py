@@ -1,5 +1,7 @@
 """The examples run as they stand, against a real server."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,5 +32,20 @@ def test_an_example_runs_and_says_what_it_should(words, told, live):
         assert part in done.stdout
 
 
+def test_pairs_of_one_word_each_are_made_for_an_embedder(tmp_path):
+    dataset = tmp_path / "home" / "datasets" / "pronounce"
+    dataset.mkdir(parents=True)
+    words = [("k i t ->", " K IH T"), ("t w o ->", " T UW"), ("t o o ->", " T UW")]
+    rows = "".join(json.dumps({"prompt": prompt, "completion": said}) + "\n" for prompt, said in words)
+    for split in ("train", "validation", "test"):
+        (dataset / f"{split}.jsonl").write_text(rows)
+    command = [sys.executable, str(EXAMPLES / "pairs.py"), str(tmp_path / "sounds")]
+    subprocess.run(command, env={**os.environ, "UMBEL_HOME": str(tmp_path / "home")}, check=True, timeout=60)
+    made = {path.stem: path.read_text().splitlines() for path in (tmp_path / "sounds").iterdir()}
+    assert {split: len(lines) for split, lines in made.items()} == {"train": 3, "validation": 1, "test": 1}
+    assert json.loads(made["test"][0]) == {"text": "k i t", "positive": "K IH T"}
+
+
 def test_every_example_is_run_here_or_by_make_demo():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"ask.py", "ask_many.py", "demo.py", "openai_sdk.py"}
+    run = {"ask.py", "ask_many.py", "demo.py", "openai_sdk.py", "pairs.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == run
