@@ -44,10 +44,16 @@ def test_a_csv_is_trained_on_evaluated_and_compared(run, reviews, registry):
     assert json.loads(answer.out)["rows"] == 120
 
 
-def test_an_unknown_column_exits_2_and_names_those_that_are_there(run, reviews):
-    answer = run("train", "--name", "v", "--data", reviews, "--task", "classify", "--text-column", "body")
+@pytest.mark.parametrize(
+    ("text", "label", "wrong", "flag"),
+    [("body", "verdict", "body", "--text-column"), ("review", "mark", "mark", "--label-column")],
+)
+def test_an_unknown_column_exits_2_and_names_its_flag_and_the_header(run, reviews, text, label, wrong, flag):
+    columns = ("--text-column", text, "--label-column", label)
+    answer = run("train", "--name", "v", "--data", reviews, "--task", "classify", *columns)
     assert answer.code == 2
-    assert "line 2: there is no column 'body', only 'id', 'review', 'verdict'" in answer.err
+    assert f"reviews.csv has no column '{wrong}', only 'id', 'review', 'verdict'." in answer.err
+    assert answer.err.splitlines()[-1].strip() == f"fix: mend {flag}"
 
 
 def test_a_csv_is_answered_into_a_csv_that_can_be_read_again(run, reviews, tmp_path):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from umbel.core.contract import OutputHead
-from umbel.core.errors import ConfigError, UsageError
+from umbel.core.errors import ConfigError, NotFound, UsageError
 from umbel.training.data.rows import LabelledRow
 from umbel.training.data.source import Splits
 from umbel.training.prepared import contract_of
@@ -100,10 +100,31 @@ def test_paths_in_a_task_file_are_relative_to_the_file(tmp_path, monkeypatch):
 
 def test_broken_toml_and_a_missing_file_are_told(tmp_path):
     (tmp_path / "bad.toml").write_text("name = \n")
-    for name, code in (("bad.toml", "invalid_toml"), ("none.toml", "task_file_not_found")):
+    with pytest.raises(ConfigError) as caught:
+        read_task(tmp_path / "bad.toml")
+    assert caught.value.code == "invalid_toml"
+    with pytest.raises(NotFound) as missing:
+        read_task(tmp_path / "none.toml")
+    assert missing.value.code == "task_file_not_found"
+    assert missing.value.hint
+
+
+@pytest.mark.parametrize(
+    ("flags", "told", "hint"),
+    [
+        ({"step": "12"}, "there is no flag --step for method 'lora'.", "did you mean --steps?"),
+        ({"batch_sise": "12"}, "there is no flag --batch-sise for method 'lora'.", "did you mean --batch-size?"),
+        ({"rank": "many"}, "--rank many: Input should be", None),
+    ],
+)
+def test_a_wrong_flag_is_told_as_a_flag_and_not_laid_to_the_file(tmp_path, flags, told, hint):
+    path = tmp_path / "mood.toml"
+    path.write_text('name = "mood"\ndata = "tweets"\ntask = "classify"\n')
+    for wrong in (lambda: read_task(path, flags), lambda: task_of(LEAST, flags=flags)):
         with pytest.raises(ConfigError) as caught:
-            read_task(tmp_path / name)
-        assert caught.value.code == code
+            wrong()
+        assert caught.value.message.startswith(told)
+        assert caught.value.hint == hint
 
 
 def test_no_method_hides_an_option_of_the_task():

@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from umbel.adapters import DEFAULT_METHOD, catalog
-from umbel.core.errors import ConfigError
+from umbel.core.errors import ConfigError, NotFound
 from umbel.training.task import Task
 
 _PATHS = ("data", "validation", "test")
@@ -26,23 +26,36 @@ def read_task(path: Path, flags: Mapping[str, Any] | None = None, *, inherit: In
     """A task file, with flags on top. Paths in the file are relative to the file's own folder."""
     try:
         options = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no task file {path}.", code="task_file_not_found") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise NotFound(
+            f"there is no task file {path}.",
+            code="task_file_not_found",
+            hint="check the path, or say it in flags: umbel train --name mood --data rows.jsonl --task classify",
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML ({error}).", code="invalid_toml") from None
     for key in _PATHS:
         if isinstance(options.get(key), str) and (path.parent / options[key]).exists():
             options[key] = str(path.parent / options[key])
-    return task_of({**options, **(flags or {})}, where=str(path), inherit=inherit)
+    return task_of(options, flags=flags, where=str(path), inherit=inherit)
 
 
-def task_of(options: Mapping[str, Any], *, where: str = "the command line", inherit: Inherit | None = None) -> Task:
-    """A task from flat options: the task's own, and the method's beside them.
+def task_of(
+    options: Mapping[str, Any],
+    *,
+    flags: Mapping[str, Any] | None = None,
+    where: str = "the command line",
+    inherit: Inherit | None = None,
+) -> Task:
+    """A task from flat options: the task's own, and the method's beside them. ``flags`` stand on top of them.
 
     ``from`` names a version to continue from: what it was made with stands in for what is not given.
 
-    Raises ConfigError: ``unknown_option`` with the nearest known name, ``missing_option``, ``invalid_option``.
+    Raises ConfigError: ``unknown_option`` with the nearest known name, ``missing_option``, ``invalid_option``. A wrong
+    flag is told as one, whatever ``where`` the other options are.
     """
+    flags = flags or {}
+    options = {**options, **flags}
     if "from" in options and inherit is not None:
         given = {key: value for key, value in options.items() if key != "from"}
         options = {**inherit(str(options["from"])), **given}
@@ -52,13 +65,16 @@ def task_of(options: Mapping[str, Any], *, where: str = "the command line", inhe
     method = str(options.get("method", DEFAULT_METHOD))
     own, theirs = known_options(), method_options(method)
     if unknown := next((key for key in options if key not in own and key not in theirs), None):
-        raise _unknown(unknown, [*own, *theirs], method, where)
+        raise _unknown(unknown, [*own, *theirs], method, None if unknown in flags else where)
     for key in ("name", "data", "task"):
         if key not in options:
             raise ConfigError(
                 f"{where} does not say the task's {key}.", code="missing_option", param=key, hint=f"add --{key}"
             )
-    read = {key: _read(key, value, own.get(key, theirs.get(key)), where) for key, value in options.items()}
+    read = {
+        key: _read(value, own.get(key, theirs.get(key)), key, None if key in flags else where)
+        for key, value in options.items()
+    }
     task = Task(
         **{key: value for key, value in read.items() if key in own},
         options={key: value for key, value in read.items() if key not in own},
@@ -95,23 +111,34 @@ def defaults() -> dict[str, Any]:
     return {field.name: field.default for field in fields(Task) if field.default is not MISSING}
 
 
-def _unknown(key: str, known: list[str], method: str, where: str) -> ConfigError:
+def _unknown(key: str, known: list[str], method: str, where: str | None) -> ConfigError:
+    """``where`` is None for a flag."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    written: Callable[[str], str] = repr if where is not None else _flag
+    what = f"{where}: there is no option" if where is not None else "there is no flag"
     return ConfigError(
-        f"{where}: there is no option {key!r} for method {method!r}.",
+        f"{what} {written(key)} for method {method!r}.",
         code="unknown_option",
         param=key,
-        hint=f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}",
+        hint=f"did you mean {written(near[0])}?" if near else f"known are {', '.join(known)}",
     )
 
 
-def _read(key: str, value: Any, kind: Any, where: str) -> Any:
-    """The value in its field's type; texts from the command line are split at commas where a list is wanted."""
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _read(value: Any, kind: Any, key: str, where: str | None) -> Any:
+    """The value in its field's type; texts from the command line are split at commas where a list is wanted.
+
+    ``where`` is None for a flag.
+    """
     try:
         found = TypeAdapter(kind).validate_python(_unfold(value, kind) if isinstance(value, str) else value)
     except (ValidationError, json.JSONDecodeError) as error:
         said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not JSON"
-        raise ConfigError(f"{where}: {key} = {value!r}: {said}.", code="invalid_option", param=key) from None
+        given = f"{_flag(key)} {value}" if where is None else f"{where}: {key} = {value!r}"
+        raise ConfigError(f"{given}: {said}.", code="invalid_option", param=key) from None
     return found
 
 

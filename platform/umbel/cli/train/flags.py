@@ -42,7 +42,7 @@ def read_tasks(files: Sequence[Path], flags: Mapping[str, Any]) -> "list[Task]":
     from umbel.training.taskfile import read_task, task_of
 
     if not files:
-        return _checked([task_of(flags, inherit=inherit)])
+        return _checked([task_of({}, flags=flags, inherit=inherit)])
     if len(files) > 1 and "name" in flags:
         raise UsageError("--name names one adapter, but there are several task files.", param="name")
     return _checked([read_task(file, flags, inherit=inherit) for file in files])

@@ -65,10 +65,11 @@ def _renamed(record: dict[str, Any], names: Mapping[str, str], path: Path, line:
     taken = dict(record)
     for key, name in names.items():
         if name not in record:
+            what = f"the header of {path} has no column" if is_csv(path) else f"{path} line {line}: there is no key"
             raise DataError(
-                f"{path} line {line}: there is no column {name!r}, only {', '.join(map(repr, record)) or 'nothing'}.",
+                f"{what} {name!r}, only {', '.join(map(repr, record)) or 'nothing'}.",
                 code="unknown_column",
-                hint="mend --text-column or --label-column",
+                hint=f"mend {'--text-column' if key in _TEXTS else '--label-column'}",
             )
         taken[key] = record[name]
     return taken
@@ -201,3 +202,5 @@ _CELLS: Mapping[str, Callable[[str], Any]] = {
     "completions": _list,
 }
 _OPTIONAL = ("negative", "weight", "completions")
+_TEXTS = ("text", "tokens", "prompt")
+"""Keys that ``Columns.text`` may name; any other that is named is the answer's."""

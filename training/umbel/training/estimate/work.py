@@ -51,7 +51,7 @@ def work_of(
     config: BackboneConfig, options: Mapping[str, Any], *, dtype: str, rows: int, length: int, checkpointing: str
 ) -> Work:
     """From options as ``umbel train`` has them; raises ConfigError for one that is not known."""
-    task = task_of({"name": "estimate", "data": "none", **options})
+    task = task_of({"name": "estimate", "data": "none"}, flags=options)
     Checkpointing.parse(checkpointing)
     held = torch_dtype(dtype, config.dtype)
     tunes = task.selection.tunes
