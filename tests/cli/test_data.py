@@ -53,3 +53,20 @@ def test_data_that_cannot_train_end_with_2(run, rows):
     answer = run("data", "check", rows(*same), "--task", "classify", "--labels", "only,other")
     assert answer.code == 2
     assert "no training row has the label 'other'" in answer.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data", "check"),
+        ("train", "--name", "mood", "--task", "classify", "--data"),
+        ("eval", "mood:1", "--data"),
+    ],
+)
+def test_a_folder_without_the_split_is_told_with_every_name_that_would_do(run, tmp_path, words):
+    (tmp_path / "rows.csv").write_text("text,label\na,x\n")
+    answer = run(*words, str(tmp_path))
+    split = "test" if "eval" in words else "train"
+    assert answer.code == 3
+    assert f"has no {split}.jsonl, {split}.csv or {split}.tsv." in answer.err
+    assert "fix: name its files so" in answer.err

@@ -9,7 +9,7 @@ from umbel.core.digests import digest_json
 from umbel.core.errors import DataError, NotFound
 from umbel.core.settings import Settings
 from umbel.training.data.installed import INFO_FILE, DatasetInfo, find
-from umbel.training.data.records import AS_NAMED, Columns, part_of
+from umbel.training.data.records import AS_NAMED, Columns, needed_part
 from umbel.training.data.rows import (
     ChatRow,
     LabelledRow,
@@ -79,7 +79,7 @@ def _file_of(data: str, settings: Settings) -> tuple[Path, DatasetInfo | None]:
     if given.is_file():
         return given, DatasetInfo.read(given.parent) if (given.parent / INFO_FILE).is_file() else None
     if given.is_dir():
-        return part_of(given, "test"), DatasetInfo.read(given) if (given / INFO_FILE).is_file() else None
+        return needed_part(given, "test"), DatasetInfo.read(given) if (given / INFO_FILE).is_file() else None
     if "/" in data or given.suffix:
         raise NotFound(f"there is no file or folder {data}.", code="data_not_found", hint="check the path")
     dataset = find(settings, data)

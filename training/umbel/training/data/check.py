@@ -9,7 +9,7 @@ from statistics import median
 from umbel.core.errors import NotFound
 from umbel.core.settings import Settings
 from umbel.training.data.installed import find, installed
-from umbel.training.data.records import AS_NAMED, Columns, part_of
+from umbel.training.data.records import AS_NAMED, Columns, needed_part, part_of
 from umbel.training.data.rows import (
     FORMS,
     ChatRow,
@@ -92,7 +92,7 @@ def _paths(what: str, settings: Settings) -> dict[str, Path]:
         )
     folder = given if given.is_dir() else find(settings, what).folder
     there = {split: part_of(folder, split) for split in SPLITS}
-    return {split: path for split, path in there.items() if split == "train" or path.is_file()}
+    return {split: path for split, path in there.items() if path.is_file()} | {"train": needed_part(folder, "train")}
 
 
 def _labels(rows: Sequence[Row]) -> dict[str, int]:

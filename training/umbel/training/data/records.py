@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from umbel.core.errors import DataError
+from umbel.core.errors import DataError, NotFound
 
 Records = Iterator[tuple[int, dict[str, Any]]]
 """(line, object), in the order of the file."""
@@ -46,6 +46,19 @@ def part_of(folder: Path, split: str) -> Path:
     """A split's file in a folder: ``train.jsonl``, or ``train.csv`` where only that is there."""
     found = (folder / f"{split}{suffix}" for suffix in _SUFFIXES)
     return next((path for path in found if path.is_file()), folder / f"{split}.jsonl")
+
+
+def needed_part(folder: Path, split: str) -> Path:
+    """As ``part_of``; raises NotFound (``data_not_found``) where the folder has no such file."""
+    path = part_of(folder, split)
+    if path.is_file():
+        return path
+    *first, last = (f"{split}{suffix}" for suffix in _SUFFIXES)
+    raise NotFound(
+        f"the folder {folder} has no {', '.join(first)} or {last}.",
+        code="data_not_found",
+        hint="name its files so, or give one file's path",
+    )
 
 
 def read_records(path: Path, names: Mapping[str, str] | None = None) -> Records:

@@ -11,7 +11,7 @@ from umbel.core.errors import DataError, NotFound
 from umbel.core.settings import Settings
 from umbel.training.data.check import leaks
 from umbel.training.data.installed import INFO_FILE, DatasetInfo, find, installed
-from umbel.training.data.records import Columns, part_of
+from umbel.training.data.records import Columns, needed_part, part_of
 from umbel.training.data.rows import Row, read_rows, text_of
 from umbel.training.data.splits import text_key, unit
 from umbel.training.task import Task
@@ -42,7 +42,7 @@ def load_splits(task: Task, settings: Settings) -> Splits:
     folder, info = _folder_of(task, settings)
     files = {"validation": task.validation, "test": task.test}
     paths = {split: Path(given) for split, given in files.items() if given}
-    paths["train"] = Path(task.data) if folder is None else part_of(folder, "train")
+    paths["train"] = Path(task.data) if folder is None else needed_part(folder, "train")
     if folder is not None:
         for split in files:
             if split not in paths and part_of(folder, split).is_file():
@@ -65,7 +65,7 @@ def load_splits(task: Task, settings: Settings) -> Splits:
 def look_at(task: Task, settings: Settings, rows: int = 20) -> None:
     """Reads the first rows only: a wrong path, column or form is told before a backbone is loaded."""
     folder, _ = _folder_of(task, settings)
-    path = Path(task.data) if folder is None else part_of(folder, "train")
+    path = Path(task.data) if folder is None else needed_part(folder, "train")
     read_rows(path, task.output_head, limit=rows, columns=Columns(task.text_column, task.label_column))
 
 
