@@ -6,7 +6,7 @@ Start one with `umbel serve`; the defaults are what `make demo` trains.
 import sys
 
 from umbel.client import Client
-from umbel.core.errors import NotFound
+from umbel.core.errors import NotFound, UmbelError
 
 
 def main(url: str = "http://127.0.0.1:8000", classifier: str = "sentiment", generator: str = "pronounce") -> None:
@@ -32,4 +32,7 @@ def main(url: str = "http://127.0.0.1:8000", classifier: str = "sentiment", gene
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except UmbelError as error:  # no server there, or none of the names
+        sys.exit(f"\nerror: {error}\nusage: examples/ask.py [URL [CLASSIFIER [GENERATOR]]]")

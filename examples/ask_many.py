@@ -8,6 +8,7 @@ import sys
 import time
 
 from umbel.client import AsyncClient
+from umbel.core.errors import UmbelError
 
 TEXTS = ["thank you for the quick help", "never again", "when does it open?", "what a lovely day"]
 
@@ -23,4 +24,7 @@ async def ask(url: str = "http://127.0.0.1:8000", classifier: str = "sentiment")
 
 
 if __name__ == "__main__":
-    asyncio.run(ask(*sys.argv[1:]))
+    try:
+        asyncio.run(ask(*sys.argv[1:]))
+    except UmbelError as error:  # no server there, or no such adapter
+        sys.exit(f"error: {error}\nusage: examples/ask_many.py [URL [CLASSIFIER]]")

@@ -5,7 +5,7 @@
 
 import sys
 
-from openai import NotFoundError, OpenAI
+from openai import NotFoundError, OpenAI, OpenAIError
 
 
 def main(url: str = "http://127.0.0.1:8000", adapter: str = "pronounce") -> None:
@@ -27,4 +27,7 @@ def main(url: str = "http://127.0.0.1:8000", adapter: str = "pronounce") -> None
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except OpenAIError as error:  # no server there, or no such adapter
+        sys.exit(f"error: {error}\nusage: examples/openai_sdk.py [URL [ADAPTER]]")

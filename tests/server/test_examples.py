@@ -32,6 +32,17 @@ def test_an_example_runs_and_says_what_it_should(words, told, live):
         assert part in done.stdout
 
 
+@pytest.mark.parametrize("words", [("ask.py", "mood", "writr"), ("ask_many.py", "moood"), ("openai_sdk.py", "writr")])
+def test_an_example_whose_adapter_is_not_there_ends_in_an_error_with_the_usage(words, live):
+    script, *models = words
+    command = [sys.executable, str(EXAMPLES / script), live.url, *models]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"there is no adapter '{models[-1]}'" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"usage: examples/{script} [URL ")
+
+
 def test_pairs_of_one_word_each_are_made_for_an_embedder(tmp_path):
     dataset = tmp_path / "home" / "datasets" / "pronounce"
     dataset.mkdir(parents=True)
