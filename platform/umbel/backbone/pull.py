@@ -73,6 +73,7 @@ def pull(
     another pull at the same time.
     """
     plan = _plan(settings, what, name, say)
+    settings.make_home()
     target = settings.backbones / check_name(plan.name, "backbone")
     with only_one(target):
         there = _already(settings, plan)

@@ -33,6 +33,11 @@ class Settings:
             trunk_cache_bytes=_trunk_cache(),
         )
 
+    def make_home(self) -> Path:
+        """For its owner alone, as keys and adapters lie in it; one that is there already stays as it is."""
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self.home
+
     @property
     def nearby(self) -> str | None:
         """The way to the home that ``make`` keeps in this folder, where nobody said which one is meant."""

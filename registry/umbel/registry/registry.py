@@ -57,7 +57,7 @@ class Registry:
     def open(cls, settings: Settings | None = None) -> Self:
         """Makes an empty home ready; raises Unavailable (``database_outdated``) for one of another revision."""
         settings = settings or Settings.load()
-        settings.home.mkdir(parents=True, exist_ok=True)
+        settings.make_home()
         store, database = BlobStore(settings.store_url), Database(settings.database_url)
         try:
             migrate.ensure(database)

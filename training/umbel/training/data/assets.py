@@ -104,6 +104,7 @@ def pull(settings: Settings, what: str, *, name: str | None = None, say: Say = s
             f"no dataset {what!r} can be pulled.", code="unknown_dataset", hint=f"use one of {', '.join(CATALOG)}"
         )
     target = settings.datasets / check_name(name or what, "dataset")
+    settings.make_home()
     with only_one(target):
         if not _there(settings, target.name, what):
             with building(target) as folder:
