@@ -43,6 +43,18 @@ def test_what_is_missing_is_named(registry, publish, model, code):
     assert caught.value.hint
 
 
+def test_a_name_that_is_nearly_right_is_told_with_the_one_it_is_like(registry, publish):
+    publish()
+    publish("tone")
+    with pytest.raises(NotFound) as caught:
+        registry.resolve("sentment:1")
+    assert (caught.value.hint or "").startswith("did you mean sentiment? umbel adapters list")
+    registry.adapters.remove("sentiment")
+    with pytest.raises(NotFound) as caught:
+        registry.resolve("sentment")
+    assert "did you mean" not in (caught.value.hint or "")
+
+
 def test_a_digest_belongs_to_its_own_adapter(registry, publish):
     digest = publish("a", weights=b"1").digest
     publish("b", weights=b"2")

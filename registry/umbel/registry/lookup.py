@@ -1,5 +1,6 @@
 """From what a user wrote to rows, or to an error that says what is missing and how to find what there is."""
 
+from difflib import get_close_matches
 from typing import TypeVarTuple
 
 from sqlalchemy import Select, and_, select
@@ -134,8 +135,12 @@ def _no_adapter(session: Session, name: str) -> NotFound:
             code="adapter_not_found",
             hint="umbel adapters list shows every adapter",
         )
+    there = session.scalars(select(AdapterRow.name).where(AdapterRow.removed_at.is_(None))).all()
+    near = get_close_matches(name, there, n=1)
     return NotFound(
-        f"there is no adapter {name!r}.", code="adapter_not_found", hint="umbel adapters list shows every adapter"
+        f"there is no adapter {name!r}.",
+        code="adapter_not_found",
+        hint=f"{f'did you mean {near[0]}? ' if near else ''}umbel adapters list shows every adapter",
     )
 
 
