@@ -56,6 +56,24 @@ def test_a_version_that_passes_is_promoted_with_the_gate_as_reason_and_the_evalu
     assert "gate accuracy>=0, forgetting<=1000, brier<=2: passed" in answer.out
 
 
+def test_a_first_version_that_beats_no_constant_answer_is_champion_with_a_warning(train, registry):
+    answer = train("--lr", "1e-9")
+    assert answer.code == 0
+    assert champion(registry, "joy") == 1
+    assert 'beware: joy answers with it, but it is not shown to be better than always "' in answer.err
+    assert "umbel alias rm joy champion" in answer.err
+    later = train("--lr", "1e-9", "--seed", "1")
+    assert "beware" not in later.err  # it takes no traffic
+
+
+def test_a_first_version_that_beats_the_constant_answer_is_not_warned_of(run, data):
+    words = ("--data", data, "--task", "classify", "--epochs", "12", "--lr", "0.02", "--test-fraction", "0.4")
+    answer = run("train", "--name", "joy", *words)
+    assert answer.code == 0
+    assert "joy is better by" in answer.out
+    assert "beware" not in answer.err
+
+
 def test_without_a_gate_a_later_version_takes_no_traffic(train, registry):
     train()
     train("--seed", "1")

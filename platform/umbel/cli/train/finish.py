@@ -253,11 +253,26 @@ def tell(outcome: Outcome, backbone: str) -> None:
     print_facts(facts)
     for sentence in finding.sentences if finding is not None else ():
         typer.echo(sentence)
+    _warn(outcome)
     if outcome.gate is not None:
         typer.echo(f"gate {outcome.gate['wanted']}: {'passed' if outcome.gate['passed'] else 'not passed'}")
     tell_sweep(trained.sweep)
     if version is not None:
         _tell_how(outcome, version, backbone)
+
+
+def _warn(outcome: Outcome) -> None:
+    """Where the bare name answers with a version that nothing, no gate either, holds to have learnt something."""
+    version, finding = outcome.version, outcome.finding
+    if version is None or finding is None or outcome.gate is not None or "champion" not in version.aliases:
+        return
+    unbeaten = [each.name for each in finding.against if each.winner != outcome.trained.task.name]
+    if unbeaten:
+        typer.echo(
+            f"beware: {version.name} answers with it, but it is not shown to be better than {', '.join(unbeaten)}\n"
+            f"  train it longer or on more rows; until then: umbel alias rm {version.name} champion",
+            err=True,
+        )
 
 
 def _own_backbone(outcome: Outcome) -> list[tuple[str, object]]:
