@@ -27,6 +27,17 @@ def test_the_list_shows_each_adapter_by_its_champion(run):
     assert answer.rows[0][-1] == "canary:3 champion:1"
 
 
+def test_a_newer_version_that_no_alias_tells_of_is_in_the_list_until_it_is_yanked(run, registry):
+    registry.aliases.remove("mood", "canary")
+    assert run("adapters", "list").rows[0][-1] == "champion:1 latest:3"
+    registry.versions.yank("mood:3", reason="wrong data")
+    assert run("adapters", "list").rows[0][-1] == "champion:1 latest:2"
+    (mood, tone) = json.loads(run("adapters", "list", "--json").out)["items"]
+    assert (mood["latest"], mood["last_number"], tone["latest"]) == (2, 3, 1)
+    registry.aliases.set("mood:2", "champion")
+    assert run("adapters", "list").rows[0][-1] == "champion:2"
+
+
 @pytest.mark.parametrize(
     ("filters", "found"),
     [

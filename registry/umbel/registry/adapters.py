@@ -28,7 +28,7 @@ class Adapters:
         statement = keys.page(query.statement(), limit, cursor).options(*_WITH)
         with self.database.read() as session:
             rows = session.execute(statement).all()
-            items = tuple(_adapter(adapter, version) for adapter, version, _ in rows[:limit])
+            items = tuple(_adapter(adapter, version, latest) for adapter, version, _, latest in rows[:limit])
             return Page(items, keys.next(rows, limit, lambda row: (row[2], row[0].id)))
 
     def count(self, query: AdapterQuery | None = None) -> int:
@@ -43,7 +43,7 @@ class Adapters:
             if found is None:
                 lookup.adapter_row(session, name)
                 raise lookup.removed(name)
-            return _adapter(found[0], found[1])
+            return _adapter(found[0], found[1], found[3])
 
     def describe(self, name: str, description: str, *, actor: str | None = None) -> Adapter:
         with self.database.write() as session:
@@ -74,7 +74,7 @@ def _live(adapter: AdapterRow) -> Select[VersionRow]:
     return select(VersionRow).where(live).options(*LOADED)
 
 
-def _adapter(row: AdapterRow, shown: VersionRow | None) -> Adapter:
+def _adapter(row: AdapterRow, shown: VersionRow | None, latest: int | None) -> Adapter:
     return Adapter(
         name=row.name,
         description=row.description,
@@ -82,6 +82,7 @@ def _adapter(row: AdapterRow, shown: VersionRow | None) -> Adapter:
         aliases={alias.alias: alias.number for alias in row.aliases},
         tags={tag.key: tag.value for tag in row.tags},
         last_number=row.last_number,
+        latest=latest,
         shown=convert.version(shown) if shown else None,
         created_by=row.created_by,
         created_at=row.created_at,

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from operator import ge, gt, le, lt
 from typing import Any, Self, TypeVarTuple
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, exists, func, or_, select
 from sqlalchemy.orm import aliased
 
 from umbel.core.contract import OutputHead
@@ -14,7 +14,7 @@ from umbel.core.errors import UsageError
 from umbel.core.names import CHAMPION
 from umbel.registry.cursor import Column, Keyset
 from umbel.registry.models import AdapterRow, AliasRow, TagRow, VersionMetricRow, VersionRow
-from umbel.registry.records import VersionState
+from umbel.registry.records import SERVABLE, VersionState
 
 Ts = TypeVarTuple("Ts")
 
@@ -67,9 +67,10 @@ class AdapterQuery:
         column, nullable = self._order()
         return Keyset(f"adapters {asdict(self)}", column, AdapterRow.id, descending=self.descending, nullable=nullable)
 
-    def statement(self) -> Select[AdapterRow, VersionRow, Any]:
-        """Adapter, shown version (or None) and the value that the order goes by."""
-        statement = _shown(select(AdapterRow, VersionRow, self._order()[0]), self.alias)
+    def statement(self) -> Select[AdapterRow, VersionRow, Any, int | None]:
+        """Adapter, shown version (or None), the value that the order goes by, and the number of ``latest``."""
+        latest = _newest(*SERVABLE)
+        statement = _shown(select(AdapterRow, VersionRow, self._order()[0], latest), self.alias)
         if self.sort.startswith("metric:"):
             key = self.sort.removeprefix("metric:")
             statement = statement.outerjoin(_ordered, and_(_ordered.version_id == VersionRow.id, _ordered.key == key))
@@ -108,15 +109,15 @@ class AdapterQuery:
 def _shown(statement: Select[*Ts], alias: str | None) -> Select[*Ts]:
     pointing = and_(_alias.adapter_id == AdapterRow.id, _alias.alias == (alias or CHAMPION))
     statement = statement.select_from(AdapterRow).join(_alias, pointing, isouter=alias is None)
-    other = aliased(VersionRow)
-    newest = (
-        select(func.max(other.number))
-        .where(other.adapter_id == AdapterRow.id, other.state != VersionState.DELETED)
-        .correlate(AdapterRow)
-        .scalar_subquery()
-    )
-    number = func.coalesce(_alias.number, newest)
+    number = func.coalesce(_alias.number, _newest(*(state for state in VersionState if state != VersionState.DELETED)))
     return statement.outerjoin(VersionRow, and_(VersionRow.adapter_id == AdapterRow.id, VersionRow.number == number))
+
+
+def _newest(*states: VersionState) -> ScalarSelect[int | None]:
+    """Number of an adapter's newest version in one of these states."""
+    other = aliased(VersionRow)
+    mine = (other.adapter_id == AdapterRow.id, other.state.in_(states))
+    return select(func.max(other.number)).where(*mine).correlate(AdapterRow).scalar_subquery()
 
 
 def _mentions(text: str) -> ColumnElement[bool]:

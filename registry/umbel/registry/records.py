@@ -131,6 +131,8 @@ class Adapter:
     tags: Mapping[str, str]
     last_number: int
     """Highest version number ever given."""
+    latest: int | None
+    """The newest version that may answer: what ``name@latest`` means."""
     shown: Version | None
     created_by: str
     created_at: int

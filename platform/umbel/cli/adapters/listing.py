@@ -9,6 +9,7 @@ from umbel.cli.console import Json, examples, human_bytes, print_json, print_tab
 from umbel.cli.opened import open_registry
 from umbel.cli.paging import Limit, PageCursor, more
 from umbel.cli.words import one_of, pairs
+from umbel.core.names import LATEST
 
 if TYPE_CHECKING:
     from umbel.registry.query import AdapterQuery
@@ -100,9 +101,17 @@ def _none_yet() -> str:
     return f"No adapter yet in {settings.home}. {way}"
 
 
+def _pointers(adapter: "Adapter") -> dict[str, int]:
+    """The aliases, and ``latest`` where no other tells of that version: one that waits to be promoted."""
+    seen = {*adapter.aliases.values(), adapter.shown.number if adapter.shown else None}
+    if adapter.latest is None or adapter.latest in seen:
+        return dict(adapter.aliases)
+    return {**adapter.aliases, LATEST: adapter.latest}
+
+
 def _row(adapter: "Adapter", asked: tuple[str, ...]) -> tuple[object, ...]:
     version = adapter.shown
-    pointing = aliases(adapter.aliases)
+    pointing = aliases(_pointers(adapter))
     if version is None:
         return (adapter.name, "none", "", "", "", "", pointing)
     number = version.number if version.state == "ready" else f"{version.number} {version.state}"

@@ -68,6 +68,8 @@ class AdapterView(Reply):
     aliases: dict[str, int]
     tags: dict[str, str]
     last_number: int
+    latest: int | None = None
+    """The newest version that may answer: what ``name@latest`` means."""
     shown: VersionSummary | None = None
     """The champion, or the newest version where there is none."""
     created_by: str
