@@ -32,9 +32,22 @@ def test_a_run_is_held_while_the_block_works_and_let_go_afterwards(registry):
 def test_a_lease_that_was_there_before_stays(registry):
     registry.runs.enqueue(name="held", params={}, seed=0)
     run = registry.runs.lease(owner())
-    with holding(registry, [run.id]):
+    with holding(registry, [run.id], leased=run.id):
         pass
     assert registry.runs.get(run.id).lease_owner == owner()
+
+
+def test_a_run_that_ctrl_c_stopped_is_no_workers(run, registry, stocked, tmp_path, monkeypatch):
+    from umbel.cli.train.interrupt import Stopping
+
+    rows = [{"text": f"thing {i}", "label": "ab"[i % 2]} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(Stopping, "__call__", lambda self: "interrupted")
+    words = ("--name", "paused", "--task", "classify", "--data", str(tmp_path / "rows.jsonl"))
+    assert run("train", *words, "--quiet").code == 130
+    (left,) = registry.runs.list(name="paused").items
+    assert (left.status, left.lease_owner) == ("running", None)
+    assert registry.runs.lease("worker:1", lease_ms=-1) is None
 
 
 def test_a_run_that_another_process_trains_is_not_resumed(run, registry, stocked, tmp_path):

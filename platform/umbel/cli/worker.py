@@ -1,14 +1,13 @@
 """``umbel worker``: trains what waits in the queue, one run after the other."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from umbel.cli.console import Quiet, examples, say_to_stderr
 from umbel.cli.opened import open_registry
+from umbel.cli.train.lease import holding
 from umbel.cli.train.lease import owner as this_process
 from umbel.core.errors import Interrupted, UmbelError
 
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
     from umbel.registry.registry import Registry
 
 app = typer.Typer(help="Run training jobs that wait in the queue.")
-
-_BEAT = 10.0
-"""Seconds between two signs of life; a run whose worker is silent for a minute is taken over."""
 
 
 @app.command(
@@ -48,19 +44,19 @@ def worker(
             run = registry.runs.lease(owner)
             if run is not None:
                 say(f"{run.id} ({run.name}), attempt {run.attempt}")
-                _work(registry, run, owner, quiet=quiet)
+                _work(registry, run, quiet=quiet)
             elif once:
                 return
             else:
                 idle.wait(poll)
 
 
-def _work(registry: "Registry", run: "Run", owner: str, *, quiet: bool) -> None:
+def _work(registry: "Registry", run: "Run", *, quiet: bool) -> None:
     """A run that fails is told so; only an interruption ends the worker, and leaves the run to others."""
     from umbel.cli.train.command import train
 
     try:
-        with _beating(registry, run.id, owner):
+        with holding(registry, [run.id], leased=run.id):
             train(resume=run.id, quiet=quiet)
     except Interrupted:
         raise
@@ -70,21 +66,3 @@ def _work(registry: "Registry", run: "Run", owner: str, *, quiet: bool) -> None:
         if registry.runs.get(run.id).finished_at is None:
             registry.finish(run.id, status="failed", error=str(error))
         say_to_stderr(quiet)(f"{run.id} failed: {error}")
-
-
-@contextmanager
-def _beating(registry: "Registry", run: str, owner: str) -> Iterator[None]:
-    """Signs of life from a thread of their own, as long as the block works."""
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(_BEAT):
-            registry.runs.heartbeat(run, owner)
-
-    thread = threading.Thread(target=beat, name="umbel-heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()

@@ -243,7 +243,7 @@ def _train(
             assert begun is not None
             more["packing"] = Packing(join=begun.packed)
             if group.leads:
-                held.enter_context(holding(registry, runs_of(begun)))
+                held.enter_context(holding(registry, runs_of(begun), leased=run))
             if tunes(begun):
                 return tune_begun(registry, backbone, begun, run_log=log, stop=stop, strategy=mates.strategy, **more)
             if begun.goes_on:

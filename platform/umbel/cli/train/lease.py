@@ -38,13 +38,14 @@ def is_gone(other: str) -> bool:
 
 
 @contextmanager
-def holding(registry: "Registry", runs: Sequence[str]) -> Iterator[None]:
+def holding(registry: "Registry", runs: Sequence[str], *, leased: str | None = None) -> Iterator[None]:
     """Leases ``runs`` while the block works; raises Conflict (``run_taken``) where a living process has one of them.
 
-    A lease that this process had before, as a worker has, it keeps.
+    Lets go of all at the end but ``leased``, where this process had that one before: a worker's run goes to the next
+    worker. Signs of life come from a thread of their own.
     """
     mine = owner()
-    fresh = [run for run in runs if registry.runs.get(run).lease_owner != mine]
+    stays = leased if leased is not None and registry.runs.get(leased).lease_owner == mine else None
     for run in runs:
         registry.runs.take(run, mine, gone=is_gone)
     over = threading.Event()
@@ -61,5 +62,6 @@ def holding(registry: "Registry", runs: Sequence[str]) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        for run in fresh:
-            registry.runs.release(run, mine)
+        for run in runs:
+            if run != stays:
+                registry.runs.release(run, mine)
