@@ -79,3 +79,20 @@ def test_a_sweep_killed_before_its_first_checkpoint_is_begun_anew_as_a_sweep(run
     (told,) = json.loads(answer.out)
     assert told["version"]["name"] == "swept"
     assert len(told["sweep"]["tried"]) == 2
+
+
+def test_a_job_of_torchrun_that_died_before_its_first_checkpoint_goes_on_with_all_its_runs(
+    registry, stocked, monkeypatch
+):
+    from umbel.cli.train.begin import begin
+    from umbel.core.settings import Settings
+    from umbel.training.task import Task
+
+    tasks = [Task(name=name, data="rows.jsonl", task="classify") for name in ("one", "two")]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    first = begin(registry, Settings.load(), tasks, None, "tiny", pack=True)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    again = begin(registry, Settings.load(), tasks, None, "tiny", pack=True)
+    assert (again.runs, again.tasks, again.packed) == (first.runs, tasks, True)
+    assert {each.status for each in registry.runs.list().items if each.id in first.runs} == {"running"}
+    assert len([each for each in registry.runs.list().items if each.name in ("one", "two")]) == 2

@@ -57,7 +57,7 @@ def begin(
     by itself."""
     from umbel.training.taskfile import task_of
 
-    run = run or _run_before_death(registry, settings)
+    run = run or _run_before_death(settings)
     if run is not None and was_begun(settings, run):
         folder = folder_of(settings, run)
         return Begun(folder) if folders_in(folder / "checkpoints") else _anew(registry, folder)
@@ -74,10 +74,7 @@ def begin(
             registry.runs.start(name=name, params=each.as_json(), seed=each.seed, owner=owner()) for name, each in asked
         ]
     _note_for_restarts(settings, runs[0])
-    begun = Begun(_new_folder(settings, runs, backbone, sweep), tasks, runs)
-    if pack:
-        (begun.folder / _PACKED).touch()
-    return begun
+    return Begun(_new_folder(settings, runs, backbone, sweep, pack=pack), tasks, runs)
 
 
 def runs_of(begun: Begun) -> Sequence[str]:
@@ -111,7 +108,7 @@ def folder_of(settings: Settings, run: str) -> Path:
     return folder.resolve()
 
 
-def _new_folder(settings: Settings, runs: Sequence[str], backbone: str, sweep: "Grid | None") -> Path:
+def _new_folder(settings: Settings, runs: Sequence[str], backbone: str, sweep: "Grid | None", *, pack: bool) -> Path:
     """The runs share their passes and so their checkpoints: one folder, and a link for each further run.
 
     It is there with all it says or not at all: whoever finds it can go on with the runs.
@@ -121,6 +118,8 @@ def _new_folder(settings: Settings, runs: Sequence[str], backbone: str, sweep: "
     coming.mkdir(parents=True, mode=0o700)
     (coming / "backbone").write_text(backbone)
     (coming / "runs").write_text("\n".join(runs))
+    if pack:
+        (coming / _PACKED).touch()
     if sweep is not None:
         from umbel.training.sweep.sweeping import note_sweep
 
@@ -154,14 +153,11 @@ def _note_for_restarts(settings: Settings, run: str) -> None:
         note.write_text(json.dumps({"run": run}))
 
 
-def _run_before_death(registry: "Registry", settings: Settings) -> str | None:
-    """The run that this job began before one of its processes died. One without a checkpoint is closed, not resumed."""
+def _run_before_death(settings: Settings) -> str | None:
+    """The run that this job began before one of its processes died."""
     note = _restart_note(settings)
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or note is None or not note.is_file():
         return None
     noted: dict[str, Any] = json.loads(note.read_text())
     run = str(noted["run"])
-    if folders_in(settings.runs / run / "checkpoints"):
-        return run
-    registry.finish(run, status="failed", error="a process died before the first checkpoint")
-    return None
+    return run if was_begun(settings, run) else None
