@@ -13,19 +13,11 @@ from umbel.backbone.decoder import Decoder, Layer
 from umbel.backbone.fingerprint import Identity, fingerprint, identity, weight_files
 from umbel.backbone.installed import CHANGED_FILE, SOURCE_FILE, Source, parent_folder
 from umbel.backbone.linears import DenseLinear, PackedLinear, can_pack
+from umbel.backbone.pieces import pieces
 from umbel.backbone.tokenizer import load_tokenizer
 from umbel.core.errors import ConfigError, Conflict
+from umbel.core.shape import LINEARS
 
-_FUSED = {
-    "self_attn.q_proj": ("qkv", 0),
-    "self_attn.k_proj": ("qkv", 1),
-    "self_attn.v_proj": ("qkv", 2),
-    "self_attn.o_proj": ("o", 0),
-    "mlp.gate_proj": ("gate_up", 0),
-    "mlp.up_proj": ("gate_up", 1),
-    "mlp.down_proj": ("down", 0),
-}
-_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
 _PACK_ROWS = 32
 """Batch that the packed layout is tuned for; it stays correct for every other."""
 
@@ -152,50 +144,19 @@ def read_matrix(folder: Path, name: str) -> Tensor:
 
 @torch.no_grad()
 def checkpoint_views(decoder: Decoder) -> dict[str, Tensor]:
-    """Where each tensor of a checkpoint goes, by its name there: views into the fused weights."""
-    found: dict[str, Tensor] = {"model.embed_tokens.weight": decoder.embedding.weight.data}
-    found["model.norm.weight"] = decoder.norm.weight.data
-    if decoder.lm_head is not None:
-        found["lm_head.weight"] = decoder.lm_head.weight.data
-    for layer in decoder.layers:
-        assert isinstance(layer, Layer)
-        prefix = f"model.layers.{layer.index}"
-        for theirs, ours in _NORMS.items():
-            found[f"{prefix}.{theirs}.weight"] = getattr(layer, ours).weight.data
-        for theirs, (site, part) in _FUSED.items():
-            found |= _linear_targets(f"{prefix}.{theirs}", layer, site, part)
-    return found
+    """Views into the decoder's own tensors, by the names that a Hugging Face checkpoint gives them."""
+    shape = decoder.config.shape
+    return {
+        piece.name: parameter.data[piece.start : piece.start + piece.rows]
+        for name, parameter in decoder.named_parameters()
+        for piece in pieces(shape, name)
+    }
 
 
 def checkpoint_names(decoder: Decoder) -> dict[str, tuple[str, ...]]:
     """The decoder's parameters by their own names, each with the tensors of a checkpoint that it holds, in order."""
-    found: dict[str, tuple[str, ...]] = {
-        "embedding.weight": ("model.embed_tokens.weight",),
-        "norm.weight": ("model.norm.weight",),
-    }
-    if decoder.lm_head is not None:
-        found["lm_head.weight"] = ("lm_head.weight",)
-    fused: dict[str, list[str]] = {}
-    for theirs, (site, _) in _FUSED.items():
-        fused.setdefault(site, []).append(theirs)
-    parts = {**fused, **{ours: [theirs] for theirs, ours in _NORMS.items()}}
-    for name, _ in decoder.named_parameters():
-        if name.startswith("layers."):
-            _, index, module, kind = name.split(".")
-            found[name] = tuple(f"model.layers.{index}.{theirs}.{kind}" for theirs in parts[module])
-    return found
-
-
-def _linear_targets(name: str, layer: Layer, site: str, part: int) -> dict[str, Tensor]:
-    linear: DenseLinear = getattr(layer, site)
-    widths = {
-        "qkv": [layer.shape.heads * layer.shape.head_dim] + 2 * [layer.shape.kv_heads * layer.shape.head_dim],
-        "gate_up": 2 * [layer.shape.intermediate],
-    }.get(site, [linear.weight.shape[0]])
-    found = {f"{name}.weight": torch.split(linear.weight.data, widths)[part]}
-    if linear.bias is not None:
-        found[f"{name}.bias"] = torch.split(linear.bias.data, widths)[part]
-    return found
+    shape = decoder.config.shape
+    return {name: tuple(piece.name for piece in pieces(shape, name)) for name, _ in decoder.named_parameters()}
 
 
 @torch.no_grad()
@@ -206,7 +167,7 @@ def pack(decoder: Decoder, rows: int = _PACK_ROWS) -> None:
     """
     for layer in decoder.layers:
         assert isinstance(layer, Layer)
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
+        for name in LINEARS:
             layer.row_norm2(name)
         for site in ("qkv", "o", "gate_up", "down"):
             dense: nn.Module = getattr(layer, site)
