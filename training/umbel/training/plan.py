@@ -17,7 +17,7 @@ from umbel.training.passes import Packing, pack, padding
 from umbel.training.schedule import TUNING_RATE
 from umbel.training.trainee import Trainee
 from umbel.training.trunk.choice import kept_bytes
-from umbel.training.tuning.memory import Held, held, lowest, saved_by_freezing
+from umbel.training.tuning.memory import Held, held, lowest, per_place, saved_by_freezing
 
 if TYPE_CHECKING:
     from umbel.training.sweep.halving import Halving
@@ -185,10 +185,9 @@ def _memory(trainees: Sequence[Trainee], backbone: Backbone, packing: Packing) -
     optimizer = sum(trainee.adapter.num_parameters for trainee in trainees) * _COPIES * 4
     trains = min(packing.tokens, sum(_places(trainee) for trainee in trainees))
     share = max((_supervised_share(trainee) for trainee in trainees), default=0.0)
-    widths = sum(sum(backbone.shape.linear(name)) for name in LINEARS) + 4 * backbone.shape.hidden
     logits = share * backbone.shape.vocab * (size + 8)
     layers = backbone.shape.layers * max((_above(trainee) for trainee in trainees), default=0.0)
-    step = trains * (widths * layers * size + logits)
+    step = trains * (per_place(backbone) * layers * size + logits)
     look = packing.tokens * logits
     return int(_PROGRAM + weights + optimizer + _SLACK * max(step, look))
 

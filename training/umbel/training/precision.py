@@ -2,8 +2,8 @@
 
 On one device a ``Caster`` does what ``fully_shard(mp_policy=...)`` does around each unit (a layer, or what the root
 holds itself): the unit's parameters are cast before its forward and the casts are forgotten after it, so gradients
-come back in the compute dtype and are added up in the masters'. ``tests/training/test_precision.py`` proves the two
-equal to the last bit.
+come back in the compute dtype and are added up in the masters'. ``tests/training/tuning/test_precision.py`` proves the
+two equal to the last bit.
 """
 
 from collections.abc import Iterator

@@ -25,6 +25,7 @@ class Task:
     task: OutputHead | str
     """The output head: generate, classify, regress, tag or embed."""
     method: str = DEFAULT_METHOD
+    """How the adapter acts on the backbone: a method below; none trains the output head alone."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The method's own settings, such as rank and alpha."""
 

@@ -31,6 +31,7 @@ class BottleneckConfig:
     width: int = 32
     """Inner features."""
     activation: Literal["relu", "gelu", "silu"] = "relu"
+    """Between its two linear maps."""
 
     def __post_init__(self) -> None:
         if self.width < 1:

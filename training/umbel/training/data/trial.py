@@ -9,6 +9,7 @@ import numpy as np
 from umbel.backbone.backbone import Backbone
 from umbel.core.contract import Contract
 from umbel.core.settings import Settings
+from umbel.training.data.check import leaks
 from umbel.training.data.encode import EncodedRows, encode_rows
 from umbel.training.data.rows import LabelledRow, Row, text_of
 from umbel.training.data.source import Splits, balance, load_splits
@@ -81,21 +82,20 @@ def try_data(task: Task, backbone: Backbone, settings: Settings) -> Trial:
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     encoded = {name: encode_rows(rows, contract, backbone) for name, rows in parts.items()}
     reports = {name: _report(rows, encoded[name], contract) for name, rows in parts.items()}
-    seen = {text_key(text_of(row)) for row in splits.train}
-    leaks = {name: sum(text_key(text_of(row)) in seen for row in parts[name]) for name in ("validation", "test")}
+    leaked = {name: leaks(splits.train, parts[name]) for name in ("validation", "test")}
     contradictions = _contradictions(splits.train)
     return Trial(
         name=splits.name,
         digest=splits.digest,
         labels=contract.labels,
         splits=reports,
-        leaks=leaks,
+        leaks=leaked,
         contradictions=contradictions,
         findings=[
             *_of_splits(splits, reports, contract),
             *_of_labels(reports["train"].balance),
             *_of_tokens(encoded["train"], backbone, contract),
-            *_of_copies(leaks, contradictions),
+            *_of_copies(leaked, contradictions),
         ],
     )
 

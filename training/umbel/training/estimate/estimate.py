@@ -64,7 +64,7 @@ def estimate(work: Work, strategy: Strategy, *, on_cpu: bool = True) -> Estimate
     own = sum(_numel(size) for name, size in sizes.items() if name in work.trained)
     wide, narrow = work.masters.itemsize, work.compute.itemsize
     step = fake_step(work, gradient_weight=wide / narrow / shards)
-    units = _units(work, strategy, plan_units(decoder, strategy.wrap)) if strategy.sharded else ()
+    units = _units(work, plan_units(decoder, strategy.wrap)) if strategy.sharded else ()
     passing = _passing(work, strategy, units, sizes)
     gradients = trained * wide + step.trained
     held = frozen * narrow + trained * wide + step.adapter + MOMENTS * gradients
@@ -95,7 +95,7 @@ def _share(size: tuple[int, ...], shards: int) -> int:
     return rows * _numel(size[1:])
 
 
-def _units(work: Work, strategy: Strategy, units: list[Unit]) -> tuple[Gathered, ...]:
+def _units(work: Work, units: list[Unit]) -> tuple[Gathered, ...]:
     return tuple(
         Gathered(name=unit.name, parameters=unit.parameters, bytes=unit.parameters * work.compute.itemsize)
         for unit in units

@@ -48,7 +48,7 @@ def held(backbone: Backbone, trained: Collection[str], precision: Precision, pla
         gradients=own * master,
         optimizer=2 * own * master,
         best=own * compute,
-        activations=places * _per_place(backbone) * (backbone.shape.layers - lowest(trained)) * compute,
+        activations=places * per_place(backbone) * (backbone.shape.layers - lowest(trained)) * compute,
     )
 
 
@@ -67,6 +67,6 @@ def lowest(trained: Collection[str]) -> int:
 _TOP = ("norm.weight", "lm_head.weight")
 
 
-def _per_place(backbone: Backbone) -> int:
+def per_place(backbone: Backbone) -> int:
     """Numbers that one layer keeps for one place."""
     return sum(sum(backbone.shape.linear(name)) for name in LINEARS) + 4 * backbone.shape.hidden
