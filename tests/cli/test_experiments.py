@@ -265,3 +265,9 @@ def test_all_of_it_works_through_a_server_too(run, registry, served):
     assert "mood now answers with mood:2" in run("experiments", "decide", "irony", *url).out
     forced = run("experiments", "decide", "irony", "--force", "--winner", "control", "--reason", "x", *url)
     assert (forced.code, "scope admin" in forced.err) == (1, True)
+
+
+def test_an_experiment_can_be_asked_by_its_name(run, irony):
+    answer = run("run", "irony", "what a day")
+    assert answer.code == 0, answer.err
+    assert answer.out.split()[0] in ("negative", "neutral", "positive")

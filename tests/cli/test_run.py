@@ -79,6 +79,22 @@ def test_what_cannot_be_asked_is_told_with_its_exit_code(run, words, code, told)
     assert told in answer.err
 
 
+@pytest.mark.parametrize(
+    "words", [("run", "moood", "x"), ("eval", "moood", "--data", "x.jsonl"), ("bench", "mood", "moood")]
+)
+def test_a_name_that_is_nothing_here_is_told_before_a_backbone_is_loaded(run, monkeypatch, words):
+    from umbel.backbone import loading
+
+    monkeypatch.setattr(loading, "load_backbone", lambda *_, **__: pytest.fail("loaded"))
+    answer = run(*words)
+    assert answer.code == 3
+    assert "did you mean mood?" in answer.err
+
+
+def test_a_backbone_that_is_nearly_named_is_told_as_one(run):
+    assert "did you mean the backbone tiny?" in run("run", "tinny", "x").err
+
+
 def test_a_line_that_is_no_json_is_named(run, tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text('{"text": "fine"}\n{"text": \n')

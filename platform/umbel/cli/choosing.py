@@ -36,12 +36,17 @@ def choose_backbone(settings: Settings, name: str | None) -> "InstalledBackbone"
 
 
 def choose_for(settings: Settings, name: str | None, models: Sequence[str]) -> "InstalledBackbone":
-    """Where none is named: the one that these models (versions, or a backbone by its name) need."""
+    """Where none is named: the one that these models (versions, experiments, or a backbone by its name) need.
+
+    Raises NotFound for a model that is none of these, with what it is like: before anything is loaded.
+    """
     from umbel.backbone.installed import find, installed
 
+    there = {one.name for one in installed(settings)}
+    if there:
+        _check_known(settings, [model for model in models if model not in there])
     if name is not None:
         return named_backbone(settings, name)
-    there = {one.name for one in installed(settings)}
     bare = next((model for model in models if model in there), None)
     found = backbone_of(settings, models)
     if found is None and bare is not None:
@@ -73,14 +78,23 @@ def backbone_of(settings: Settings, names: Sequence[str]) -> "InstalledBackbone 
     return None
 
 
-def check_known(settings: Settings, model: str) -> None:
-    """Raises NotFound, with what is like it, unless it is a backbone's name or resolves in the registry."""
-    from umbel.backbone.installed import installed
+def _check_known(settings: Settings, models: Sequence[str]) -> None:
     from umbel.registry.registry import Registry
 
-    if model not in {one.name for one in installed(settings)}:
-        with Registry.open(settings) as registry:
-            registry.resolve(model)
+    with Registry.open(settings) as registry:
+        for model in models:
+            try:
+                registry.resolve(model)
+            except NotFound as error:
+                if error.code != "adapter_not_found" or not _is_experiment(registry, model):
+                    raise error from None
+
+
+def _is_experiment(registry: "Registry", name: str) -> bool:
+    try:
+        return registry.experiments.get(name).name == name
+    except NotFound:
+        return False
 
 
 def made_for(registry: "Registry", version: str) -> str | None:

@@ -183,7 +183,7 @@ def _cell(value: Any) -> str:
 @asynccontextmanager
 async def _client(model: str, backbone: str | None, dtype: str, url: str | None) -> "AsyncIterator[AsyncClient]":
     from umbel.cli.asking import local_client
-    from umbel.cli.choosing import check_known, choose_for
+    from umbel.cli.choosing import choose_for
     from umbel.cli.serve import load
     from umbel.client import AsyncClient
 
@@ -193,7 +193,6 @@ async def _client(model: str, backbone: str | None, dtype: str, url: str | None)
         return
     settings = Settings.load()
     chosen = choose_for(settings, backbone, [model])
-    check_known(settings, model)  # before the backbone is loaded
     loaded = load(settings, chosen, dtype)
     async with local_client(settings, loaded) as local:
         yield local

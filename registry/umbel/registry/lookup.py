@@ -135,13 +135,21 @@ def _no_adapter(session: Session, name: str) -> NotFound:
             code="adapter_not_found",
             hint="umbel adapters list shows every adapter",
         )
-    there = session.scalars(select(AdapterRow.name).where(AdapterRow.removed_at.is_(None))).all()
-    near = get_close_matches(name, there, n=1)
     return NotFound(
         f"there is no adapter {name!r}.",
         code="adapter_not_found",
-        hint=f"{f'did you mean {near[0]}? ' if near else ''}umbel adapters list shows every adapter",
+        hint=f"{_nearest(session, name)}umbel adapters list shows every adapter",
     )
+
+
+def _nearest(session: Session, name: str) -> str:
+    """``did you mean mood?`` where an adapter, or whatever else shares the name space, is called much like it."""
+    named = select(NameRow.name, NameRow.kind).outerjoin(AdapterRow, AdapterRow.name == NameRow.name)
+    kinds = {row.name: row.kind for row in session.execute(named.where(AdapterRow.removed_at.is_(None)))}
+    near = next(iter(get_close_matches(name, kinds, n=1)), None)
+    if near is None:
+        return ""
+    return f"did you mean {near if kinds[near] == 'adapter' else f'the {kinds[near]} {near}'}? "
 
 
 def _article(kind: str) -> str:
