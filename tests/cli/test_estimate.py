@@ -20,7 +20,7 @@ def test_json_has_every_number(run):
 
 
 def test_what_cannot_be_estimated_is_told(run):
-    assert "did you mean 'rank'" in run("estimate", "--rnk", "3").err
+    assert "did you mean --rank?" in run("estimate", "--rnk", "3").err
     assert run("estimate", "--memory", "3x").code == 2
     assert run("estimate", "nowhere").code == 3
     assert "N must divide 4" in run("estimate", "--nproc", "4", "--strategy", "hsdp=3").err
