@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from umbel.adapters.adapter import fresh_adapter
 from umbel.adapters.lora_batch import LoraBatch
@@ -70,11 +70,12 @@ def backbone(folder):
     return load_backbone(folder)
 
 
-def peft_model(folder, noise=0.2, **config):
+def peft_model(folder, noise=0.2, task="CAUSAL_LM", **config):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings|`lora_bias=True` was passed")
-        base = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
-        model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=6, **config))
+        kind = AutoModelForCausalLM if task == "CAUSAL_LM" else AutoModel
+        base = kind.from_pretrained(str(folder), dtype=torch.float32)
+        model = peft.get_peft_model(base, peft.LoraConfig(task_type=task, r=3, lora_alpha=6, **config))
     generator = torch.Generator().manual_seed(5)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -156,6 +157,32 @@ def test_a_peft_folder_gives_pefts_logits(case, folder, backbone, tmp_path):
     for serving in (False, True):
         ours = our_logits(backbone, [adapter], [0], TOKENS, serving=serving)
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["layers.1.self_attn.q_proj", "down_proj"], "rank_pattern": {"layers.1.mlp.down_proj": 5}},
+        {"target_modules": ["q_proj"], "trainable_token_indices": IDS},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    ],
+    ids=["embeddings", "whole paths", "token rows", "own embeddings"],
+)
+def test_a_folder_of_the_body_alone_gives_pefts_hidden_states(config, folder, backbone, tmp_path):
+    """PEFT's FEATURE_EXTRACTION names its modules without ``model.``, as there is no lm_head beside them."""
+    model = peft_model(folder, task="FEATURE_EXTRACTION", **config)
+    save(model, tmp_path)
+    assert not any(".model.model." in key for key in load_file(weights(tmp_path)))
+    adapter = imported(tmp_path, backbone)
+    with torch.no_grad():
+        theirs = model(TOKENS).last_hidden_state
+        bare, ours = (
+            backbone.decoder(TOKENS, whole_step(wear(fuse_all(worn), rows), rows=1, tokens=30)).hidden
+            for worn, rows in (([], [None]), ([adapter], [0]))
+        )
+    assert (theirs - bare).abs().max() > 2e-4
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("case", CASES)
