@@ -112,6 +112,15 @@ def test_fp16_is_refused_on_cpu_with_the_reason_and_another_way():
     assert "bf16-mixed" in caught.value.hint
 
 
+def test_a_backbone_that_was_rounded_is_not_trained_in_a_wider_dtype(six, own_task, settings):
+    """Its frozen tensors would be others than those that serving reads from the parent's files."""
+    half = load_backbone(six.folder, dtype="bf16")
+    with pytest.raises(ConfigError, match="rounded") as caught:
+        start(half, own_task("classify", precision="fp32"), settings)
+    assert caught.value.code == "precision_refused"
+    start(half, own_task("classify", precision="bf16-mixed"), settings)
+
+
 @pytest.mark.parametrize("name", ["fp8", "bf16-mixed,reduce=fp8", "bf16,colour=red"])
 def test_a_precision_that_nobody_knows_is_refused(name):
     with pytest.raises(ConfigError):

@@ -185,7 +185,7 @@ def _restore(trainee: Trainee, saved: dict[str, Any], tensors: dict[str, Tensor]
                     for kind, value in moments.items()
                 }
     for name, found in kinds.get("best", {}).items():
-        trainee.best[name] = shards.part(trainee.tensors[name], found).to(_device(trainee))
+        trainee.best[name] = shards.part(trainee.tensors[name], found).cpu()
     trainee.step, trainee.status, trainee.run = saved["step"], Status(saved["status"]), saved["run"]
     trainee.tokens, trainee.losses = saved["tokens"], list(saved["losses"])
     trainee.cut = Cut(**saved["cut"]) if saved.get("cut") else None
@@ -197,7 +197,3 @@ def _restore(trainee: Trainee, saved: dict[str, Any], tensors: dict[str, Tensor]
 
 
 _OWN = ("master", "best")
-
-
-def _device(trainee: Trainee) -> torch.device:
-    return next(iter(trainee.tensors.values())).device

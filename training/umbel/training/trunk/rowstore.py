@@ -10,6 +10,7 @@ import os
 import tempfile
 import zlib
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -66,7 +67,8 @@ class RowStore:
         except OSError:
             return None
         if len(data) <= _SUM or zlib.crc32(memoryview(data)[:-_SUM]) != int.from_bytes(data[-_SUM:], "little"):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it is there to be made again, but perhaps not by us
+                path.unlink()
             return None
         return data
 

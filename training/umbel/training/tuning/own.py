@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.decoder import Decoder
-from umbel.backbone.loading import checkpoint_names
+from umbel.backbone.loading import checkpoint_names, torch_dtype
 from umbel.core.errors import ConfigError
 from umbel.training.precision import Precision
 from umbel.training.selection import Selection
@@ -16,8 +16,12 @@ from umbel.training.selection import Selection
 
 def own_backbone(backbone: Backbone, selection: Selection, precision: Precision) -> Backbone:
     """``backbone`` with fresh masters that want gradients for what is selected. It is the same backbone by name and
-    identity until it is trained; the frozen tensors lie in the same memory where they have the compute dtype."""
+    identity until it is trained; the frozen tensors lie in the same memory where they have the compute dtype.
+
+    Raises ConfigError (``precision_refused``) where the frozen tensors would not be the checkpoint's in that dtype.
+    """
     chosen = chosen_parameters(backbone.decoder, selection)
+    _check_unrounded(backbone, precision)
     meta = torch.device("meta")
     decoder = Decoder(backbone.config, precision.compute, meta)
     for name, tensor in backbone.decoder.named_parameters():
@@ -27,6 +31,19 @@ def own_backbone(backbone: Backbone, selection: Selection, precision: Precision)
     wide = torch.promote_types(precision.compute, torch.float32)
     decoder.inverse_frequencies = backbone.decoder.get_buffer("inverse_frequencies").to(wide)
     return replace(backbone, decoder=decoder)
+
+
+def _check_unrounded(backbone: Backbone, precision: Precision) -> None:
+    """What comes out stores changed tensors alone: the others are read from the parent's files, unrounded."""
+    loaded, stored = backbone.dtype, torch_dtype("auto", backbone.config.dtype)
+    if precision.compute != loaded and torch.promote_types(loaded, stored) != loaded:
+        raise ConfigError(
+            f"{backbone.name} was rounded from {backbone.config.dtype} when it was loaded; precision {precision.name} "
+            "would train beside rounded tensors, and serve beside whole ones.",
+            code="precision_refused",
+            param="precision",
+            hint="leave --dtype out (auto), or take the precision of that dtype",
+        )
 
 
 def chosen_parameters(decoder: Decoder, selection: Selection) -> frozenset[str]:
