@@ -99,3 +99,28 @@ def test_a_version_for_another_backbone_is_never_asked_on_this_one(run, data, re
     answer = run("eval", "stranger", "--data", data)
     assert answer.code == 2
     assert "was made for backbone sha256:1111" in answer.err
+
+
+@pytest.fixture
+def other(run, stocked, registry, made, tmp_path):
+    """`other`, a root of its own beside `tiny`, of the same shape, and an adapter on it."""
+    from umbel.backbone.fingerprint import identity
+    from umbel.backbone.tiny import tiny_backbone
+
+    folder = tiny_backbone(tmp_path / "source" / "other", seed=9)
+    assert run("pull", "backbone", str(folder), "--name", "other", "--quiet").code == 0
+    publish(registry, "stranger", replace(made(9), backbone=identity(folder).fingerprint))
+    return "stranger"
+
+
+def test_versions_on_backbones_of_no_common_root_are_not_compared(run, data, other):
+    answer = run("compare", "mood:1", f"{other}:1", "--data", data)
+    assert answer.code == 2
+    assert "neither was trained from the other's root" in answer.err
+
+
+def test_training_does_not_go_on_from_a_version_for_another_backbone(run, data, other):
+    words = ("--from", f"{other}:1", "--name", "mixed", "--data", data, "--steps", "1", "--backbone", "tiny")
+    answer = run("train", *words)
+    assert answer.code == 2
+    assert "stranger:1 was made for backbone" in answer.err

@@ -56,6 +56,16 @@ def test_an_unknown_column_exits_2_and_names_its_flag_and_the_header(run, review
     assert answer.err.splitlines()[-1].strip() == f"fix: mend {flag}"
 
 
+def test_a_file_is_answered_into_a_tsv_with_tabs_between_whatever_the_input_is(run, reviews, tmp_path):
+    target = tmp_path / "answered.tsv"
+    answer = run("run", "mood", "--input", reviews, "--text-column", "review", "--output", str(target))
+    assert answer.code == 0, answer.err
+    with target.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["review"] for row in rows[:2]] == ['bad, "really" thing 0', 'good, "really" thing 1']
+    assert {row["label"] for row in rows} <= {"negative", "neutral", "positive"}
+
+
 def test_a_csv_is_answered_into_a_csv_that_can_be_read_again(run, reviews, tmp_path):
     target = tmp_path / "answered.csv"
     answer = run("run", "mood", "--input", reviews, "--text-column", "review", "--output", str(target))

@@ -33,6 +33,15 @@ def test_a_queued_run_waits_until_a_worker_trains_and_publishes_it(run, data, re
     assert registry.runs.points(waiting)
 
 
+def test_a_queued_run_finds_its_file_wherever_the_worker_stands(run, data, registry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    waiting = queue(run, "rows.jsonl", "--name", "moved", "--test", "rows.jsonl")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run("worker", "--once", "--quiet").code == 0
+    assert registry.runs.get(waiting).status == "succeeded", registry.runs.get(waiting).error
+
+
 def test_one_that_fails_is_told_in_the_registry_and_the_next_is_trained(run, data, registry, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "x", "label": "y"}\n{"oops": 1}\n')

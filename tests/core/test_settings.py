@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from umbel.backbone import pull as backbones
-from umbel.core.errors import Unavailable
+from umbel.core.errors import ConfigError, Unavailable
 from umbel.core.settings import Settings
 from umbel.registry.registry import Registry
 from umbel.training.data import assets as datasets
@@ -47,3 +47,16 @@ def test_a_home_that_is_there_keeps_its_mode(tmp_path):
     tmp_path.chmod(0o750)
     assert Settings.load(tmp_path).make_home() == tmp_path
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o750
+
+
+@pytest.mark.parametrize(("given", "size"), [("0.5", 500_000_000), ("0", 0), ("8", 8_000_000_000), ("", 2_000_000_000)])
+def test_the_trunk_cache_is_as_large_as_the_environment_says(tmp_path, monkeypatch, given, size):
+    monkeypatch.setenv("UMBEL_TRUNK_CACHE_GB", given)
+    assert Settings.load(tmp_path).trunk_cache_bytes == size
+
+
+@pytest.mark.parametrize("given", ["much", "-1", "inf", "nan"])
+def test_a_trunk_cache_that_is_no_size_is_refused(tmp_path, monkeypatch, given):
+    monkeypatch.setenv("UMBEL_TRUNK_CACHE_GB", given)
+    with pytest.raises(ConfigError, match=f"UMBEL_TRUNK_CACHE_GB is '{given}'"):
+        Settings.load(tmp_path)

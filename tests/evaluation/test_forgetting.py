@@ -1,6 +1,8 @@
 """What an adapter costs the backbone: forgetting on the probe, bytes and time in serving."""
 
+import json
 import math
+from importlib.resources import files
 
 import pytest
 import torch
@@ -48,8 +50,25 @@ def test_the_perplexity_is_that_of_each_text_alone_with_the_adapter_on(backbone,
         total -= sum(float(logprobs[place - 1, token]) for place, token in enumerate(example.ids.tolist()) if place)
         count += len(example.ids) - 1
     assert found.on.perplexity == pytest.approx(math.exp(total / count), rel=1e-9)
+    assert found.rise == pytest.approx(found.on.perplexity / Probe(backbone).of(None).off.perplexity - 1)
     assert abs(found.rise) > 1e-3
-    assert 0 <= found.on.accuracy <= 1
+    assert found.on.accuracy == pytest.approx(_right_by_byte(backbone, adapter, probe))
+
+
+def _right_by_byte(backbone, adapter, probe):
+    """Share of facts whose first end is the likeliest per byte, each end asked alone."""
+    facts = files("umbel.evaluation").joinpath("probe/facts.jsonl").read_text("utf-8").splitlines()
+    ends = [end for fact in facts for end in json.loads(fact)["answers"]]
+    per_byte = []
+    for end, example in zip(ends, probe._ends, strict=True):
+        ids = example.ids.tolist()
+        logprobs = _alone(backbone, adapter, ids)
+        first = len(ids) - len(backbone.tokenizer.encode(end))
+        per_byte.append(
+            sum(float(logprobs[place - 1, ids[place]]) for place in range(first, len(ids))) / len(end.encode())
+        )
+    choices = [per_byte[start : start + 3] for start in range(0, len(per_byte), 3)]
+    return sum(max(three) == three[0] for three in choices) / len(choices)
 
 
 @torch.no_grad()
