@@ -50,8 +50,17 @@ def peft_config(method: str, head: OutputHead) -> peft.PeftConfig:
 
 
 def noise_of(tensor: str) -> float:
-    """Moderate: logits of 17 would leave an absolute tolerance of 2e-5 no headroom in fp32."""
-    return 0.02 if "lora_" in tensor else 0.5 if "gate" in tensor.split("_proj")[-1] else 0.1
+    """Moderate: logits of 17 would leave an absolute tolerance of 2e-5 no headroom in fp32.
+
+    An encoder of several layers multiplies its noise; its biases keep its virtual tokens away from zero.
+    """
+    return (
+        0.02
+        if "lora_" in tensor or ("mlp_head" in tensor and "weight" in tensor)
+        else 0.5
+        if "gate" in tensor.split("_proj")[-1]
+        else 0.1
+    )
 
 
 def _outputs(head: OutputHead) -> int:
@@ -68,12 +77,15 @@ class Oracle:
         self.model: Any = _TASKS[head][1].from_pretrained(str(folder), dtype=dtype, **more)
         self.virtual = 0
 
-    def noisy(self, folder: Path) -> "Oracle":
-        """Wraps the model in a fresh PEFT adapter with noise on all its tensors, and saves that to ``folder``."""
-        self.model = peft.get_peft_model(self.model, peft_config(self.method, self.head)).eval()
+    def noisy(self, folder: Path, start: Path | None = None) -> "Oracle":
+        """Wraps the model in a fresh PEFT adapter, or in that of ``start``, with noise on all its tensors; saves it."""
+        if start is None:
+            self.model = peft.get_peft_model(self.model, peft_config(self.method, self.head)).eval()
+        else:
+            self.model = peft.PeftModel.from_pretrained(self.model, str(start)).eval()
         generator = torch.Generator().manual_seed(5)
         for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad or (start is not None and "prompt_encoder" in name):
                 noise = torch.randn(parameter.shape, generator=generator) * noise_of(name)
                 parameter.data = parameter.data + noise.to(parameter.dtype)
         self._count_virtual()
