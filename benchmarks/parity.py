@@ -71,6 +71,9 @@ VIRTUAL = ("prefix", "prompt", "p_tuning")
 take the backbone where small errors grow, PEFT's as ours."""
 REAL_ATOL = 2e-4
 """On a real backbone, whose logits reach 34; or twice PEFT's own distance from float64, if that is more."""
+REAL_HALF = 1.6
+"""In bf16 on a real backbone. Twelve pooled texts are a small sample: over methods and directions ours is 0.97 of
+PEFT's distance in the mean, and one ratio strays from it by a fifth."""
 FLOAT64 = 1e-10
 
 
@@ -160,7 +163,8 @@ def _exchange(bed: Bed, adapter: Adapter, oracles: Oracles, direction: str) -> I
         figure, bound = _far(fp32, peft_fp32), ATOL
     yield Cell(**told, dtype="float32", figure=figure, bound=bound, effect=effect)
     theirs = _rms(oracles.answer(torch.bfloat16), truth)
-    yield Cell(**told, dtype="bfloat16", figure=_rms(half, truth), bound=1.25 * theirs + 0.01, effect=effect)
+    bound = (REAL_HALF if bed.real else 1.25) * theirs + 0.01
+    yield Cell(**told, dtype="bfloat16", figure=_rms(half, truth), bound=bound, effect=effect)
 
 
 def _served(bed: Bed, adapter: Adapter) -> Iterator[Cell]:
