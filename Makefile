@@ -3,7 +3,7 @@ export UMBEL_HOME ?= $(CURDIR)/.umbel
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup assets demo test check bench bench-training bench-methods bench-tuning bench-peers parity fresh bench-memory docs soak clean
+.PHONY: help setup assets demo test check bench bench-training bench-methods bench-tuning bench-peers parity fresh bench-memory bench-targets docs soak clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ bench-methods: assets  ## Train every method beside HF + PEFT, about an hour; go
 
 bench-memory: assets  ## Measure kept beginnings of prompts and early admission, about three minutes
 	$(BIN)/python -m benchmarks.memory $(ARGS)
+
+bench-targets: assets  ## Measure the engine's own targets, print the table (ARGS=--short: ten minutes)
+	$(BIN)/python -m benchmarks.targets.run $(ARGS)
 
 fresh: assets  ## Measure how much an untrained adapter of each method changes SmolLM2's logits
 	$(BIN)/python -m benchmarks.fresh

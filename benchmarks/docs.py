@@ -2,6 +2,7 @@
 
 docs/methods.md    methods, output heads, and every method of PEFT
 docs/training.md   every key of a task file, which is every flag of `umbel train`
+docs/benchmarks/targets.md   what `make bench-targets` measured last
 """
 
 import ast
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import fresh, parity
+from benchmarks.targets import table as targets
 from peft import PeftType
 
 from umbel.adapters import catalog
@@ -33,7 +35,8 @@ def main() -> None:
 
 
 def pages() -> dict[str, str]:
-    return {"methods.md": methods_page(), "training.md": training_page()}
+    measured = targets.page(targets.kept(targets.KEPT))
+    return {"methods.md": methods_page(), "training.md": training_page(), "benchmarks/targets.md": measured}
 
 
 def keep(path: Path, text: str, *, check: bool) -> bool:

@@ -1,0 +1,52 @@
+"""What the rows of the table share: the backbone, engines on it, and one stock of adapters on a disk."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from benchmarks.systems import InMemory
+from benchmarks.targets.drive import Driver
+from benchmarks.targets.stock import Stock
+from benchmarks.work import Work, make_adapters
+
+from umbel.backbone.backbone import Backbone
+from umbel.core.protocols import AdapterSource
+from umbel.engine import Engine
+
+KV_BYTES = 1 << 30
+PLENTY = 2 << 30
+"""Bytes for adapters where all are to be resident."""
+
+
+class Bench:
+    """One run of the table; ``short`` takes fewer rounds."""
+
+    def __init__(self, backbone: Backbone, folder: Path, *, short: bool) -> None:
+        self.backbone, self.folder, self.short = backbone, folder, short
+
+    def rounds(self, full: int, short: int) -> range:
+        return range(short if self.short else full)
+
+    @cached_property
+    def stock(self) -> Stock:
+        """Made when a row first asks for it."""
+        return Stock(self.backbone)
+
+    def driver(self, source: AdapterSource, *, adapter_bytes: int = PLENTY, **options: Any) -> Driver:
+        sizes = {"kv_bytes": KV_BYTES, "max_length": 512, "adapter_bytes": adapter_bytes}
+        return Driver(Engine(self.backbone, source, **sizes, **options))
+
+    def in_memory(self, work: Work) -> tuple[Driver, list[str | None]]:
+        """An engine where the work's adapters are resident, and the digest that each request wears."""
+        made = make_adapters(work, self.backbone.shape, self.backbone.fingerprint)
+        digests = [f"sha256:{i:064x}" for i in range(len(made))]
+        source = InMemory()
+        source.adapters = dict(zip(digests, made, strict=True))
+        driver = self.driver(source, load=lambda stored: source.adapters[stored.ref.digest])
+        driver.warm(digests)
+        source.adapters.clear()
+        return driver, [None if worn is None else digests[worn] for worn in work.worn]
+
+    def close(self) -> None:
+        if "stock" in self.__dict__:
+            self.stock.close()

@@ -1,0 +1,90 @@
+"""i. Throughput over HTTP, of the engine's own: `umbel serve` in a process of its own, streaming and plain.
+
+32 requests of the bare backbone at once, 128 prompt and 64 new tokens: the bare step is the shortest, so what HTTP
+adds to it weighs most. The engine in this process and the server take turns with the same prompts. The client is a
+few lines of asyncio in this process that read what comes and look at the last usage only, on the same two cores.
+"""
+
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchmarks.systems import InMemory
+from benchmarks.targets.bench import Bench
+from benchmarks.targets.drive import ask
+from benchmarks.targets.found import Found
+from benchmarks.work import NEW_TOKENS, Work
+
+ROWS = 32
+_READY = "umbel is ready at "
+
+
+def measure(bench: Bench) -> dict[str, Found]:
+    driver = bench.driver(InMemory())
+    ways = {"http-stream": True, "http-plain": False}
+    seconds: dict[str, list[float]] = {name: [] for name in ("engine", *ways)}
+    with serving(bench.folder) as url:
+        for number in range(1 + len(bench.rounds(full=5, short=3))):
+            prompts = Work("", [None] * ROWS).prompts(40_000, seed=number)
+            took, _ = driver.all_at_once([ask(prompt, new_tokens=NEW_TOKENS) for prompt in prompts])
+            seconds["engine"].append(took)
+            for name, stream in ways.items():
+                seconds[name].append(asyncio.run(together(url, bench.folder.name, prompts, stream=stream)))
+    return {name: _found(seconds["engine"][1:], seconds[name][1:]) for name in ways}
+
+
+def _found(engine: list[float], http: list[float]) -> Found:
+    tokens = ROWS * NEW_TOKENS
+    own, over = (tokens / statistics.median(side) for side in (engine, http))
+    return Found.of([100 * a / b for a, b in zip(engine, http, strict=True)], f"{over:.0f} tokens/s of {own:.0f}")
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address of a server of this backbone, in an empty home of its own."""
+    with tempfile.TemporaryDirectory(prefix="umbel-targets-") as home:
+        (Path(home) / "backbones").symlink_to(folder.parent)
+        command = [sys.executable, "-m", "umbel.cli", "serve", "--port", "0", "--backbone", folder.name, "--quiet"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"UMBEL_HOME": home})
+        try:
+            assert process.stdout
+            yield next(line for line in process.stdout if line.startswith(_READY)).removeprefix(_READY).strip()
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+async def together(url: str, model: str, prompts: list[list[int]], *, stream: bool) -> float:
+    """Seconds until all are answered."""
+    start = time.perf_counter()
+    await asyncio.gather(*(_one(url, _body(model, prompt, stream=stream)) for prompt in prompts))
+    return time.perf_counter() - start
+
+
+def _body(model: str, prompt: list[int], *, stream: bool) -> bytes:
+    asked: dict[str, Any] = {"model": model, "prompt": prompt, "max_tokens": NEW_TOKENS, "ignore_eos": True}
+    if stream:
+        asked |= {"stream": True, "stream_options": {"include_usage": True}}
+    return json.dumps(asked).encode()
+
+
+async def _one(url: str, body: bytes) -> None:
+    """Raises RuntimeError for an answer that is not whole."""
+    address = urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+    answer = await reader.read()
+    writer.close()
+    if f'"completion_tokens":{NEW_TOKENS}'.encode() not in answer.replace(b": ", b":"):
+        raise RuntimeError(f"the server answered {answer[:400]!r}")

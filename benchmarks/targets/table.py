@@ -1,0 +1,117 @@
+"""The table of targets: what is measured, its floor, where we want to be, and what bounds a row that is not there."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.run import BACKBONE, OUT
+
+KEPT = OUT / "targets.json"
+NOT_YET = "not measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One row. Ratios of ``x`` and milliseconds are to be at most, ``%`` at least, what is written; ``at_least`` turns
+    a ratio round."""
+
+    key: str
+    part: str
+    """The letter of ``--only``."""
+    name: str
+    floor: float
+    want: float
+    unit: Literal["x", "%", "ms"]
+    at_least: bool = False
+    bound: str = ""
+    """What keeps it from ``want``, as far as that is known."""
+
+    def reaches(self, value: float, goal: float) -> bool:
+        return value >= goal if self.at_least else value <= goal
+
+    def met(self, value: float) -> str:
+        if self.reaches(value, self.want):
+            return "want"
+        return "floor" if self.reaches(value, self.floor) else "missed"
+
+    def told(self, value: float) -> str:
+        digits = 2 if self.unit == "x" and value < 10 else 0
+        return f"{value:.{digits}f}{'' if self.unit == 'x' else ' '}{self.unit}"
+
+
+TARGETS = (
+    Target("step-8", "a", "adapters' part of a decode step over reading their bytes once: 8 LoRAs", 3, 1.5, "x"),
+    Target("step-32", "a", "the same, 32 LoRAs", 3, 1.5, "x"),
+    Target("step-mixed", "a", "the same, 8 methods mixed", 3, 1.5, "x"),
+    Target("limit-bare", "b", "share of the machine's limit, 32 requests, bare", 35, 60, "%", at_least=True),
+    Target("limit-8", "b", "the same, 8 LoRAs", 35, 60, "%", at_least=True),
+    Target(
+        "slots-uniform",
+        "c",
+        "p50 to first token, 4x more adapters than slots over all resident: uniform",
+        1.5,
+        1.1,
+        "x",
+    ),
+    Target("slots-zipf", "c", "the same, Zipf", 1.5, 1.1, "x"),
+    Target("cold", "d", "store to first token, 10 MB nobody has touched, p95 above resident", 150, 50, "ms"),
+    Target("gap", "e", "longest pause of steady rows while adapters load, over the median", 3, 1.5, "x"),
+    Target("flood", "f", "p95 to first token of 16 steady rows beside a flood of 100x, over without", 2, 1.3, "x"),
+    Target("memory", "g", "memory over backbone, adapters' own bytes, keys and values", 1.15, 1.05, "x"),
+    Target("crowd", "h", "throughput over 2,000 adapters (Zipf) over 8 of them", 0.8, 0.9, "x", at_least=True),
+    Target("http-stream", "i", "throughput over HTTP, streaming, of the engine's own", 95, 95, "%", at_least=True),
+    Target("http-plain", "i", "the same, plain", 95, 95, "%", at_least=True),
+)
+
+
+def kept(file: Path) -> dict[str, Any]:
+    """What was measured last, by row."""
+    if not file.is_file():
+        return {"machine": {}, "rows": {}}
+    report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return report
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The table alone."""
+    return [
+        "| | | floor | want | measured | spread | met | what was seen |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_line(target, report["rows"].get(target.key)) for target in TARGETS),
+    ]
+
+
+def _line(target: Target, found: dict[str, Any] | None) -> str:
+    sign = "≥ " if target.at_least else "≤ "
+    head = f"| {target.part} | {target.name} | {sign}{target.told(target.floor)} | {sign}{target.told(target.want)} |"
+    if found is None:
+        return f"{head} {NOT_YET} | | | |"
+    spread = f"{target.told(found['low'])} - {target.told(found['high'])}"
+    short = " (short form)" if found["short"] else ""
+    return (
+        f"{head} {target.told(found['value'])} | {spread} | {target.met(found['value'])} | {found['detail']}{short} |"
+    )
+
+
+def page(report: dict[str, Any]) -> str:
+    rows = report["rows"]
+    short_of = [t for t in TARGETS if t.bound and t.key in rows and t.met(rows[t.key]["value"]) != "want"]
+    told = [f"- **{target.part}, {target.name}**: {target.bound}" for target in short_of]
+    machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items()) or NOT_YET
+    return "\n".join(
+        [
+            "# Targets of the engine, measured",
+            "",
+            f"Printed by `make bench-targets`: {BACKBONE}, bf16. Both sides of a ratio take turns in one run; medians,",
+            "with the least and the most of the rounds (of a: the quartiles of all steps). How a row is measured is",
+            "told at the head of its file in `benchmarks/targets/`. *met* is `want`, `floor` or `missed`. Throughput",
+            "beside other systems is in [serving.md](serving.md), by `make bench` and `make bench-peers`.",
+            "",
+            *lines(report),
+            *(["", "What bounds the rows that are not where we want them:", "", *told] if told else []),
+            "",
+            f"Machine: {machine}.",
+            "",
+        ]
+    )
