@@ -89,7 +89,8 @@ class Oracle:
                 noise = torch.randn(parameter.shape, generator=generator) * noise_of(name)
                 parameter.data = parameter.data + noise.to(parameter.dtype)
         self._count_virtual()
-        self.model.save_pretrained(str(folder))
+        # told not to save embeddings, PEFT does not ask the hub for the backbone's vocabulary
+        self.model.save_pretrained(str(folder), save_embedding_layers=False)
         return self
 
     def loaded(self, folder: Path) -> "Oracle":
