@@ -1,16 +1,17 @@
 """What the rows of the table share: the backbone, engines on it, and one stock of adapters on a disk."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from benchmarks.systems import InMemory
 from benchmarks.targets.drive import Driver
 from benchmarks.targets.stock import Stock
 from benchmarks.work import Work, make_adapters
 
+from umbel.adapters.adapter import Adapter
 from umbel.backbone.backbone import Backbone
-from umbel.core.protocols import AdapterSource
+from umbel.core.protocols import AdapterSource, StoredAdapter
 from umbel.engine import Engine
 
 KV_BYTES = 1 << 30
@@ -32,9 +33,16 @@ class Bench:
         """Made when a row first asks for it."""
         return Stock(self.backbone)
 
-    def driver(self, source: AdapterSource, *, adapter_bytes: int = PLENTY, **options: Any) -> Driver:
-        sizes = {"kv_bytes": KV_BYTES, "max_length": 512, "adapter_bytes": adapter_bytes}
-        return Driver(Engine(self.backbone, source, **sizes, **options))
+    def driver(
+        self,
+        source: AdapterSource,
+        *,
+        adapter_bytes: int = PLENTY,
+        max_length: int = 512,
+        load: Callable[[StoredAdapter], Adapter] | None = None,
+    ) -> Driver:
+        sizes = {"kv_bytes": KV_BYTES, "adapter_bytes": adapter_bytes, "max_length": max_length}
+        return Driver(Engine(self.backbone, source, load=load, **sizes))
 
     def in_memory(self, work: Work) -> tuple[Driver, list[str | None]]:
         """An engine where the work's adapters are resident, and the digest that each request wears."""

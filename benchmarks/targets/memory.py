@@ -1,16 +1,19 @@
 """g. Memory of a serving process, less what imports take, over what must lie in it.
 
-A process of its own imports all that serving needs and looks at its resident set (VmRSS), loads the backbone packed,
-makes 32 adapters of the stock resident (10 MB each, from the registry) and runs 32 rows over them, 128 prompt tokens
-and 64 new ones; half way through the answers it looks again. The difference, divided by the checkpoint's bytes, the
-adapters' own and those of keys and values that rows have written or that are kept of prompts.
+A process of its own imports all that serving needs (a process before it told which modules loading a tokenizer brings)
+and looks at its resident set (VmRSS), loads the backbone packed, makes 32 adapters of the stock resident (10 MB each,
+from the registry) and runs 32 rows over them, 128 prompt tokens and 64 new ones; half way through the answers it looks
+again. The difference, divided by the checkpoint's bytes, the adapters' own and those of keys and values that rows have
+written or that are kept of prompts.
 """
 
 import importlib
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from benchmarks.targets.bench import KV_BYTES, PLENTY, Bench
 from benchmarks.targets.drive import Driver, ask, prompts
@@ -18,13 +21,12 @@ from benchmarks.targets.found import Found
 
 from umbel.backbone.fingerprint import weight_files
 from umbel.backbone.loading import load_backbone
+from umbel.backbone.tokenizer import load_tokenizer
 from umbel.core.settings import Settings
 from umbel.engine import Engine
 from umbel.registry import Registry
 
 ROWS = 32
-_LATER = ("transformers.models.llama", "safetensors.torch", "sqlite3")
-"""What loading imports by itself."""
 
 
 def measure(bench: Bench) -> dict[str, Found]:
@@ -40,18 +42,32 @@ def _process(bench: Bench) -> dict[str, int]:
         "home": str(bench.stock.registry.settings.home),
         "digests": bench.stock.digests[:ROWS],
     }
-    command = [sys.executable, "-m", "benchmarks.targets.memory"]
-    ended = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=True)
-    seen: dict[str, int] = json.loads(ended.stdout.splitlines()[-1])
+    seen: dict[str, int] = _ask(job | {"modules": _ask(job)})
     return seen
 
 
+def _ask(job: dict[str, Any]) -> Any:
+    command = [sys.executable, "-m", "benchmarks.targets.memory"]
+    ended = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=True)
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
 def main() -> None:
-    """The process that is looked at."""
-    for name in _LATER:
-        importlib.import_module(name)
-    job, imports = json.load(sys.stdin), _resident_set()
-    home = Path(job["home"])
+    """The process that is looked at, or without ``modules`` the one before it."""
+    job = json.load(sys.stdin)
+    print(json.dumps(_served(job) if "modules" in job else _imported(Path(job["folder"]))))
+
+
+def _imported(folder: Path) -> list[str]:
+    load_tokenizer(folder)
+    return [name for name in sys.modules if name != "__main__"]
+
+
+def _served(job: dict[str, Any]) -> dict[str, int]:
+    for name in job["modules"]:
+        with suppress(ImportError):  # some are made by others and cannot be imported by their names
+            importlib.import_module(name)
+    imports, home = _resident_set(), Path(job["home"])
     backbone = load_backbone(Path(job["folder"]), packed=True)
     with Registry.open(Settings(home, f"sqlite:///{home / 'registry.db'}", str(home / "store"))) as registry:
         driver = Driver(Engine(backbone, registry, kv_bytes=KV_BYTES, adapter_bytes=PLENTY, max_length=512))
@@ -59,8 +75,7 @@ def main() -> None:
         driver.decode_only([ask(t, d, new_tokens=64) for t, d in zip(texts, job["digests"], strict=True)])
         for _ in range(32):
             driver.step()
-        seen = _parts(driver.engine) | {"imports": imports, "grown": _resident_set() - imports}
-    print(json.dumps(seen))
+        return _parts(driver.engine) | {"imports": imports, "grown": _resident_set() - imports}
 
 
 def _parts(engine: Engine) -> dict[str, int]:

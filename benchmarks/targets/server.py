@@ -1,8 +1,9 @@
 """i. Throughput over HTTP, of the engine's own: `umbel serve` in a process of its own, streaming and plain.
 
 32 requests of the bare backbone at once, 128 prompt and 64 new tokens: the bare step is the shortest, so what HTTP
-adds to it weighs most. The engine in this process and the server take turns with the same prompts. The client is a
-few lines of asyncio in this process that read what comes and look at the last usage only, on the same two cores.
+adds to it weighs most. The engine in this process and the server take turns; no prompt is asked twice, since its
+beginning would be kept. The client is a few lines of asyncio in this process that read what comes and look at the last
+usage only, on the same cores.
 """
 
 import asyncio
@@ -35,12 +36,16 @@ def measure(bench: Bench) -> dict[str, Found]:
     seconds: dict[str, list[float]] = {name: [] for name in ("engine", *ways)}
     with serving(bench.folder) as url:
         for number in range(1 + len(bench.rounds(full=5, short=3))):
-            prompts = Work("", [None] * ROWS).prompts(40_000, seed=number)
-            took, _ = driver.all_at_once([ask(prompt, new_tokens=NEW_TOKENS) for prompt in prompts])
+            took, _ = driver.all_at_once([ask(prompt, new_tokens=NEW_TOKENS) for prompt in _prompts(3 * number)])
             seconds["engine"].append(took)
-            for name, stream in ways.items():
-                seconds[name].append(asyncio.run(together(url, bench.folder.name, prompts, stream=stream)))
+            for place, (name, stream) in enumerate(ways.items(), 1):
+                asked = _prompts(3 * number + place)
+                seconds[name].append(asyncio.run(together(url, bench.folder.name, asked, stream=stream)))
     return {name: _found(seconds["engine"][1:], seconds[name][1:]) for name in ways}
+
+
+def _prompts(seed: int) -> list[list[int]]:
+    return Work("", [None] * ROWS).prompts(40_000, seed=seed)
 
 
 def _found(engine: list[float], http: list[float]) -> Found:

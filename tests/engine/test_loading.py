@@ -1,7 +1,9 @@
 """Adapters come and go beside the step: loads never stop decoding, and a missing one is never the bare backbone."""
 
 import functools
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -187,3 +189,20 @@ def test_damaged_files_are_an_error_and_never_the_bare_backbones_answer(lab, on_
     if damage != "gone":
         weights.write_bytes(content[:-40] if damage == "cut" else b"")
     assert isinstance(error_of(lab, lab.engine(), lab.ask("hello", on_disk)), UmbelError)
+
+
+def test_what_was_read_from_files_does_not_stay_in_memory_beside_the_fused_tensors(lab, on_disk):
+    read, load = [], lab.source.load
+
+    def watch(stored):
+        adapter = load(stored)
+        read.extend(weakref.ref(tensor) for tensor in adapter.weights.tensors.values())
+        return adapter
+
+    lab.source.load = watch
+    engine = lab.engine()
+    lab.run(engine, [lab.ask("hello", on_disk)])
+    gc.collect()
+    assert engine.bank.residents
+    assert read
+    assert not any(tensor() is not None for tensor in read)

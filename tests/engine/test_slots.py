@@ -5,9 +5,11 @@ import random
 import pytest
 import torch
 
+from umbel.core.contract import Contract
 from umbel.core.errors import AdapterRefused, Unavailable
+from umbel.engine import rooms
 from umbel.engine.dressing import Dresser
-from umbel.engine.resident import make_resident
+from umbel.engine.resident import all_finite, make_resident
 from umbel.engine.slots import Bank
 
 
@@ -27,7 +29,10 @@ def holds(resident, expected):
     return all(torch.equal(tensor[0], expected[key]) for key, tensor in resident.stack.alone(resident).items())
 
 
-def test_any_order_of_inserts_pins_and_evictions_keeps_every_adapter_in_its_slot(resident):
+@pytest.mark.parametrize("can", [True, False], ids=["reserved", "doubling"])
+def test_any_order_of_inserts_pins_and_evictions_keeps_every_adapter_in_its_slot(resident, monkeypatch, can):
+    if not can:
+        monkeypatch.setattr(rooms, "can_reserve", lambda device: False)
     rng, bank, content = random.Random(0), Bank(1 << 30), {}
     for step in range(200):
         residents = list(bank.residents.values())
@@ -114,7 +119,7 @@ def test_memory_of_a_stack_shrinks_when_most_of_it_left(resident):
     stack = made[0].stack
     for one in made[1:]:
         bank.evict(one)
-    assert stack.capacity <= 4
+    assert stack.rooms.held <= 4
     bank.evict(made[0])
     assert not bank.stacks
     assert bank.used == 0
@@ -149,3 +154,28 @@ def test_residents_take_the_backbones_dtype_but_scales_stay_wide(bf16, lab):
         made = make_resident(digest, lab.source.adapters[digest], bf16)
         dtypes[method] = {tensor.dtype for tensor in made.fused.values()}
     assert dtypes == {"lora": {torch.bfloat16}, "ia3": {torch.float32}}
+
+
+def test_adapters_with_and_without_an_output_head_of_their_own_share_a_stack_to_the_last_byte(lab, resident):
+    """The first of a stack may be larger than those that follow, so there may be more of them than of the first."""
+    labelled = lab.adapter("lora", 0, rank=4, contract=Contract(output_head="classify", labels=["a", "b"]))
+    first = make_resident(labelled, lab.source.adapters[labelled], lab.backbone)
+    others = [resident(seed)[0] for seed in range(1, 200)]
+    bank = Bank(first.nbytes + sum(other.nbytes for other in others))
+    for one in (first, *others):
+        bank.insert(one)
+    assert len(bank.residents) == 200
+    assert len(first.stack.members) == 200
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_one_number_that_is_not_finite_is_found_and_large_ones_are_no_fault(dtype):
+    many, ids = torch.full((40, 50), torch.finfo(dtype).max, dtype=dtype), torch.tensor([3])
+    assert all_finite([many, ids, -many])
+    for odd in (float("nan"), float("inf"), -float("inf")):
+        small = torch.ones(40, 50, dtype=dtype)
+        assert all_finite([small])
+        small[7, 9] = odd
+        assert not all_finite([many, small])
+    assert not all_finite([torch.tensor([float("inf"), -float("inf")], dtype=dtype)])
+    assert all_finite([])

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from umbel.core.shape import BackboneShape
+from umbel.engine.pages import can_reserve, give_back, reserve
 
 _KEYS_STEP = 16
 """ATen's softmax sums rows of other lengths in another order."""
@@ -80,7 +81,7 @@ class KVCache:
                 if live:
                     self.slabs[layer, :, slot, :, :live] = old[layer, :, slot, :, :live]
             if pages is not None:
-                _give_back(pages, layer * layer_bytes, layer_bytes)
+                give_back(pages, layer * layer_bytes, layer_bytes)
         self._touched = list(self._live)
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -179,14 +180,7 @@ class KVCache:
         itemsize = self.slabs.element_size()
         size = self.slabs[0, 0, slot].numel() * itemsize
         for keys_or_values in self.slabs[:, :, slot].flatten(0, 1):
-            _give_back(self._pages, keys_or_values.storage_offset() * itemsize, size)
-
-
-def _give_back(pages: mmap.mmap, start: int, size: int) -> None:
-    """The whole pages within; they read as zeros afterwards."""
-    first, end = round_up(start, mmap.PAGESIZE), (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end > first:
-        pages.madvise(mmap.MADV_DONTNEED, first, end - first)
+            give_back(self._pages, keys_or_values.storage_offset() * itemsize, size)
 
 
 def _least_keys(shape: BackboneShape) -> int:
@@ -197,11 +191,10 @@ def _least_keys(shape: BackboneShape) -> int:
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[mmap.mmap | None, Tensor]:
     """Zeros; on Linux CPUs as private pages that cost nothing until written and can be given back."""
-    if device.type != "cpu" or not hasattr(mmap, "MADV_DONTNEED"):
+    if not can_reserve(device):
         return None, torch.zeros(size, dtype=dtype, device=device)
     nbytes = dtype.itemsize
     for extent in size:
         nbytes *= extent
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    pages = mmap.mmap(-1, nbytes, flags=flags)
+    pages = reserve(nbytes)
     return pages, torch.frombuffer(pages, dtype=dtype).view(size)

@@ -1,4 +1,4 @@
-"""The bank of resident adapters: one growing stack for each signature, least recently used adapters leave first.
+"""The bank of resident adapters: one stack for each signature, least recently used adapters leave first.
 
 Slots of a stack have no hole between them, and adapters worn by running rows drift to its front, so that a step
 multiplies with a contiguous view and copies no weight. An adapter is identified by its digest and never changes;
@@ -8,23 +8,21 @@ one that is worn is pinned. Tensors move only between steps, by the thread that 
 import itertools
 from collections.abc import Callable, Hashable, Iterator
 
-import torch
-from torch import Tensor
-
 from umbel.adapters.method import Batch, Fused, Method
 from umbel.adapters.sites import LM_HEAD, Sites
 from umbel.core.errors import Unavailable
 from umbel.core.shape import BackboneShape
 from umbel.engine.resident import Resident
+from umbel.engine.rooms import rooms
 
 _STEP_SITES = ("embed", "input", "linear", "attend", "after")
 _VERSIONS = itertools.count()
 
 
 class Stack:
-    """Adapters of equal shapes; ``tensors[key][slot]`` is one adapter's."""
+    """Adapters of equal shapes; ``tensors[key][slot]`` is one adapter's. ``most`` is how many there can be."""
 
-    def __init__(self, first: Resident) -> None:
+    def __init__(self, first: Resident, most: int) -> None:
         assert first.fused is not None
         self.method: Method = first.adapter.method
         self.shape: BackboneShape = first.adapter.weights.shape
@@ -33,22 +31,20 @@ class Stack:
         self.members: list[Resident] = []
         self.version = next(_VERSIONS)
         """Changes with what a slot means, and is never the same for two stacks; layouts of another are stale."""
-        self.tensors: Fused = {key: _room(tensor, 1) for key, tensor in first.fused.items()}
+        self.rooms = rooms(first.fused, most)
         self.acts = _acts(self.method.batch)
         """Whether it acts inside a step; a prefix acts at admission only."""
         self.lm_head = any(layer == LM_HEAD for layer, _ in first.fused)
 
     @property
-    def capacity(self) -> int:
-        """The least over all tensors: a resize that ran out of memory may have grown some of them."""
-        return min(tensor.shape[0] for tensor in self.tensors.values())
+    def tensors(self) -> Fused:
+        return self.rooms.tensors
 
     def add(self, resident: Resident) -> None:
         """Copies its fused tensors into the next slot; they are dropped."""
         assert resident.fused is not None
-        if len(self.members) == self.capacity:
-            self._resize(2 * self.capacity)
         slot = len(self.members)
+        self.rooms.need(slot + 1)
         for key, tensor in resident.fused.items():
             self.tensors[key][slot] = tensor
         resident.stack, resident.slot, resident.fused = self, slot, None
@@ -56,16 +52,15 @@ class Stack:
         self.version = next(_VERSIONS)
 
     def remove(self, resident: Resident) -> None:
-        """The last member moves into the hole; memory shrinks with a quarter of it in use."""
+        """The last member moves into the hole."""
         last = self.members[-1]
         if last is not resident:
             self._copy(last.slot, resident.slot)
             self.members[resident.slot], last.slot = last, resident.slot
         self.members.pop()
         resident.stack, resident.slot = None, -1
+        self.rooms.trim(len(self.members))
         self.version = next(_VERSIONS)
-        if 0 < 4 * len(self.members) <= self.capacity:
-            self._resize(2 * len(self.members))
 
     def bring_forward(self, resident: Resident) -> None:
         """Swaps a newly worn adapter with an idle one before it, if it lies apart from those already worn."""
@@ -91,21 +86,6 @@ class Stack:
     def _copy(self, source: int, target: int) -> None:
         for tensor in self.tensors.values():
             tensor[target] = tensor[source]
-
-    def _resize(self, capacity: int) -> None:
-        """Tensor by tensor, so that never two copies of all are held."""
-        used = len(self.members)
-        for key, tensor in self.tensors.items():
-            grown = _room(tensor[0], capacity)
-            grown[:used] = tensor[:used]
-            self.tensors[key] = grown
-        self.version = next(_VERSIONS)
-
-
-@torch.inference_mode(False)
-def _room(tensor: Tensor, capacity: int) -> Tensor:
-    """Zeros that may be written outside of inference mode, too."""
-    return torch.zeros(capacity, *tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 def _acts(batch: type[Batch]) -> bool:
@@ -146,7 +126,8 @@ class Bank:
         if resident.fused:
             stack = self.stacks.get(resident.signature)
             if stack is None:
-                stack = self.stacks[resident.signature] = Stack(resident)
+                most = self.budget // max(1, sum(tensor.nbytes for tensor in resident.fused.values()))
+                stack = self.stacks[resident.signature] = Stack(resident, max(1, most))
             stack.add(resident)
         self.residents[resident.digest] = resident
         self.used += resident.nbytes
