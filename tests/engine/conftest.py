@@ -163,7 +163,7 @@ class Lab:
 
     @staticmethod
     def poison(engine: Engine) -> None:
-        """Fills what no row owns: free slots of the cache, places beyond each row, free slots of the stacks."""
+        """Fills what no row owns: free slots of the cache, places beyond each row, the stacks' next free slots."""
         slabs, running = engine.scheduler.running.cache.slabs, engine.scheduler.running.rows
         used = [row.used for row in running] + [0] * (slabs.shape[2] - len(running))
         for slot, first in enumerate(used):
@@ -171,7 +171,8 @@ class Lab:
             slabs[:, 1, slot, :, first:] = 1e30
         for stack in engine.bank.stacks.values():
             for tensor in stack.tensors.values():
-                tensor[len(stack.members) :] = float("nan") if tensor.is_floating_point() else 1 << 40
+                used = len(stack.members)
+                tensor[used : used + 3] = float("nan") if tensor.is_floating_point() else 1 << 40
 
     @property
     def tolerance(self) -> float:

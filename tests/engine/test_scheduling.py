@@ -31,6 +31,45 @@ def test_one_request_too_many_is_told_when_to_come_back(lab):
     assert all(handle.result().ids for handle in handles)
 
 
+def test_one_adapters_flood_does_not_close_the_door_for_the_others(lab):
+    busy, quiet = lab.adapter("lora", 1), lab.adapter("lora", 2)
+    engine = lab.engine(max_waiting=6, max_rows=1)
+    flood = [engine.submit(lab.ask("hello", busy, max_tokens=2)) for _ in range(6)]
+    engine.step()
+    flood += [engine.submit(lab.ask("hello", busy, max_tokens=2)) for _ in range(6 - engine.stats().waiting)]
+    others = [engine.submit(lab.ask("hello", quiet, max_tokens=2)) for _ in range(3)]
+    for adapter in (busy, quiet):
+        with pytest.raises(Overloaded, match="9 requests wait already"):
+            engine.submit(lab.ask("hello", adapter))
+    lab.drain(engine)
+    assert all(handle.result().ids for handle in flood + others)
+
+
+def test_all_adapters_together_wait_for_no_more_than_twice_the_limit(lab):
+    engine = lab.engine(max_waiting=40)
+    for _ in range(40):
+        engine.submit(lab.ask("hello", lab.adapter("lora", 1)))
+    others = [lab.ask("hello", lab.adapter("lora", seed)) for seed in range(2, 41)]
+    engine.submit_together(others)
+    with pytest.raises(Overloaded, match="79 requests wait already, the limit is 40"):
+        engine.submit_together([lab.ask("hello", lab.adapter("lora", seed)) for seed in (50, 51)])
+    engine.submit(lab.ask("hello", lab.adapter("lora", 50)))
+
+
+def test_a_quiet_adapters_prompt_is_read_before_the_rest_of_a_busy_ones(lab):
+    """The busy adapter has been served much; its prompts were admitted first, but only begun."""
+    busy, quiet = lab.adapter("lora", 1), lab.adapter("lora", 2)
+    engine = lab.engine(step_tokens=32)
+    lab.run(engine, [lab.ask("warm", adapter, max_tokens=1) for adapter in (busy, quiet)])
+    running = engine.submit(lab.ask("hello", quiet, max_tokens=40))
+    flood = [engine.submit(lab.ask("x" * 60, busy, max_tokens=3)) for _ in range(6)]
+    for _ in range(3):
+        engine.step()
+    late = engine.submit(lab.ask("y" * 30, quiet, max_tokens=1))
+    ended = order_of_ends(engine, [*flood, late, running])
+    assert not {3, 4, 5} & set(ended[: ended.index(6)]), "no prompt that was not begun yet is read first"
+
+
 def test_a_prompt_beyond_the_limit_is_refused_with_both_numbers(lab):
     engine = lab.engine(max_length=64)
     with pytest.raises(UsageError, match=r"has 60 tokens, and 5 more .* 65 in all, the limit is 64") as refused:
@@ -115,6 +154,7 @@ def test_a_large_request_is_passed_a_few_times_and_then_waited_for(lab):
 def test_a_busy_adapter_does_not_starve_a_quiet_one(lab):
     busy, quiet = lab.adapter("lora", 1), lab.adapter("lora", 2)
     engine = lab.engine(max_rows=2)
+    lab.run(engine, [lab.ask("warm", quiet, max_tokens=1)])
     handles = [engine.submit(lab.ask("hello", busy)) for _ in range(20)]
     for _ in range(3):
         engine.step()

@@ -13,7 +13,7 @@ import functools
 import heapq
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -170,9 +170,7 @@ class Engine:
         with self._lock:
             if self._closed is not None:
                 raise self._closed
-            waiting = len(self._inbox) + len(self.scheduler.waiting)
-            if waiting + len(requests) > self.limits.max_waiting:
-                raise self.limits.overloaded(waiting, self._retry_after(waiting))
+            self._check_queue(requests)
             rows = [self._row(request, drive) for request in requests]
             mates = list(rows)
             for row in rows:
@@ -180,6 +178,20 @@ class Engine:
             self._inbox.extend(rows)
         self.wakeup.set()
         return [row.handle for row in rows]
+
+    def _check_queue(self, requests: Sequence[Request]) -> None:
+        """Raises Overloaded where too many wait. One adapter's flood is not to close the door for the others: whoever
+        has less than its share of the queue gets in, up to twice the limit."""
+        queue, limit = self.scheduler.waiting, self.limits.max_waiting
+        waiting = len(self._inbox) + len(queue)
+        if waiting + len(requests) <= limit:
+            return
+        own = Counter(request.adapter for request in requests)
+        share = limit // (queue.adapters + len(own))
+        queued = Counter(row.adapter for row in self._inbox)
+        modest = all(queued[one] + queue.count(one) + new <= share for one, new in own.items())
+        if not modest or waiting + len(requests) > 2 * limit:
+            raise self.limits.overloaded(waiting, self._retry_after(waiting))
 
     def _row(self, request: Request, drive: bool) -> Row:
         self._numbers += 1

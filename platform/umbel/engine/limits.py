@@ -15,7 +15,7 @@ class Limits:
     max_length: int
     """Most positions of one row: virtual tokens, prompt and generated ones."""
     max_waiting: int
-    """Requests that may wait; one more is told to come back."""
+    """Requests that may wait; one more is told to come back, unless its adapter has less than its share of them."""
     step_tokens: int
     """Tokens of one step: one per decoding row, the rest for prompts."""
     lookahead: int

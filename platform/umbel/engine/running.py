@@ -6,6 +6,7 @@ is admitted. What all could come to use in the worst case is bounded at admissio
 """
 
 from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -128,11 +129,11 @@ class Running:
             if row.saved is None:
                 self._promise(row)
 
-    def plan(self, budget: int) -> Plan:
-        """``budget`` tokens, decoding rows first; prompts in the order of their slots. Call ``grow`` first."""
+    def plan(self, budget: int, order: Callable[[Row], tuple[int, int]]) -> Plan:
+        """``budget`` tokens, decoding rows first, then prompts in ``order``. Call ``grow`` first."""
         left = max(budget - self.decoding, LEAST_CHUNK)
         at, chunks = self.decoding, []
-        for row in self.rows[self.decoding :]:
+        for row in sorted(self.rows[self.decoding :], key=order):
             if left == 0:
                 break
             if not row.done:

@@ -65,7 +65,7 @@ class Scheduler:
                 break
             self._admit(row)
         self._look_ahead()
-        return self.running.plan(self.limits.step_tokens)
+        return self.running.plan(self.limits.step_tokens, self.waiting.served)
 
     def leave(self, row: Row, *, tainted: bool = False) -> None:
         """Takes a row out, wherever it is; its memory is free and its adapter unpinned."""

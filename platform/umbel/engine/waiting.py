@@ -48,7 +48,20 @@ class Waiting:
 
     def heads(self) -> list[Row]:
         """The oldest row of each adapter, the least served adapter first; equals in order of submission."""
-        return sorted((queue[0] for queue in self._queues.values()), key=lambda r: (self._served[r.adapter], r.number))
+        return sorted((queue[0] for queue in self._queues.values()), key=self.served)
+
+    def count(self, adapter: str | None) -> int:
+        """How many wait for it; may be asked from any thread."""
+        return len(self._queues.get(adapter, ()))
+
+    @property
+    def adapters(self) -> int:
+        """How many adapters are waited for; may be asked from any thread."""
+        return len(self._queues)
+
+    def served(self, row: Row) -> tuple[int, int]:
+        """Sorts rows by who has received least; equals in order of submission."""
+        return self._served[row.adapter], row.number
 
     def of(self, adapter: str) -> list[Row]:
         return list(self._queues.get(adapter, ()))
