@@ -7,13 +7,14 @@ less than eight minutes on two cores; ``--tiny`` tries every part on a toy backb
 import argparse
 import json
 import math
+import random
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,7 +26,7 @@ from umbel.backbone.backbone import Backbone
 from umbel.backbone.loading import load_backbone
 from umbel.backbone.tiny import tiny_backbone
 from umbel.core.settings import Settings
-from umbel.training import Task, fit
+from umbel.training import Task, fit, tune
 from umbel.training.observer import Observer
 from umbel.training.sweep.grid import grid_of
 from umbel.training.sweep.sweeping import sweep
@@ -173,9 +174,31 @@ def sweeping(backbone: Backbone, size: Size) -> list[Found]:
     return [ratio, Found("its winner's loss beyond the full grid's best", regret, 0.02, 0.005, "nats", True, detail)]
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A training whose memory is estimated and then measured."""
+
+    shortest: int
+    longest: int
+    batch: int
+    steps: int = 6
+    checkpointing: str = "none"
+    options: dict[str, Any] = field(default_factory=lambda: {"task": "classify", "options": LORA})
+
+
+HELD = {
+    "LoRA, ragged rows, 40 steps": Held(8, 72, 16, steps=40),
+    "LoRA, long rows": Held(200, 200, 8),
+    "LoRA, long rows, recomputed": Held(200, 200, 8, checkpointing="full"),
+    "prefix, answers": Held(40, 120, 8, options={"task": "generate", "method": "prefix"}),
+    "IA3, one row of 1,000": Held(1000, 1000, 1, steps=3, options={"task": "classify", "method": "ia3"}),
+    "last 4 layers trained": Held(40, 100, 8, options={"task": "classify", "train": "layers=last:4"}),
+}
+
+
 def memory(size: Size) -> list[Found]:
     """The plan's estimate against what a process of its own was then seen to hold at most."""
-    return [_memory(size, kind) for kind in ("classify", "long rows")]
+    return [_memory(size, kind) for kind in HELD]
 
 
 def _memory(size: Size, kind: str) -> Found:
@@ -188,20 +211,31 @@ def _memory(size: Size, kind: str) -> Found:
 
 def measure_memory(kind: str, folder: Path) -> None:
     """Trains a few steps in this process and prints the plan's bytes beside the peak."""
-    length, batch = {"classify": (24, 16), "long rows": (200, 8)}[kind]
-    words = ["some", "more", "of", "these", "plain", "words"]
+    held = HELD[kind]
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "rows.jsonl"
-        lines = (
-            {"text": " ".join(words[(i + j) % 6] for j in range(length - 2)) + f" {i}", "label": LABELS_OF[i % 2]}
-            for i in range(8 * batch)
+        data.write_text("".join(json.dumps(row) + "\n" for row in _rows_of_words(held)))
+        task = Task(
+            name="bench", data=str(data), steps=held.steps, batch_size=held.batch, max_length=1024, **held.options
         )
-        data.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        task = Task(name="bench", data=str(data), task="classify", steps=6, batch_size=batch, options=LORA)
-        clock = Clock()
-        fit(load_backbone(folder), [task], settings=Settings.load(Path(scratch)), observer=clock)
+        clock, settings = Clock(), Settings.load(Path(scratch))
+        more: dict[str, Any] = {"settings": settings, "observer": clock, "checkpointing": held.checkpointing}
+        backbone = load_backbone(folder)
+        tune(backbone, task, **more) if task.selection.tunes else fit(backbone, [task], **more)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"planned": clock.plan.memory, "held": peak * (1 if sys.platform == "darwin" else 1024)}))
+
+
+def _rows_of_words(held: Held) -> Iterator[dict[str, str]]:
+    """About as many tokens as words."""
+    words, lengths = ["some", "more", "of", "these", "plain", "words"], random.Random(0)
+    for i in range(8 * held.batch if held.steps < 40 else 40 * held.batch):
+        count = lengths.randint(held.shortest, held.longest) - 3
+        said = [words[(i + j) % 6] for j in range(count)]
+        if held.options["task"] == "generate":
+            yield {"prompt": f"{i} " + " ".join(said[::2]), "completion": " " + " ".join(said[1::2])}
+        else:
+            yield {"text": " ".join(said) + f" {i}", "label": LABELS_OF[i % 2]}
 
 
 LABELS_OF = ("yes", "no")

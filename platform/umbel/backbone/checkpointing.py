@@ -43,6 +43,10 @@ class Checkpointing:
             )
         return cls(int(number))
 
+    def __str__(self) -> str:
+        """As ``parse`` reads it."""
+        return "selective" if self.selective else f"every={self.every}" if self.every else "none"
+
     def run(self, index: int, layer: nn.Module, x: Tensor, step: Any) -> Tensor:
         """``layer(x, step)``. Calls the layer from outside, so that FSDP2's hooks on it run again as well."""
         if not self.every or index % self.every or not torch.is_grad_enabled():

@@ -19,6 +19,7 @@ from umbel.core.errors import ConfigError, Interrupted, UmbelError
 from umbel.core.protocols import RunLog
 from umbel.core.settings import Settings
 from umbel.training import checkpoint
+from umbel.training.allocator import bound_memory
 from umbel.training.distributed.group import ALONE, Group, mate_gone
 from umbel.training.loop import SAVE_EVERY, Loop
 from umbel.training.observer import LogObserver, Observer, Observers
@@ -95,6 +96,7 @@ def fit(
 
     Raises Interrupted where ``stop`` gives a reason or the run log was cancelled.
     """
+    bound_memory()
     settings = settings or Settings.load()
     _check_names(tasks)
     check_dense(backbone)
@@ -137,6 +139,7 @@ def resume(
 
     The number of processes may be another than before.
     """
+    bound_memory()
     settings = settings or Settings.load()
     check_dense(backbone)
     saved = checkpoint.newest(folder)
@@ -274,7 +277,7 @@ def train_all(
     trainees = [each for each in started if isinstance(each, Trainee)]
     for trainee in trainees if machine.group.size > 1 else ():
         trainee.cut = None  # every process runs the same number of passes, whatever its disk holds
-    plan = plan_fit(trainees, machine.backbone, machine.packing)
+    plan = plan_fit(trainees, machine)
     if halving is not None:
         plan = of_sweep(plan, halving)
     told = log.observers(observer)

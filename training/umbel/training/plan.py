@@ -13,11 +13,13 @@ from umbel.backbone.backbone import Backbone
 from umbel.core.contract import OutputHead
 from umbel.core.shape import LINEARS
 from umbel.training.data.source import balance
+from umbel.training.estimate.peak import peak_bytes
 from umbel.training.passes import Packing, pack, padding
 from umbel.training.schedule import TUNING_RATE
 from umbel.training.trainee import Trainee
 from umbel.training.trunk.choice import kept_bytes
-from umbel.training.tuning.memory import Held, held, lowest, per_place, saved_by_freezing
+from umbel.training.tuning.memory import Held, lowest, saved_by_freezing
+from umbel.training.window import Machine
 
 if TYPE_CHECKING:
     from umbel.training.sweep.halving import Halving
@@ -28,12 +30,6 @@ _CALL = 1.2e-3
 """Seconds that one layer costs in forward and backward, however few tokens there are; measured likewise."""
 _STEP = 0.02
 """Seconds of a step that no backbone causes: optimizers, batches, the run log."""
-_PROGRAM = 600e6
-"""Bytes of Python, torch and the tokenizer, before any weight."""
-_SLACK = 2.0
-"""What the allocator holds beyond what is in use, after many passes of different shapes; measured likewise."""
-_COPIES = 5
-"""Tensors per parameter: master, gradient, two moments, the best so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,14 +88,15 @@ class FitPlan:
     device: str
     threads: int
     memory: int
-    """Bytes at most, estimated: backbone, optimizer and the activations of one pass."""
+    """Bytes that this process will hold at most, estimated."""
     seconds: float
     """Estimated from this machine's speed at matrix products, validation included."""
     sweep: "Halving | None" = None
     """Who leaves when, where the tasks are the candidates of one."""
 
 
-def plan_fit(trainees: Sequence[Trainee], backbone: Backbone, packing: Packing) -> FitPlan:
+def plan_fit(trainees: Sequence[Trainee], machine: Machine) -> FitPlan:
+    backbone, packing = machine.backbone, machine.packing
     tasks = tuple(plan_task(trainee, backbone, packing) for trainee in trainees)
     return FitPlan(
         tasks=tasks,
@@ -107,7 +104,7 @@ def plan_fit(trainees: Sequence[Trainee], backbone: Backbone, packing: Packing) 
         dtype=str(backbone.dtype).removeprefix("torch."),
         device=str(backbone.device),
         threads=torch.get_num_threads(),
-        memory=_memory(trainees, backbone, packing),
+        memory=peak_bytes(trainees, machine),
         seconds=_seconds(trainees, tasks, backbone, packing),
     )
 
@@ -175,31 +172,6 @@ def _padding(trainee: Trainee, packing: Packing) -> float:
     steps = range(min(8, trainee.schedule.steps))
     batches = [[trainee.prepared.train.examples[i] for i in trainee.batches.at(step)] for step in steps]
     return padding([part for batch in batches for part in pack(trainee.seats(0, batch), packing)])
-
-
-def _memory(trainees: Sequence[Trainee], backbone: Backbone, packing: Packing) -> int:
-    if own := next((trainee for trainee in trainees if trainee.precision is not None), None):
-        return _memory_of_tuning(own, backbone, packing)
-    size = backbone.dtype.itemsize
-    weights = sum(parameter.numel() for parameter in backbone.decoder.parameters()) * size
-    optimizer = sum(trainee.adapter.num_parameters for trainee in trainees) * _COPIES * 4
-    trains = min(packing.tokens, sum(_places(trainee) for trainee in trainees))
-    share = max((_supervised_share(trainee) for trainee in trainees), default=0.0)
-    logits = share * backbone.shape.vocab * (size + 8)
-    layers = backbone.shape.layers * max((_above(trainee) for trainee in trainees), default=0.0)
-    step = trains * (per_place(backbone) * layers * size + logits)
-    look = packing.tokens * logits
-    return int(_PROGRAM + weights + optimizer + _SLACK * max(step, look))
-
-
-def _memory_of_tuning(trainee: Trainee, backbone: Backbone, packing: Packing) -> int:
-    """The given backbone stays beside the copy that is trained; what is frozen lies in the same memory."""
-    assert trainee.precision is not None
-    places = min(packing.tokens, _places(trainee))
-    found = held(backbone, list(trainee.tuned), trainee.precision, places)
-    given = sum(tensor.numel() for tensor in trainee.tuned.values()) * backbone.dtype.itemsize
-    logits = packing.tokens * _supervised_share(trainee) * backbone.shape.vocab * (backbone.dtype.itemsize + 8)
-    return int(_PROGRAM + given + found.total - found.activations + _SLACK * (found.activations + logits))
 
 
 def _places(trainee: Trainee) -> int:

@@ -86,7 +86,8 @@ def _example(work: Work, index: int) -> Example:
 
 def _adapter(work: Work) -> Adapter:
     labels = ("a", "b") if work.output_head in (OutputHead.CLASSIFY, OutputHead.TAG) else ()
-    contract = Contract(output_head=work.output_head, labels=labels)
+    pooled = OutputHead.REGRESS if work.output_head is OutputHead.EMBED else work.output_head  # its loss needs pairs
+    contract = Contract(output_head=pooled, labels=labels)
     return fresh_adapter(
         work.method, dict(work.options), contract, work.config.shape, backbone="", seed=0, head=work.head
     )

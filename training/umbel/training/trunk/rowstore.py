@@ -20,14 +20,14 @@ _SUM = 4
 """Bytes of the check sum at a file's end."""
 _ROOM = 0.9
 """What remains of the limit after the oldest were removed, so that not every row removes one."""
-_IN_MEMORY = 256_000_000
+IN_MEMORY = 256_000_000
 """Bytes that are held in memory, too: a step of a trained head takes less time than opening its files."""
 
 
 class RowStore:
     """``limit`` is in bytes on disk. A full or read-only disk is no error: rows are then not kept."""
 
-    def __init__(self, folder: Path, limit: int, *, in_memory: int = _IN_MEMORY) -> None:
+    def __init__(self, folder: Path, limit: int, *, in_memory: int = IN_MEMORY) -> None:
         self.folder, self.limit, self.in_memory = folder, limit, in_memory
         self._held: OrderedDict[str, Tensor] = OrderedDict()
         self._held_bytes = 0

@@ -14,6 +14,7 @@ from umbel.core.errors import ConfigError, UmbelError
 from umbel.core.protocols import RunLog
 from umbel.core.settings import Settings
 from umbel.training import checkpoint
+from umbel.training.allocator import bound_memory
 from umbel.training.distributed.group import ALONE, Group
 from umbel.training.distributed.load import gathered, load_own
 from umbel.training.distributed.strategy import ONE, Strategy
@@ -116,6 +117,7 @@ def start(
 
     Its optimizer is a plain ``torch.optim.AdamW`` over the copy's own parameters and the output head's tensors.
     """
+    bound_memory()
     if not task.selection.tunes:
         raise ConfigError(
             f"train = {task.train!r} leaves the backbone frozen.", param="train", hint="train it with fit"

@@ -1,0 +1,88 @@
+"""What a training says that it needs is what its process is then seen to hold."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from umbel.backbone.tiny import tiny_backbone
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells there what a process held at most")
+
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+from umbel.backbone.loading import load_backbone
+from umbel.core.settings import Settings
+from umbel.training import Task, fit, tune
+from umbel.training.observer import Observer
+
+def held(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+class Ears(Observer):
+    def planned(self, plan):
+        self.plan, self.before = plan, held("VmRSS")
+
+folder, home, works = json.loads(sys.argv[1])
+for name, (given, checkpointing) in works.items():
+    if os.fork():  # a process of its own, that has imported everything
+        os.wait()
+        continue
+    ears, task = Ears(), Task(**given)
+    more = {"settings": Settings.load(Path(home)), "observer": ears, "checkpointing": checkpointing}
+    backbone = load_backbone(Path(folder))
+    tune(backbone, task, **more) if task.selection.tunes else fit(backbone, [task], **more)
+    print(json.dumps([name, ears.plan.memory, held("VmHWM"), ears.before]), flush=True)
+    os._exit(0)
+"""
+WORK = {
+    "attention of long rows": (900, {"task": "classify", "batch_size": 2}, "none"),
+    "the same, recomputed": (900, {"task": "classify", "batch_size": 2}, "full"),
+    "logits of answers": (100, {"task": "generate", "batch_size": 16}, "none"),
+    "prefixes before ragged rows": (400, {"task": "classify", "method": "prefix", "batch_size": 5}, "none"),
+    "all of the backbone": (100, {"task": "generate", "train": "all", "batch_size": 8}, "none"),
+}
+"""Characters of a row, the task, checkpointing."""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """By work: bytes planned, held at most, and held before the first step."""
+    scratch = tmp_path_factory.mktemp("peak")
+    # many heads and a large vocabulary on a narrow model: many bytes for little work
+    shape = {"num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 30_000, "max_position_embeddings": 1024}
+    folder = tiny_backbone(scratch / "wide", hidden_size=64, **shape)
+    works = {}
+    for number, (name, (length, given, checkpointing)) in enumerate(WORK.items()):
+        data = scratch / f"{number}.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows(length, given["task"])))
+        common = {"name": "it", "data": str(data), "steps": 4, "max_length": 1000, "lr": 1e-4}
+        works[name] = ({**common, **given}, checkpointing)
+    order = json.dumps([str(folder), str(scratch / "home"), works])
+    ran = subprocess.run([sys.executable, "-c", SCRIPT, order], check=True, capture_output=True, text=True)
+    return {name: numbers for name, *numbers in map(json.loads, ran.stdout.splitlines())}
+
+
+def rows(length, task):
+    for i in range(40):
+        size = length - length // 8 * (i % 3)
+        start = f"{i:03}"
+        if task == "generate":
+            yield {"prompt": start + "a" * (size // 2), "completion": "b" * (size // 2)}
+        else:
+            yield {"text": start + "x" * size, "label": "ab"[i % 2]}
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_the_estimate_is_what_is_then_held(said, work):
+    planned, held, before = said[work]
+    assert abs(planned - held) < 0.15 * held, (planned - before, held - before)
+
+
+def test_recomputed_activations_are_not_counted(said):
+    kept, recomputed = said["attention of long rows"], said["the same, recomputed"]
+    assert recomputed[1] < kept[1] - 30e6
+    assert recomputed[0] < kept[0] - 30e6
