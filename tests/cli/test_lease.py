@@ -85,14 +85,16 @@ def test_a_job_of_torchrun_that_died_before_its_first_checkpoint_goes_on_with_al
     registry, stocked, monkeypatch
 ):
     from umbel.cli.train.begin import begin
+    from umbel.cli.train.how import How
     from umbel.core.settings import Settings
     from umbel.training.task import Task
 
     tasks = [Task(name=name, data="rows.jsonl", task="classify") for name in ("one", "two")]
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
-    first = begin(registry, Settings.load(), tasks, None, "tiny", pack=True)
+    first = begin(registry, Settings.load(), tasks, None, "tiny", how=How(pack=True))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    again = begin(registry, Settings.load(), tasks, None, "tiny", pack=True)
-    assert (again.runs, again.tasks, again.packed) == (first.runs, tasks, True)
+    again = begin(registry, Settings.load(), tasks, None, "tiny", how=How(pack=True))
+    assert (again.runs, again.tasks) == (first.runs, tasks)
+    assert How.read(again.folder).pack
     assert {each.status for each in registry.runs.list().items if each.id in first.runs} == {"running"}
     assert len([each for each in registry.runs.list().items if each.name in ("one", "two")]) == 2

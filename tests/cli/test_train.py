@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,17 +163,35 @@ def test_a_signal_saves_and_resume_goes_on_and_publishes(stocked, files, run, re
     assert registry.runs.get(left.id).status == "succeeded"
 
 
-def test_a_packed_run_goes_on_packed(stocked, files, run, registry):
+def test_a_run_goes_on_as_it_was_begun(stocked, files, run, registry):
     from umbel.cli.train.begin import begin
+    from umbel.cli.train.how import How, settle
+    from umbel.core.errors import UsageError
     from umbel.core.settings import Settings
     from umbel.training.taskfile import read_task
 
-    settings = Settings.load()
-    for packed in (True, False):
-        begun = begin(registry, settings, [read_task(files / "joy.toml")], None, "tiny", pack=packed)
-        again = begin(registry, settings, None, begun.runs[0], "tiny", pack=not packed)
-        assert again.folder == begun.folder
-        assert again.packed == begun.packed == packed
+    settings, nothing = Settings.load(), {"dtype": None, "checkpointing": None, "pack": False, "backbone": None}
+    for how in (How(), How(dtype="bf16", checkpointing="every=2", pack=True)):
+        begun = begin(registry, settings, [read_task(files / "joy.toml")], None, "tiny", how=how)
+        assert settle(registry, settings, begun.runs[0], **nothing) == how
+        assert begin(registry, settings, None, begun.runs[0], "tiny").tasks == begun.tasks
+    recomputed = settle(registry, settings, begun.runs[0], **nothing | {"checkpointing": "full"})
+    assert (recomputed.checkpointing, recomputed.pack) == ("full", True)
+    with pytest.raises(UsageError, match="--dtype fp32"):
+        settle(registry, settings, begun.runs[0], **nothing | {"dtype": "fp32"})
+
+
+def test_a_resumed_run_ends_in_the_bytes_of_its_own_dtype(stocked, files, run, registry):
+    """Begun in bf16 and stopped before its last step, it is no fp32 run afterwards."""
+    flags = (str(files / "joy.toml"), "--dtype", "bf16", "--no-publish", "--save-every", "0", "--quiet")
+    assert run("train", *flags).code == 0
+    (begun,) = registry.runs.list(name="joy").items
+    folder = stocked / "runs" / begun.id / "checkpoints"
+    last = max(folder.iterdir())
+    whole = (last / "tensors.safetensors").read_bytes()
+    shutil.rmtree(last)
+    assert run("train", "--resume", begun.id, "--no-publish", "--quiet").code == 0
+    assert (last / "tensors.safetensors").read_bytes() == whole
 
 
 def _shorten(state: Path) -> None:

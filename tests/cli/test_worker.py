@@ -60,3 +60,22 @@ def test_a_cancelled_run_is_never_begun(run, data, registry):
     assert run("worker", "--once", "--quiet").code == 0
     assert registry.runs.get(waiting).status == "cancelled"
     assert [each.name for each in registry.adapters.list().items if each.name == "queued"] == []
+
+
+def test_a_worker_trains_as_the_queue_was_asked(run, data, registry, stocked):
+    """The same weights as a run that did not wait, and others than without the flags."""
+    asked = ("--pack", "--dtype", "bf16", "--backbone", "tiny")
+    waiting = queue(run, data, "--name", "queued", *asked)
+    assert run("worker", "--once", "--quiet").code == 0
+    flags = ("--task", "classify", "--data", data, "--steps", "2", "--quiet")
+    assert run("train", "--name", "now", *flags, *asked).code == 0
+    assert run("train", "--name", "other", *flags).code == 0
+    weights = {name: registry.versions.get(f"{name}:1").weights_sha256 for name in ("queued", "now", "other")}
+    assert weights["queued"] == weights["now"] != weights["other"]
+    assert registry.runs.get(waiting).params["pack"] is True
+
+
+def test_a_worker_is_one_process(run, data):
+    answer = run("train", "--name", "many", "--task", "classify", "--data", data, "--queue", "--nproc", "2")
+    assert answer.code == 2
+    assert "one process" in answer.err

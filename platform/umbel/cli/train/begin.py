@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umbel.cli.train.how import USUAL, How, split_params
 from umbel.cli.train.lease import owner
 from umbel.core.errors import NotFound
 from umbel.core.folders import folders_in
@@ -33,15 +34,6 @@ class Begun:
     def goes_on(self) -> bool:
         return not self.runs
 
-    @property
-    def packed(self) -> bool:
-        """A run goes on as it began: packed rows' sums round otherwise than padded ones'."""
-        return (self.folder / _PACKED).is_file()
-
-
-_PACKED = "packed"
-"""An empty file in the folder of a run with ``--pack``."""
-
 
 def begin(
     registry: "Registry",
@@ -50,8 +42,7 @@ def begin(
     run: str | None,
     backbone: str,
     sweep: "Grid | None" = None,
-    *,
-    pack: bool = False,
+    how: How = USUAL,
 ) -> Begun:
     """Opens runs for ``tasks`` or a sweep's candidates, or takes up ``run``. Under torchrun, after a death, it goes on
     by itself."""
@@ -62,19 +53,19 @@ def begin(
         folder = folder_of(settings, run)
         return Begun(folder) if folders_in(folder / "checkpoints") else _anew(registry, folder)
     if run is not None:
-        tasks, runs = [task_of(_queued(registry, run).params)], [run]
+        tasks, runs = [task_of(split_params(_queued(registry, run).params)[0])], [run]
     else:
         assert tasks is not None
         names = [each.name for each in tasks]
         if sweep is not None:
             tasks = sweep.candidates
             names = [sweep.task.name] * len(tasks)  # one of them is published under it
-        asked = zip(names, tasks, strict=True)
         runs = [
-            registry.runs.start(name=name, params=each.as_json(), seed=each.seed, owner=owner()) for name, each in asked
+            registry.runs.start(name=name, params={**each.as_json(), **how.told}, seed=each.seed, owner=owner())
+            for name, each in zip(names, tasks, strict=True)
         ]
     _note_for_restarts(settings, runs[0])
-    return Begun(_new_folder(settings, runs, backbone, sweep, pack=pack), tasks, runs)
+    return Begun(_new_folder(settings, runs, backbone, sweep, how), tasks, runs)
 
 
 def runs_of(begun: Begun) -> Sequence[str]:
@@ -92,7 +83,7 @@ def _anew(registry: "Registry", folder: Path) -> Begun:
 
     noted = folder / "runs"
     runs = noted.read_text().split() if noted.is_file() else [folder.name]
-    params = [registry.runs.get(run).params for run in runs]
+    params = [split_params(registry.runs.get(run).params)[0] for run in runs]
     given = [{key: value for key, value in each.items() if value is not None} for each in params]
     return Begun(folder, [task_of(each, where="the run") for each in given], runs)
 
@@ -108,7 +99,7 @@ def folder_of(settings: Settings, run: str) -> Path:
     return folder.resolve()
 
 
-def _new_folder(settings: Settings, runs: Sequence[str], backbone: str, sweep: "Grid | None", *, pack: bool) -> Path:
+def _new_folder(settings: Settings, runs: Sequence[str], backbone: str, sweep: "Grid | None", how: How) -> Path:
     """The runs share their passes and so their checkpoints: one folder, and a link for each further run.
 
     It is there with all it says or not at all: whoever finds it can go on with the runs.
@@ -118,8 +109,7 @@ def _new_folder(settings: Settings, runs: Sequence[str], backbone: str, sweep: "
     coming.mkdir(parents=True, mode=0o700)
     (coming / "backbone").write_text(backbone)
     (coming / "runs").write_text("\n".join(runs))
-    if pack:
-        (coming / _PACKED).touch()
+    how.write(coming)
     if sweep is not None:
         from umbel.training.sweep.sweeping import note_sweep
 

@@ -13,10 +13,11 @@ from umbel.cli.opened import open_registry
 from umbel.cli.train import spread
 from umbel.cli.train.begin import begin, folder_of, runs_of, was_begun
 from umbel.cli.train.flags import load_parents, read_tasks, split_words
+from umbel.cli.train.how import How, settle
 from umbel.cli.train.launch import launch
 from umbel.cli.train.lease import holding
 from umbel.cli.train.sweep import begun_grid, check_sweep, go_on, read_grid
-from umbel.core.errors import Interrupted, UmbelError
+from umbel.core.errors import Interrupted, UmbelError, UsageError
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -95,11 +96,11 @@ def train(
     ] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with a run that was stopped.", metavar="RUN")] = None,
     backbone: Annotated[str | None, typer.Option(help="Needed only where there are several.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the backbone: auto, bf16 or fp32.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="Of the backbone: auto (default), bf16 or fp32.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     checkpointing: Annotated[
-        str, typer.Option(help="Recompute activations: none, full, every=2, selective; less memory, slower.")
-    ] = "none",
+        str | None, typer.Option(help="Recompute activations: none, full, every=2, selective; less memory, slower.")
+    ] = None,
     pack: Annotated[bool, typer.Option("--pack", help="Several short rows share one sequence, isolated.")] = False,
     nproc: Annotated[
         int | None, typer.Option(help="Train in N processes of this machine; torchrun for more.", metavar="N")
@@ -139,8 +140,9 @@ def train(
     tasks = None if resume else read_tasks(files, flags)
     check_sweep(sweep, tasks=None if tasks is None else len(tasks), queue=queue)
     say = say_to_stderr(quiet)
+    asked: dict[str, Any] = {"dtype": dtype, "checkpointing": checkpointing, "pack": pack, "backbone": backbone}
     if queue:
-        return enqueue(tasks or [], as_json=as_json)
+        return enqueue(tasks or [], asked, nproc=nproc, as_json=as_json)
     if nproc is not None and not spread.under_torchrun():
         return launch(sys.argv[1:], nproc, max_restarts=max_restarts)
     if tasks is not None and len(tasks) == 1:
@@ -150,14 +152,15 @@ def train(
         open_registry() as registry,
         ExitStack() as held,
     ):
-        named = backbone or _backbone_of(settings, resume) or _backbone_of_parent(settings, tasks)
-        loaded = spread.load(settings, named, mates, dtype=dtype, device=device)
-        more: dict[str, Any] = {"checkpointing": checkpointing, "save_every": save_every}
-        trained = _train(registry, settings, loaded, tasks, resume, mates, sweep, held, quiet=quiet, pack=pack, **more)
+        how = settle(registry, settings, resume, **asked)
+        named = how.backbone or _backbone_of(settings, resume) or _backbone_of_parent(settings, tasks)
+        loaded = spread.load(settings, named, mates, dtype=how.dtype, device=device)
+        more: dict[str, Any] = {"checkpointing": how.checkpointing, "save_every": save_every}
+        trained = _train(registry, settings, loaded, tasks, resume, mates, sweep, held, quiet=quiet, how=how, **more)
         if not mates.group.leads:
             return None
         with _told_how_to_go_on(trained):
-            whole = spread.whole(loaded, mates, dtype=dtype, device=device)
+            whole = spread.whole(loaded, mates, dtype=how.dtype, device=device)
             told: dict[str, Any] = {"publish": publish, "allow_noop": allow_noop, "say": say}
             if isinstance(trained, list):
                 outcomes = finish(registry, whole, trained, **told)
@@ -172,14 +175,17 @@ def train(
     return fail_at_gates(outcomes)
 
 
-def enqueue(tasks: "Sequence[Task]", *, as_json: bool) -> None:
+def enqueue(tasks: "Sequence[Task]", asked: dict[str, Any], *, nproc: int | None, as_json: bool) -> None:
     """Opens a run for each task that a worker will lease. Paths are made absolute: a worker stands elsewhere."""
+    if nproc is not None:
+        raise UsageError("a worker trains in one process.", param="nproc", hint="leave out --queue, or --nproc")
     with open_registry() as registry:
+        told = settle(registry, Settings.load(), None, **asked).told
         runs = []
         for task in tasks:
             given = task.as_json()
             here = {key: str(Path(str(given[key])).resolve()) for key in _PATHS if _is_path(given[key])}
-            runs.append(registry.runs.enqueue(name=task.name, params={**given, **here}, seed=task.seed))
+            runs.append(registry.runs.enqueue(name=task.name, params={**given, **here, **told}, seed=task.seed))
     if as_json:
         print_json(runs)
     else:
@@ -218,7 +224,7 @@ def _train(
     held: ExitStack,
     *,
     quiet: bool,
-    pack: bool,
+    how: How,
     **further: Any,
 ) -> "list[TrainedAdapter] | Tuned":
     from umbel.cli.train.interrupt import stopping
@@ -238,10 +244,10 @@ def _train(
     try:
         with stopping(told=group.leads) as stop:
             begun = group.from_first(
-                begin(registry, settings, tasks, run, backbone.name, grid, pack=pack) if group.leads else None
+                begin(registry, settings, tasks, run, backbone.name, grid, how) if group.leads else None
             )
             assert begun is not None
-            more["packing"] = Packing(join=begun.packed)
+            more["packing"] = Packing(join=how.pack)
             if group.leads:
                 held.enter_context(holding(registry, runs_of(begun), leased=run))
             if tunes(begun):
