@@ -182,6 +182,18 @@ def training_page() -> str:
         "5.1 % of the places and packed lines 3.0 %, but longer attention costs more: 0.75 times the tokens a second",
         "(SmolLM2-135M in bf16, one core, three steps of each in turn; two equal layouts differed by 7 % in that run).",
         "",
+        "## What it holds in memory",
+        "",
+        "The plan's `needs about` is what the process holds when it is told, the optimizers' states that come, and the largest",
+        "pass of the training, found by running that one on tensors that have a shape but no bytes. `make bench-training` measures",
+        "the estimate's error for six trainings of SmolLM2 (its page: [benchmarks/training.md](benchmarks/training.md)).",
+        "",
+        "So that a process holds little more than its tensors take, however ragged its rows: oneDNN's caches of kernels, one for",
+        "every shape, are bounded (`ONEDNN_PRIMITIVE_CACHE_CAPACITY` and `LRU_CACHE_CAPACITY`, where you set none); blocks of 8 MB",
+        "and more are mapped by themselves; and `umbel train`, `worker` and `runs resume` start anew with",
+        "`GLIBC_TUNABLES=glibc.malloc.tcache_count=0`, since the edges of torch's aligned blocks would else lie between them for",
+        "good. A program that calls `fit` itself sets that one before it starts; without it the plan counts a third more.",
+        "",
         "## Options of each method",
     ]
     for name in sorted(catalog.methods()):

@@ -7,6 +7,7 @@ less than eight minutes on two cores; ``--tiny`` tries every part on a toy backb
 import argparse
 import json
 import math
+import os
 import random
 import resource
 import subprocess
@@ -25,6 +26,7 @@ from benchmarks.training_systems import LORA, HuggingFace, Umbel, classifier, mi
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.loading import load_backbone
 from umbel.backbone.tiny import tiny_backbone
+from umbel.cli.compact import compact_environ
 from umbel.core.settings import Settings
 from umbel.training import Task, fit, tune
 from umbel.training.observer import Observer
@@ -203,7 +205,9 @@ def memory(size: Size) -> list[Found]:
 
 def _memory(size: Size, kind: str) -> Found:
     command = [sys.executable, "-m", "benchmarks.training", "--measure-memory", kind, "--folder", str(size.folder)]
-    said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    environ = compact_environ(["train"], os.environ) or dict(os.environ)  # as umbel train runs
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, env=environ)
+    said = json.loads(ran.stdout.splitlines()[-1])
     error = 100 * abs(said["planned"] - said["held"]) / said["held"]
     detail = f"{said['planned'] / 1e6:,.0f} MB planned, {said['held'] / 1e6:,.0f} MB held"
     return Found(f"memory estimate's error, {kind}", error, 15, 5, "%", True, detail)

@@ -8,12 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from umbel.backbone.config import read_config
 from umbel.backbone.decoder import whole_step
 from umbel.backbone.fingerprint import fingerprint
 from umbel.backbone.installed import CHANGED_FILE, Parent, Source, check_unneeded, find
 from umbel.backbone.loading import checkpoint_views, load_backbone
 from umbel.backbone.saving import export_backbone, save_backbone
+from umbel.backbone.shards import fill
 from umbel.backbone.tiny import tiny_backbone
+from umbel.backbone.units import meta_decoder
 from umbel.core.errors import Conflict, NotFound
 from umbel.core.settings import Settings
 from umbel.training.tuning.derived import derive
@@ -67,6 +70,17 @@ def test_what_is_read_back_is_what_was_trained_bit_by_bit(home, names, dtype):
     assert all(view.equal(checkpoint_views(again.decoder)[n]) for n, view in checkpoint_views(derived.decoder).items())
     assert logits(again).equal(logits(derived))
     assert not logits(again).equal(logits(load_backbone(home.backbones / "root", dtype=derived.config.dtype)))
+
+
+def test_shards_of_a_part_are_its_own_tensors_and_not_its_parent_s(home):
+    """Both files hold the changed tensors; the child's are read by each process."""
+    _, folder = trained(home)
+    made = meta_decoder(read_config(folder), torch.float32)
+    fill(made, folder, torch.device("cpu"))
+    child, parent = load_backbone(folder), load_backbone(home.backbones / "root")
+    named, theirs, before = (dict(each.named_parameters()) for each in (made, child.decoder, parent.decoder))
+    assert all(named[name].equal(theirs[name]) for name in theirs)
+    assert not all(named[name].equal(before[name]) for name in before)
 
 
 def test_a_part_holds_the_changed_tensors_alone(home):

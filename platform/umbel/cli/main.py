@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from umbel.cli.commands import WIDTH, LazyGroup
+from umbel.cli.compact import start_compact
 from umbel.cli.console import error_line, examples, print_error
 from umbel.core.errors import Interrupted, UmbelError, UsageError
 
@@ -65,6 +66,7 @@ def main(args: Sequence[str]) -> int:
 
 def run() -> NoReturn:
     """The console's entry point."""
+    start_compact(sys.argv[1:])
     sys.exit(main(sys.argv[1:]))
 
 

@@ -70,6 +70,7 @@ def test_it_ends_the_same_every_time_and_when_it_was_stopped_between(grid, backb
             sweep(backbone, grid, settings=settings, folder=folder, stop=Stop(windows))
         again = resume_sweep(backbone, folder, settings=settings)
         assert again.sweep == never.sweep
+        assert again.rungs == never.rungs  # at the steps where they were taken, not where it was stopped
         assert again.task.name == "toy"
         assert again.task.lr == never.task.lr
         assert all(again.adapter.tensors[name].equal(tensor) for name, tensor in never.adapter.tensors.items())

@@ -19,6 +19,8 @@ LARGE = 8 << 20
 """Bytes of a block that is mapped by itself."""
 _CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """oneDNN's own, and torch's in front of it. Both are read when the first product in bf16 is computed, and not again."""
+NO_CACHE = "glibc.malloc.tcache_count=0"
+"""In ``GLIBC_TUNABLES`` when a process starts, keeps the edges of freed blocks from lying between them as holes."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """glibc's names for them, in malloc.h."""
 _SPARE = 256 << 20
@@ -29,7 +31,7 @@ def bound_memory(environ: MutableMapping[str, str] = os.environ) -> None:
     """For this process, from now on. What somebody set in the environment is left alone."""
     for name in _CACHES:
         environ.setdefault(name, str(KEPT))
-    if sys.platform == "linux" and not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in environ):
+    if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in environ):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
         if mallopt is not None:
             mallopt(_MMAP_THRESHOLD, LARGE)
