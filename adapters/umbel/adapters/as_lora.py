@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from umbel.adapters.lora_targets import modules, shortest
 from umbel.adapters.peft_config import read_peft_config
 from umbel.adapters.tensorfile import read_tensors, write_tensors
+from umbel.core.bitsandbytes import own_kernels_only
 from umbel.core.errors import AdapterRefused, Unavailable
 from umbel.core.manifest import CONFIG_FILE, WEIGHTS_FILE
 from umbel.core.shape import BackboneShape
@@ -193,7 +194,8 @@ def _checked(folder: Path) -> tuple[str, str]:
 def _quiet() -> Iterator[None]:
     """Progress bars and advice of transformers and PEFT are not for the person who imports."""
     try:
-        import peft  # noqa: F401
+        with own_kernels_only():
+            import peft  # noqa: F401
         from transformers.utils import logging
     except ImportError:
         raise Unavailable(

@@ -8,7 +8,9 @@ import torch
 from umbel.backbone.config import BackboneConfig
 from umbel.backbone.decoder import Decoder
 from umbel.backbone.fingerprint import Identity
+from umbel.backbone.linears import OneDnnLinear
 from umbel.backbone.tokenizer import Tokenizer
+from umbel.core.forms import Form
 from umbel.core.shape import BackboneShape
 
 
@@ -22,6 +24,8 @@ class Backbone:
     decoder: Decoder
     tokenizer: Tokenizer
     identity: Identity
+    quantised: Form | None = None
+    """Form of the layers' linears in memory. The fingerprint is that of the files, whatever the form."""
 
     @property
     def shape(self) -> BackboneShape:
@@ -39,6 +43,13 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         return self.decoder.norm.weight.device
+
+    @property
+    def bytes(self) -> int:
+        """Of the weights in memory, in whatever form; row norms that DoRA asked for are beside them."""
+        packed = [module for module in self.decoder.modules() if isinstance(module, OneDnnLinear)]
+        held = sum(tensor.nbytes for tensor in [*self.decoder.parameters(), *self.decoder.buffers()])
+        return held + sum(linear.d_in * linear.d_out for linear in packed) * self.dtype.itemsize
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -74,7 +74,7 @@ class Decoder(nn.Module):
         )
         self.compute_dtype = dtype
         """Of activations; parameters that are trained under mixed precision are held in a wider one."""
-        self.register_buffer("inverse_frequencies", _frequencies(config, dtype, device), persistent=False)
+        self.register_buffer("inverse_frequencies", frequencies(config, dtype, device), persistent=False)
         self.requires_grad_(False)
 
     def forward(self, tokens: Tensor, step: Step) -> Output:
@@ -112,7 +112,7 @@ class Decoder(nn.Module):
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def _frequencies(config: BackboneConfig, dtype: torch.dtype, device: torch.device) -> Tensor:
+def frequencies(config: BackboneConfig, dtype: torch.dtype, device: torch.device) -> Tensor:
     wide = torch.promote_types(dtype, torch.float32)
     return torch.tensor(inverse_frequencies(config), dtype=wide, device=device)
 

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.config import BackboneConfig, read_config
-from umbel.backbone.decoder import Decoder, Layer
+from umbel.backbone.decoder import Decoder, Layer, frequencies
 from umbel.backbone.fingerprint import Identity, fingerprint, identity, weight_files
 from umbel.backbone.installed import CHANGED_FILE, SOURCE_FILE, Source, parent_folder
-from umbel.backbone.linears import DenseLinear, PackedLinear, can_pack
+from umbel.backbone.linears import DenseLinear, OneDnnLinear, PackedLinear, can_pack
 from umbel.backbone.pieces import pieces
+from umbel.backbone.quantised import QUANTISED_SITES, QuantisedLinear, check_form, quantised
 from umbel.backbone.tokenizer import load_tokenizer
 from umbel.core.errors import ConfigError, Conflict
+from umbel.core.forms import Form
 from umbel.core.shape import LINEARS
 
 _PACK_ROWS = 32
@@ -23,16 +25,28 @@ _PACK_ROWS = 32
 
 
 def load_backbone(
-    folder: Path, *, dtype: str = "auto", device: str = "cpu", packed: bool = False, name: str | None = None
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    packed: bool = False,
+    name: str | None = None,
+    quantise: Form | None = None,
 ) -> Backbone:
     """Loads config, weights and tokenizer. ``packed`` reorders CPU weights for serving; such a backbone cannot train.
 
-    Raises NotFound or ConfigError naming the file or field.
+    ``quantise`` holds the layers' linears in 8 or 4 bits; adapters train and answer on them. Raises NotFound or
+    ConfigError naming the file or field, or why this form is not to be had.
     """
     config = read_config(folder)
     place = torch.device(device)
-    decoder = load_decoder(folder, config, torch_dtype(dtype, config.dtype), place)
-    if packed and can_pack(decoder.norm.weight.dtype, place):
+    wanted = torch_dtype(dtype, config.dtype)
+    if quantise is None:
+        decoder = load_decoder(folder, config, wanted, place)
+    else:
+        check_form(quantise, {config.shape.linear(name)[0] for name in LINEARS})
+        decoder = load_quantised(folder, config, wanted, place, quantise)
+    if packed:
         pack(decoder)
     return Backbone(
         name=name or folder.name,
@@ -41,6 +55,7 @@ def load_backbone(
         decoder=decoder,
         tokenizer=load_tokenizer(folder),
         identity=_checked_identity(folder),
+        quantised=quantise,
     )
 
 
@@ -88,6 +103,30 @@ def load_decoder(folder: Path, config: BackboneConfig, dtype: torch.dtype, devic
             code="backbone_incomplete",
         )
     return decoder
+
+
+@torch.no_grad()
+def load_quantised(
+    folder: Path, config: BackboneConfig, dtype: torch.dtype, device: torch.device, form: Form
+) -> Decoder:
+    """Layer by layer, so that never more than one layer is held as the checkpoint has it."""
+    from umbel.backbone.shards import filling
+
+    decoder = Decoder(config, dtype, torch.device("meta"))
+    decoder.inverse_frequencies = frequencies(config, dtype, device)
+    with filling(config.shape, folder) as fill:
+        for name, part in [(f"layers.{i}", layer) for i, layer in enumerate(decoder.layers)] + _ends(decoder):
+            part.to_empty(device=device)
+            fill(part, f"{name}.")
+            for site in QUANTISED_SITES if isinstance(part, Layer) else ():
+                setattr(part, site, quantised(getattr(part, site), form))
+    return decoder
+
+
+def _ends(decoder: Decoder) -> list[tuple[str, nn.Module]]:
+    """What is never quantised."""
+    ends = {"embedding": decoder.embedding, "norm": decoder.norm, "lm_head": decoder.lm_head}
+    return [(name, part) for name, part in ends.items() if part is not None]
 
 
 def unused(name: str, config: BackboneConfig) -> bool:
@@ -144,7 +183,8 @@ def read_matrix(folder: Path, name: str) -> Tensor:
 
 @torch.no_grad()
 def checkpoint_views(decoder: Decoder) -> dict[str, Tensor]:
-    """Views into the decoder's own tensors, by the names that a Hugging Face checkpoint gives them."""
+    """Views into the decoder's own tensors, by the names that a Hugging Face checkpoint gives them: of a dense one."""
+    assert not any(isinstance(module, QuantisedLinear | PackedLinear) for module in decoder.modules())
     shape = decoder.config.shape
     return {
         piece.name: parameter.data[piece.start : piece.start + piece.rows]
@@ -163,13 +203,22 @@ def checkpoint_names(decoder: Decoder) -> dict[str, tuple[str, ...]]:
 def pack(decoder: Decoder, rows: int = _PACK_ROWS) -> None:
     """Replaces the layers' linears by packed ones, layer by layer, so that never two copies of all are held.
 
-    Row norms (DoRA needs them) are taken first; the dense weights are gone afterwards.
+    Row norms (DoRA needs them) are taken first; the other weights are gone afterwards. What no kernel here can hold
+    stays as it is.
     """
     for layer in decoder.layers:
         assert isinstance(layer, Layer)
-        for name in LINEARS:
+        found = {site: _packed(getattr(layer, site), rows) for site in QUANTISED_SITES}
+        for name in LINEARS if any(found.values()) else ():
             layer.row_norm2(name)
-        for site in ("qkv", "o", "gate_up", "down"):
-            dense: nn.Module = getattr(layer, site)
-            if isinstance(dense, DenseLinear):
-                setattr(layer, site, PackedLinear(dense, rows))
+        for site, packed in found.items():
+            if packed is not None:
+                setattr(layer, site, packed)
+
+
+def _packed(linear: nn.Module, rows: int) -> nn.Module | None:
+    if isinstance(linear, QuantisedLinear):
+        return linear.packed()
+    if isinstance(linear, DenseLinear) and can_pack(linear.weight.dtype, linear.weight.device):
+        return OneDnnLinear(linear, rows)
+    return None

@@ -3,14 +3,14 @@
 So no process ever holds the whole model, nor one whole tensor of it.
 """
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
@@ -20,7 +20,10 @@ from umbel.backbone.fingerprint import weight_files
 from umbel.backbone.installed import CHANGED_FILE, parent_folder
 from umbel.backbone.pieces import Piece, pieces
 from umbel.core.errors import ConfigError
-from umbel.core.shape import LINEARS
+from umbel.core.shape import LINEARS, BackboneShape
+
+Fill = Callable[[nn.Module, str], None]
+"""fill(module, prefix): all parameters of a part of the decoder, whose names there begin with the prefix."""
 
 
 @torch.no_grad()
@@ -32,12 +35,23 @@ def fill(decoder: Decoder, folder: Path, device: torch.device) -> None:
     decoder.to_empty(device=device)
     frequencies = decoder.get_buffer("inverse_frequencies")
     frequencies.copy_(torch.tensor(inverse_frequencies(decoder.config), dtype=frequencies.dtype))
+    with filling(decoder.config.shape, folder) as fill_in:
+        fill_in(decoder, "")
+
+
+@contextmanager
+def filling(shape: BackboneShape, folder: Path) -> Iterator[Fill]:
+    """Reads a folder's tensors as they are asked for, part by part. Raises as ``fill`` does."""
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(file, framework="pt")) for file in _files(folder)]
         tensors = {name: file.get_slice(name) for file in files for name in file.keys()}  # noqa: SIM118
-        for name, parameter in decoder.named_parameters():
-            for piece in pieces(decoder.config.shape, name):
-                _fill_piece(parameter, piece, tensors, folder)
+
+        def fill_in(module: nn.Module, prefix: str) -> None:
+            for name, parameter in module.named_parameters():
+                for piece in pieces(shape, prefix + name):
+                    _fill_piece(parameter, piece, tensors, folder)
+
+        yield fill_in
 
 
 def _files(folder: Path) -> list[Path]:

@@ -10,13 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umbel.cli.console import Json, examples, human_bytes, human_seconds, print_facts, print_json, print_table
+from umbel.cli.console import (
+    Json,
+    Quantise,
+    examples,
+    human_bytes,
+    human_seconds,
+    print_facts,
+    print_json,
+    print_table,
+)
 from umbel.cli.load_shape import Ask, Load, Popularity, Shape, highest, put_load, quantile
 from umbel.core.contract import OutputHead
 from umbel.core.errors import UmbelError, Unavailable, UsageError
+from umbel.core.forms import told as told_form
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
+    from umbel.backbone.backbone import Backbone
     from umbel.client import AsyncClient
 
 app = typer.Typer(help="Measure speed on this machine.")
@@ -63,6 +74,7 @@ def bench(
     seed: Annotated[int, typer.Option(help="The same seed asks the same.")] = 0,
     backbone: Annotated[str | None, typer.Option(help="Needed only where the home has several.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), bf16, fp16 or fp32.")] = "auto",
+    quantise: Quantise = None,
     url: Annotated[str | None, typer.Option(help="Load this server, streaming, instead of an engine here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the distributions as a PNG.", metavar="FILE.png")] = None,
     as_json: Json = False,
@@ -78,7 +90,7 @@ def bench(
     )
     if plot is not None:
         _check_plot(plot)
-    load, memory, asked = asyncio.run(_measure(shape, names or [], (backbone, dtype, url)))
+    load, memory, asked = asyncio.run(_measure(shape, names or [], (backbone, dtype, quantise, url)))
     found = told(shape, load, memory, asked)
     if plot is not None:
         _plot(load, plot, found)
@@ -89,10 +101,10 @@ def bench(
 
 
 async def _measure(
-    shape: Shape, names: list[str], where: tuple[str | None, str, str | None]
+    shape: Shape, names: list[str], where: tuple[str | None, str, str | None, str | None]
 ) -> tuple[Load, dict[str, int], Asked]:
-    backbone, dtype, url = where
-    opened = _server(url, names, shape) if url is not None else _engine(names, shape, backbone, dtype)
+    backbone, dtype, quantise, url = where
+    opened = _server(url, names, shape) if url is not None else _engine(names, shape, backbone, dtype, quantise)
     async with opened as asked:
         warm = replace(shape, requests=len(asked.names), popularity=Popularity.UNIFORM, seed=shape.seed + 10)
         for one in (await put_load(warm, asked.names, asked.ids, asked.ask)).seen:
@@ -106,7 +118,9 @@ async def _measure(
 
 
 @asynccontextmanager
-async def _engine(names: list[str], shape: Shape, backbone: str | None, dtype: str) -> AsyncIterator[Asked]:
+async def _engine(
+    names: list[str], shape: Shape, backbone: str | None, dtype: str, quantise: str | None
+) -> AsyncIterator[Asked]:
     """An engine on its thread, as a server has it, asked without HTTP."""
     from umbel.cli.choosing import choose_for
     from umbel.cli.loaded_engine import asker, memory
@@ -116,18 +130,22 @@ async def _engine(names: list[str], shape: Shape, backbone: str | None, dtype: s
     from umbel.server.service import Capacity, ServerConfig
 
     settings = Settings.load()
-    loaded = load(settings, choose_for(settings, backbone, names), dtype)
+    loaded = load(settings, choose_for(settings, backbone, names), dtype, quantise)
     capacity = Capacity(max_rows=min(shape.concurrent, 32), kv_bytes=1_000_000_000, adapter_bytes=1_000_000_000)
     with Registry.open(settings) as registry, running(loaded, registry, capacity, ServerConfig()) as parts:
         targets = [await parts.service.targets.find(name) for name in names or [loaded.name]]
         yield Asked(
-            f"engine in this process, {loaded.name}",
+            f"engine in this process, {loaded.name}{_form(loaded)}",
             [target.shown for target in targets],
             loaded.tokenizer.encode(_WORDS),
             asker(parts.thread, {target.shown: target for target in targets}, shape.new_tokens),
             memory(parts.thread),
         )
         parts.service.texts.close()
+
+
+def _form(backbone: "Backbone") -> str:
+    return "" if backbone.quantised is None else f" with {told_form(backbone.quantised)}"
 
 
 @asynccontextmanager

@@ -71,7 +71,7 @@ def compare(
         asking: dict[str, Any] = {"metric": metric, "limit": limit, "columns": columns, "quiet": quiet}
         judged = _judge_each(registry, settings, names, places, data, **asking)
         kept = [
-            None if name == place.name else keep(registry, name, questions, report)
+            None if name == place.name else keep(registry, name, questions, report, settings.quantise)
             for name, place, (report, questions, _) in zip(names, places, judged, strict=True)
         ]
     found = paired(judged[0][0], judged[1][0], judged[0][1], confidence=confidence)

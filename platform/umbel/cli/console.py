@@ -27,6 +27,10 @@ _ROOM = 16
 """What a folded column has at least, where the terminal is wide enough."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quantise = Annotated[
+    str | None,
+    typer.Option(help="Hold the linears in int8, int4 or nf4; none: as in the checkpoint.", metavar="FORM"),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umbel.cli.console import Json, examples, human_bytes, human_count, print_facts, print_json, print_table
+from umbel.cli.console import Json, Quantise, examples, human_bytes, human_count, print_facts, print_json, print_table
 from umbel.cli.train.flags import split_words
 from umbel.core.errors import UsageError
+from umbel.core.forms import told
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
         "umbel estimate --train all --nproc 2 --strategy fsdp",
         "umbel estimate --parameters 700e6 --train all --precision fp32 --device cuda --memory 16GB",
         "umbel estimate --parameters 3e9 --train all --precision fp32 --nproc 4 --strategy fsdp --device cuda",
+        "umbel estimate --parameters 7e9 --quantise nf4     (QLoRA)",
         "umbel estimate ./Llama-3.2-1B --method lora --rank 16 --batch-size 4 --length 2048",
         note="A folder needs no weights, only its config.json. A method's own options are flags, as in umbel train.",
     ),
@@ -42,6 +44,7 @@ def estimate(
     task: Annotated[str, typer.Option(help="Output head: generate, classify, regress or tag.")] = "generate",
     precision: Annotated[str | None, typer.Option(help="Of a trained backbone: fp32, bf16-mixed, bf16.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the backbone: auto, bf16 or fp32.")] = "auto",
+    quantise: Quantise = None,
     checkpointing: Annotated[str, typer.Option(help="none, full, every=2 or selective.")] = "none",
     nproc: Annotated[int, typer.Option(help="Processes in all.", min=1)] = 1,
     strategy: Annotated[str | None, typer.Option(help="ddp, fsdp, fsdp-grad-op, hsdp=N.")] = None,
@@ -63,7 +66,13 @@ def estimate(
 
     names, options = split_words(words or [])
     config, name = _backbone(names, parameters)
-    given = {"train": train, "task": task, "method": method, "precision": precision}
+    given = {
+        "train": train,
+        "task": task,
+        "method": method,
+        "precision": precision,
+        "quantise": quantise or Settings.load().quantise,
+    }
     further = options | {key: value for key, value in given.items() if value is not None}
     work = work_of(config, further, dtype=dtype, rows=batch_size, length=length, checkpointing=checkpointing)
     found = run(work, Strategy.read(strategy, nproc, wrap=wrap), on_cpu=device == "cpu")
@@ -100,7 +109,7 @@ def _tell(found: "Estimate", work: "Work", name: str, nproc: int, train: str, ro
                 "trains",
                 f"{train if train != 'adapter' else work.method}, {human_count(found.trained)} parameters in all",
             ),
-            ("dtypes", f"{_short(work.masters)} masters and optimizer, {_short(work.compute)} frozen and computing"),
+            ("dtypes", f"{_short(work.masters)} masters and optimizer, {_frozen(work)} frozen and computing"),
             ("pass", f"{human_count(work.rows)} rows of {human_count(work.length)} tokens, {work.output_head} head"),
         ]
     )
@@ -119,6 +128,11 @@ def _tell(found: "Estimate", work: "Work", name: str, nproc: int, train: str, ro
         typer.echo(
             f"\n{'does not fit' if over > 0 else 'fits'}: {human_bytes(abs(over))} {'over' if over > 0 else 'left'}"
         )
+
+
+def _frozen(work: "Work") -> str:
+    form = "" if work.quantised is None else f", {told(work.quantised)}"
+    return _short(work.compute) + form
 
 
 def _short(dtype: Any) -> str:

@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from umbel.cli.console import Json, Quiet, examples, print_facts, print_json, say_to_stderr
+from umbel.cli.console import Json, Quantise, Quiet, examples, print_facts, print_json, say_to_stderr
 from umbel.cli.opened import open_registry
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.errors import AdapterRefused, GateFailed, UsageError
+from umbel.core.forms import Form, other_form, told
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ BackboneName = Annotated[str | None, typer.Option("--backbone", help="Needed onl
         "umbel eval pronounce:2 --data pronounce --limit 500",
         "umbel eval pronounce:2 --data pronounce --gate 'phoneme_error_rate<=0.25, forgetting<=0.1'",
         "umbel eval sentiment --data reviews.csv --text-column review --label-column stars",
+        "umbel eval sentiment --data tweets-sentiment --quantise int8",
         "umbel eval smollm2-135m-instruct --data pronounce --limit 100   (the bare backbone)",
     )
 )
@@ -52,6 +54,7 @@ def evaluate(
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     backbone: BackboneName = None,
+    quantise: Quantise = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -65,7 +68,7 @@ def evaluate(
 
     settings, columns = Settings.load(), Columns(text_column, label_column)
     wanted = None if gate is None else parse_gate(gate)
-    loaded = open_backbone(settings, backbone, version)
+    loaded = open_backbone(settings, backbone, version, quantise)
     with open_registry() as registry:
         asker = Asker(loaded, registry)
         report, questions, name = judge(
@@ -73,13 +76,14 @@ def evaluate(
             metric=metric, limit=limit, columns=columns, gate=wanted, quiet=quiet,
         )  # fmt: skip
         values = report.summary | (_probed(registry, loaded, name) if wanted and _probes(wanted) else {})
-        kept = None if name == loaded.name else keep(registry, name, questions, report)
+        kept = None if name == loaded.name else keep(registry, name, questions, report, loaded.quantised)
         asker.close()
     if as_json:
         facts = {"version": name, "suite": questions.suite, "evaluation": kept, "rows": len(questions.rows)}
+        facts["quantised"] = loaded.quantised
         print_json(facts | values)
     else:
-        _print(name, questions, report, kept)
+        _print(name, questions, report, kept, loaded)
     if wanted is not None and (failures := wanted.failures(values)):
         raise GateFailed(f"{name} did not pass the gate: {'; '.join(failures)}.", hint="keep the version you have")
 
@@ -101,12 +105,12 @@ def _probed(registry: "Registry", backbone: "Backbone", name: str) -> dict[str, 
     return Probe(backbone).of(adapter).values
 
 
-def open_backbone(settings: Settings, name: str | None, model: str) -> "Backbone":
+def open_backbone(settings: Settings, name: str | None, model: str, quantise: str | None) -> "Backbone":
     """The named one, or the one that this version was made for."""
     from umbel.cli.choosing import choose_for
     from umbel.cli.serve import load
 
-    return load(settings, choose_for(settings, name, [model]), "auto")
+    return load(settings, choose_for(settings, name, [model]), "auto", quantise)
 
 
 def judge(
@@ -126,6 +130,8 @@ def judge(
         manifest = registry.fetch(ref.digest).manifest
         check_backbone(manifest.backbone, asker.backbone, str(ref))
         contract, digest, name = manifest.contract, ref.digest, str(ref)
+        if note := other_form(name, contract.quantised, asker.backbone.quantised):
+            say(note)
     if gate is not None:
         check_metrics(gate, contract.output_head)
     also = [each for each in gate.metrics if each in metrics_of(contract.output_head)] if gate else []
@@ -143,8 +149,8 @@ def check_backbone(fingerprint: str, loaded: "Backbone", name: str) -> None:
         )
 
 
-def keep(registry: "Registry", name: str, questions: "Questions", report: "Report") -> str:
-    """Saves summary and items; returns the evaluation's id."""
+def keep(registry: "Registry", name: str, questions: "Questions", report: "Report", form: Form | None = None) -> str:
+    """Saves summary and items, and the form of the backbone's linears; returns the evaluation's id."""
     from umbel.registry.records import EvalItem
 
     ids = questions.ids()
@@ -155,17 +161,19 @@ def keep(registry: "Registry", name: str, questions: "Questions", report: "Repor
         for item, value, output in zip(ids, scored.items, report.outputs, strict=True)
     ]
     params = {"data": questions.name, "decoding": "greedy", "metric": report.primary}
+    params |= {} if form is None else {"quantised": form}
     return registry.evaluations.save(name, suite=questions.suite, summary=report.summary, items=items, params=params).id
 
 
-def _print(name: str, questions: "Questions", report: "Report", kept: str | None) -> None:
+def _print(name: str, questions: "Questions", report: "Report", kept: str | None, backbone: "Backbone") -> None:
     from umbel.evaluation.scoring import interval
 
     facts: list[tuple[str, object]] = [("version", name), ("data", f"{questions.name}, {len(questions.rows)} rows")]
+    facts += [("backbone", told(backbone.quantised))] if backbone.quantised else []
     for metric, scored in report.scores.items():
         ends = interval(scored)
-        told = "" if ends is None else f"  (95 % CI {ends[0]:.3f} to {ends[1]:.3f})"
-        facts.append((metric, f"{scored.value:.3f}{told}"))
+        within = "" if ends is None else f"  (95 % CI {ends[0]:.3f} to {ends[1]:.3f})"
+        facts.append((metric, f"{scored.value:.3f}{within}"))
     facts.append(("kept as", kept))
     print_facts(facts)
 

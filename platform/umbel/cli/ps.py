@@ -1,6 +1,6 @@
 """``umbel ps``: what a server holds and does."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from umbel.cli.console import (
     print_json,
     print_table,
 )
+
+if TYPE_CHECKING:
+    from umbel.core.wire.server import Status
 
 app = typer.Typer(help="Show what a server holds and does.")
 
@@ -33,7 +36,7 @@ def ps(
     ended = ", ".join(f"{human_count(count)} {reason}" for reason, count in sorted(found.finished.items()))
     print_facts(
         (
-            ("backbone", f"{found.backbone} ({found.dtype}, {found.fingerprint.removeprefix('sha256:')[:12]})"),
+            ("backbone", f"{found.backbone} ({_weights(found)}, {found.fingerprint.removeprefix('sha256:')[:12]})"),
             ("up", human_seconds(found.uptime_seconds) + (", shutting down" if found.draining else "")),
             ("rows", f"{found.running} of {found.max_rows} running, {found.waiting} waiting"),
             ("keys and values", f"{human_bytes(found.kv_bytes_used)} of {human_bytes(found.kv_bytes)}"),
@@ -44,3 +47,7 @@ def ps(
     rows = [(one.adapter or "(loaded ahead)", one.digest) for one in found.resident]
     typer.echo()
     return print_table(("RESIDENT", "DIGEST"), rows, empty="No adapter is loaded; each is when it is first asked for.")
+
+
+def _weights(found: "Status") -> str:
+    return found.dtype if found.quantised is None else f"{found.dtype} with {found.quantised} linears"

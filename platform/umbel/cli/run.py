@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umbel.cli.console import Json, examples, human_count, print_json
+from umbel.cli.console import Json, Quantise, examples, human_count, print_json
 from umbel.core.contract import OutputHead
 from umbel.core.errors import NotFound, UmbelError, UsageError
 from umbel.core.settings import Settings
@@ -52,6 +52,7 @@ def run(
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="Needed only where the home has several.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), bf16, fp16 or fp32.")] = "auto",
+    quantise: Quantise = None,
     url: Annotated[str | None, typer.Option(help="Ask this server instead of loading the backbone here.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -62,7 +63,7 @@ def run(
     options = {key: value for key, value in given.items() if value is not None}
     if text == "-":
         text = typer.get_text_stream("stdin").read()
-    asyncio.run(_run(model, text, (input, output, text_column), options, (backbone, dtype, url), as_json))
+    asyncio.run(_run(model, text, (input, output, text_column), options, (backbone, dtype, quantise, url), as_json))
 
 
 async def _run(
@@ -70,10 +71,10 @@ async def _run(
     text: str | None,
     files: tuple[Path | None, Path | None, str | None],
     options: Mapping[str, Any],
-    where: tuple[str | None, str, str | None],
+    where: tuple[str | None, str, str | None, str | None],
     as_json: bool,
 ) -> None:
-    """``files`` are input, output and the input's name for its texts; ``where`` backbone, dtype and server."""
+    """``files`` are input, output and the input's name for its texts; ``where`` backbone, dtype, form and server."""
     input, output, column = files
     if input is not None and not input.is_file():
         raise NotFound(f"there is no file {input}.", code="file_not_found")
@@ -181,7 +182,9 @@ def _cell(value: Any) -> str:
 
 
 @asynccontextmanager
-async def _client(model: str, backbone: str | None, dtype: str, url: str | None) -> "AsyncIterator[AsyncClient]":
+async def _client(
+    model: str, backbone: str | None, dtype: str, quantise: str | None, url: str | None
+) -> "AsyncIterator[AsyncClient]":
     from umbel.cli.asking import local_client
     from umbel.cli.choosing import choose_for
     from umbel.cli.serve import load
@@ -193,6 +196,6 @@ async def _client(model: str, backbone: str | None, dtype: str, url: str | None)
         return
     settings = Settings.load()
     chosen = choose_for(settings, backbone, [model])
-    loaded = load(settings, chosen, dtype)
+    loaded = load(settings, chosen, dtype, quantise)
     async with local_client(settings, loaded) as local:
         yield local

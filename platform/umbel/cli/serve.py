@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from umbel.cli.choosing import choose_backbone
-from umbel.cli.console import Quiet, examples, human_bytes, say_to_stderr
+from umbel.cli.console import Quantise, Quiet, examples, human_bytes, say_to_stderr
 from umbel.core.errors import UsageError
+from umbel.core.forms import read_form
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9}
     epilog=examples(
         "umbel serve",
         "umbel serve --port 0 --preload sentiment --preload pronounce",
+        "umbel serve --quantise int8     (docs/quantised.md tells what it saves and loses)",
         "umbel serve --backbone mood:2   (the backbone that mood:2 was trained with)",
         "umbel serve --host 0.0.0.0   (needs a key: umbel keys create NAME --scope infer)",
     )
@@ -40,6 +42,7 @@ def serve(
         str | None, typer.Option(help="Its name, or a version made for it (mood:2); needed where there are several.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), bf16, fp16 or fp32.")] = "auto",
+    quantise: Quantise = None,
     preload: Annotated[list[str] | None, typer.Option(help="Adapter to load before the first request.")] = None,
     kv_bytes: Annotated[
         str, typer.Option(help="Most memory for keys and values; rows that make room may take as much again.")
@@ -79,7 +82,7 @@ def serve(
         check_binding(host, registry.keys)
         with bind(host, port) as listening:
             say_to_stderr(quiet)(f"loading {found.name} ...")
-            loaded = load(settings, found, dtype)
+            loaded = load(settings, found, dtype, quantise)
             report = check_rows(loaded)
             with running(loaded, registry, capacity, config) as parts, _logging(quiet):
                 _preload(parts, preload or [])
@@ -97,13 +100,14 @@ def parse_bytes(text: str) -> int:
         raise UsageError(f"{text!r} is no size.", code="invalid_size", hint="write 512MB or 2GB") from None
 
 
-def load(settings: Settings, found: "InstalledBackbone", dtype: str) -> "Backbone":
+def load(settings: Settings, found: "InstalledBackbone", dtype: str, quantise: str | None = None) -> "Backbone":
     """For answering only: packed weights cannot be trained on."""
     from umbel.backbone.loading import load_backbone
     from umbel.cli.known import ensure_backbone
 
+    form = read_form(quantise, settings.quantise)
     ensure_backbone(settings, found)
-    return load_backbone(found.folder, dtype=dtype, packed=True, name=found.name)
+    return load_backbone(found.folder, dtype=dtype, packed=True, name=found.name, quantise=form)
 
 
 @contextmanager
@@ -152,7 +156,7 @@ def _facts(parts: "Running", url: str, exactness: str) -> Iterator[str]:
     names = [card.name, *(adapter.name for adapter in servable(service.registry, card.fingerprint))]
     kv, adapters = human_bytes(service.capacity.kv_bytes), human_bytes(service.capacity.adapter_bytes)
     facts = {
-        "backbone": f"{card.name}, {card.dtype}, {card.fingerprint.removeprefix('sha256:')[:12]}",
+        "backbone": f"{card.name}, {card.weights}, {card.fingerprint.removeprefix('sha256:')[:12]}",
         "memory": f"{kv} keys and values, {adapters} adapters, {service.capacity.max_rows} rows at once",
         "models": ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else ""),
         "exactness": exactness,

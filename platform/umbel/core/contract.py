@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from umbel.core.errors import ConfigError
+from umbel.core.forms import Form
 
 TEXT_SLOT = "{text}"
 
@@ -62,6 +63,8 @@ class Contract(BaseModel):
     """Classify: below this probability of the best label the answer is null."""
     decoding: Decoding = Decoding()
     description: str = ""
+    quantised: Form | None = Field(default=None, exclude_if=lambda form: form is None)
+    """Form of the backbone's linears that it was trained on. Not written where none: digests stay as they were."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

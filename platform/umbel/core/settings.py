@@ -7,6 +7,7 @@ from pathlib import Path
 from platformdirs import user_data_path
 
 from umbel.core.errors import ConfigError
+from umbel.core.forms import Form, read_form
 
 _TRUNK_CACHE = 2_000_000_000
 
@@ -22,6 +23,8 @@ class Settings:
     """Folder or ``s3://``; ``UMBEL_STORE_URL``, or ``store/`` in the home."""
     trunk_cache_bytes: int = _TRUNK_CACHE
     """Most that training keeps of frozen layers' results; ``UMBEL_TRUNK_CACHE_GB``, 0 keeps nothing."""
+    quantise: Form | None = None
+    """How backbones are held where a command does not say; ``UMBEL_QUANTISE``."""
 
     @classmethod
     def load(cls, home: Path | None = None) -> "Settings":
@@ -31,6 +34,7 @@ class Settings:
             database_url=os.environ.get("UMBEL_DATABASE_URL") or f"sqlite:///{home / 'registry.db'}",
             store_url=os.environ.get("UMBEL_STORE_URL") or str(home / "store"),
             trunk_cache_bytes=_trunk_cache(),
+            quantise=read_form(os.environ.get("UMBEL_QUANTISE") or None),
         )
 
     def make_home(self) -> Path:

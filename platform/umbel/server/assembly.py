@@ -90,6 +90,7 @@ def describe(backbone: Backbone, *, context: int) -> BackboneCard:
         name=backbone.name,
         fingerprint=backbone.fingerprint,
         dtype=str(backbone.dtype).removeprefix("torch."),
+        quantised=backbone.quantised,
         context=context,
         contract=contract,
         loaded_at=now_ms(),

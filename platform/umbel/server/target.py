@@ -3,6 +3,7 @@
 Never one in place of the other: whatever cannot be resolved is an error that names it.
 """
 
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -11,11 +12,14 @@ from anyio import to_thread
 
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.errors import Conflict, NotFound, UmbelError, Unavailable, UsageError
+from umbel.core.forms import Form, other_form, told
 from umbel.core.protocols import VersionRef
 from umbel.core.wire.server import Resident
 from umbel.registry import Registry
 from umbel.registry.records import Experiment, Version
 from umbel.server.enrolling import Caller, Enroller, Enrolment
+
+log = logging.getLogger("umbel.server")
 
 T = TypeVar("T")
 
@@ -37,12 +41,18 @@ class BackboneCard:
     name: str
     fingerprint: str
     dtype: str
+    quantised: Form | None
     context: int
     """Most tokens of a prompt and its answer together."""
     contract: Contract
     """How the bare backbone is asked: its chat template, greedy, unless a request says otherwise."""
     loaded_at: int
     """UTC milliseconds."""
+
+    @property
+    def weights(self) -> str:
+        """``bfloat16``, or ``bfloat16 with int8 linears``."""
+        return self.dtype if self.quantised is None else f"{self.dtype} with {told(self.quantised)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +168,8 @@ class Targets:
                 param="model",
                 hint=f"serve it on its own backbone: umbel serve --backbone {ref}",
             )
+        if note := other_form(str(ref), version.contract.quantised, self.backbone.quantised):
+            log.warning("%s", note)
         return Target(str(ref), ref.digest, ref.digest, version.contract, ref.name, ref.number)
 
 

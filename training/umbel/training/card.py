@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from umbel.core.contract import OutputHead
+from umbel.core.forms import told
 from umbel.training.data.rows import ChatRow, PromptRow, text_of
 from umbel.training.fitting import TrainedAdapter
 from umbel.training.plan import TaskPlan
@@ -200,6 +201,7 @@ def _training(trained: TrainedAdapter, plan: TaskPlan) -> list[tuple[str, str]]:
         ("method", plan.method),
         *((key, _plain(value)) for key, value in options.items() if value not in (None, {}, (), [], False, "")),
         ("trained parameters", f"{plan.parameters:,}"),
+        *_of_form(trained),
         *_of_backbone(plan),
         ("steps", f"{trained.steps:,} of {plan.steps:,} ({trained.status})"),
         ("batch size", str(plan.batch_size)),
@@ -211,6 +213,11 @@ def _training(trained: TrainedAdapter, plan: TaskPlan) -> list[tuple[str, str]]:
     if best is not None:
         found.append(("best validation", f"loss {best.loss:.4g}, accuracy {best.accuracy:.3g}, at step {best.step:,}"))
     return found
+
+
+def _of_form(trained: TrainedAdapter) -> list[tuple[str, str]]:
+    form = trained.prepared.contract.quantised if trained.prepared is not None else None
+    return [] if form is None else [("backbone held as", f"{told(form)} (answers on another form may differ a little)")]
 
 
 def _of_backbone(plan: TaskPlan) -> list[tuple[str, str]]:

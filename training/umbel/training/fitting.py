@@ -15,7 +15,9 @@ from umbel.adapters.adapter import Adapter
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.checkpointing import Checkpointing
 from umbel.backbone.linears import PackedLinear
+from umbel.backbone.quantised import quantised_tensors
 from umbel.core.errors import ConfigError, Interrupted, UmbelError
+from umbel.core.forms import read_form, told
 from umbel.core.protocols import RunLog
 from umbel.core.settings import Settings
 from umbel.training import checkpoint
@@ -100,6 +102,7 @@ def fit(
     settings = settings or Settings.load()
     _check_names(tasks)
     check_dense(backbone)
+    check_forms(tasks, backbone)
     _check_frozen(tasks)
     prepare = Preparing(backbone, settings)
     shared = halving is not None  # they train on the same rows
@@ -144,6 +147,7 @@ def resume(
     check_dense(backbone)
     saved = checkpoint.newest(folder)
     tasks = checkpoint.read_tasks(saved)
+    check_forms(tasks, backbone)
     prepare = Preparing(backbone, settings)
     trainees = [trainee_of(prepare(task), backbone) for task in tasks]
     windows = checkpoint.load(saved, trainees)
@@ -182,6 +186,19 @@ def check_dense(backbone: Backbone) -> None:
             code="packed_backbone",
             hint="load_backbone(folder, packed=False)",
         )
+
+
+def check_forms(tasks: Sequence[Task], backbone: Backbone) -> None:
+    """One backbone in memory has one form: raises ConfigError for a task that wants another."""
+    for task in tasks:
+        if task.quantise is not None and read_form(task.quantise) != backbone.quantised:
+            raise ConfigError(
+                f"{task.name} wants quantise = {task.quantise!r}; {backbone.name} was loaded with "
+                f"{told(backbone.quantised)}.",
+                code="other_form",
+                param="quantise",
+                hint="tasks that train together have one form; in Python load_backbone(folder, quantise=...)",
+            )
 
 
 def _start(task: Task, prepare: Preparing, parent: Adapter | None, shared: bool) -> Trainee | UmbelError:
@@ -327,15 +344,14 @@ def _trained(task: Task, started: Trainee | UmbelError, plan: TaskPlan | None, f
 
 
 def frozen_digest(backbone: Backbone) -> str:
-    """sha256 over the bytes of every parameter in memory that is not being trained, as they are held now; of a shard,
+    """sha256 over the bytes of every weight in memory that is not being trained, as they are held now; of a shard,
     this process's part."""
     digest = hashlib.sha256()
     for module in backbone.decoder.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-    for _, parameter in sorted(backbone.decoder.named_parameters()):
-        if parameter.requires_grad:
-            continue
-        held = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    frozen = [tensor for _, tensor in sorted(backbone.decoder.named_parameters()) if not tensor.requires_grad]
+    for tensor in [*frozen, *quantised_tensors(backbone.decoder)]:
+        held = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         digest.update(held.detach().contiguous().cpu().view(torch.uint8).flatten().numpy().data)
     return digest.hexdigest()

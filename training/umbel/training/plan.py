@@ -11,6 +11,7 @@ import torch
 from umbel.adapters import catalog
 from umbel.backbone.backbone import Backbone
 from umbel.core.contract import OutputHead
+from umbel.core.forms import Form
 from umbel.core.shape import LINEARS
 from umbel.training.data.source import balance
 from umbel.training.estimate.peak import peak_bytes
@@ -86,6 +87,7 @@ class FitPlan:
     backbone: str
     dtype: str
     device: str
+    quantised: Form | None
     threads: int
     memory: int
     """Bytes that this process will hold at most, estimated."""
@@ -103,6 +105,7 @@ def plan_fit(trainees: Sequence[Trainee], machine: Machine) -> FitPlan:
         backbone=backbone.name,
         dtype=str(backbone.dtype).removeprefix("torch."),
         device=str(backbone.device),
+        quantised=backbone.quantised,
         threads=torch.get_num_threads(),
         memory=peak_bytes(trainees, machine),
         seconds=_seconds(trainees, tasks, backbone, packing),

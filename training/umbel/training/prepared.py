@@ -92,6 +92,7 @@ def contract_of(task: Task, splits: Splits, backbone: Backbone) -> Contract:
         multi_label=multi,
         abstain_below=task.abstain_below,
         description=task.description,
+        quantised=backbone.quantised,
     )
 
 

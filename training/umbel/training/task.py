@@ -7,6 +7,7 @@ from typing import Any, Literal
 from umbel.adapters import DEFAULT_METHOD
 from umbel.core.contract import OutputHead
 from umbel.core.errors import ConfigError
+from umbel.core.forms import UNQUANTISED, read_form
 from umbel.core.gate import parse_gate
 from umbel.core.names import check_name
 from umbel.training.selection import Selection
@@ -39,6 +40,9 @@ class Task:
     precision: str | None = None
     """Of a trained backbone: fp32, bf16-mixed (fp32 masters, bf16 computation), bf16 or fp16-mixed; the backbone's own
     over fp32 masters where not given."""
+
+    quantise: str | None = None
+    """Hold the frozen backbone's linears in int8, int4 or nf4 (none: as in the checkpoint); adapters stay fp32."""
 
     parent: str | None = None
     """``from`` in files, ``--from`` as a flag: the version whose weights training starts with, such as name:3."""
@@ -130,6 +134,7 @@ class Task:
         check_name(self.name)
         object.__setattr__(self, "task", _output_head(self.task))
         self._settle_what_is_trained()
+        self._check_form()
         for name in ("max_length", "batch_size", "validation_limit", "test_limit"):
             self._at_least(name, 1)
         for name in ("max_tokens", "steps", "micro_batch", "limit", "eval_every", "patience", "embedding_size"):
@@ -188,6 +193,15 @@ class Task:
             object.__setattr__(self, "head_depth", 1)
         if self.train == "head" and self.head_depth > 0:
             raise ConfigError("head_depth is for mlp-head, train is 'head'.", param="train", hint="--train mlp-head")
+
+    def _check_form(self) -> None:
+        if read_form(self.quantise) is not None and self.selection.tunes:
+            raise ConfigError(
+                f"train = {self.train!r} trains the backbone's own weights, and {self.quantise} ones have no gradient.",
+                code="quantised_backbone",
+                param="quantise",
+                hint=f"--quantise {UNQUANTISED}, or train an adapter: leave out --train",
+            )
 
     @property
     def selection(self) -> Selection:

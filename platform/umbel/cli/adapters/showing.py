@@ -23,6 +23,7 @@ from umbel.cli.console import (
 from umbel.cli.opened import open_registry
 from umbel.core.clock import now_ms
 from umbel.core.errors import NotFound
+from umbel.core.forms import told
 from umbel.core.names import AdapterRef
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ def _what(version: "Version") -> Iterable[tuple[str, object]]:
 def _origin(registry: "Registry", version: "Version", lineage: "list[VersionRef]") -> Iterable[tuple[str, object]]:
     return (
         ("backbone", _backbone(registry, version.backbone)),
+        ("trained on", told(version.contract.quantised) if version.contract.quantised else None),
         ("lineage", " <- ".join(map(str, [version.ref, *lineage])) if lineage else None),
         ("data", _dataset(registry, version.dataset)),
         ("run", version.run),

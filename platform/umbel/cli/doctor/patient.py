@@ -88,4 +88,4 @@ class Patient:
         if self._wanted is None and not self.installed:
             raise Skip("needs a backbone")
         found = find(self.settings, self._wanted) if self._wanted else min(self.installed, key=lambda one: one.bytes)
-        return load_backbone(found.folder, packed=True, name=found.name)
+        return load_backbone(found.folder, packed=True, name=found.name, quantise=self.settings.quantise)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from umbel.cli.console import human_number
 from umbel.cli.doctor.condition import Condition, Finding, failed, fine, warning
 from umbel.cli.doctor.patient import Patient, Skip
+from umbel.core.forms import told
 
 if TYPE_CHECKING:
     from umbel.registry.records import ApiKey
@@ -57,7 +58,8 @@ def token(patient: Patient) -> Finding:
     finally:
         engine.close()
     dtype = str(backbone.dtype).removeprefix("torch.")
-    return fine(f"{backbone.name} in {dtype} continues 'Hello' with {answer.text!r}")
+    form = "" if backbone.quantised is None else f" with {told(backbone.quantised)}"
+    return fine(f"{backbone.name} in {dtype}{form} continues 'Hello' with {answer.text!r}")
 
 
 def company(patient: Patient) -> Finding:

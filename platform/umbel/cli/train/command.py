@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umbel.cli.console import Json, Quiet, examples, print_json, say_to_stderr
+from umbel.cli.console import Json, Quantise, Quiet, examples, print_json, say_to_stderr
 from umbel.cli.opened import open_registry
 from umbel.cli.train import spread
 from umbel.cli.train.begin import begin, folder_of, runs_of, was_begun
 from umbel.cli.train.flags import load_parents, read_tasks, split_words
+from umbel.cli.train.form import form_of_run, one_form, with_form
 from umbel.cli.train.how import How, settle
 from umbel.cli.train.launch import launch
 from umbel.cli.train.lease import holding
@@ -40,6 +41,7 @@ app = typer.Typer(help="Train an adapter and publish it.")
         "umbel train --name stars --data reviews.csv --task classify --text-column review --label-column stars",
         "umbel train mood.toml --gate 'accuracy>=0.8, forgetting<=0.1'",
         "umbel train mood.toml --sweep lr=1e-4,3e-4,1e-3 --sweep rank=4,8",
+        "umbel train mood.toml --quantise nf4   (QLoRA: docs/quantised.md)",
         "umbel train mood.toml --train layers=last:4   (or all: the backbone itself, docs/full-fine-tuning.md)",
         "umbel train --resume run-01k9...",
         "umbel train mood.toml --nproc 2 --strategy fsdp",
@@ -97,6 +99,7 @@ def train(
     resume: Annotated[str | None, typer.Option(help="Go on with a run that was stopped.", metavar="RUN")] = None,
     backbone: Annotated[str | None, typer.Option(help="Needed only where there are several.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the backbone: auto (default), bf16 or fp32.")] = None,
+    quantise: Quantise = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     checkpointing: Annotated[
         str | None, typer.Option(help="Recompute activations: none, full, every=2, selective; less memory, slower.")
@@ -134,10 +137,11 @@ def train(
         "name": name, "data": data, "task": task, "method": method, "epochs": epochs, "steps": steps,
         "batch_size": batch_size, "lr": lr, "limit": limit, "patience": patience, "seed": seed, "gate": gate,
         "from": parent, "train": what, "train_embeddings": embeddings, "train_norms": norms, "precision": precision,
+        "quantise": quantise,
     }  # fmt: skip
     flags = {**further, **{key: value for key, value in own.items() if value is not None}}
     settings = Settings.load()
-    tasks = None if resume else read_tasks(files, flags)
+    tasks = None if resume else with_form(read_tasks(files, flags), settings)
     check_sweep(sweep, tasks=None if tasks is None else len(tasks), queue=queue)
     say = say_to_stderr(quiet)
     asked: dict[str, Any] = {"dtype": dtype, "checkpointing": checkpointing, "pack": pack, "backbone": backbone}
@@ -154,7 +158,8 @@ def train(
     ):
         how = settle(registry, settings, resume, **asked)
         named = how.backbone or _backbone_of(settings, resume) or _backbone_of_parent(settings, tasks)
-        loaded = spread.load(settings, named, mates, dtype=how.dtype, device=device)
+        form = form_of_run(registry, settings, resume, quantise) if resume else one_form(tasks or [])
+        loaded = spread.load(settings, named, mates, dtype=how.dtype, device=device, quantise=form)
         more: dict[str, Any] = {"checkpointing": how.checkpointing, "save_every": save_every}
         trained = _train(registry, settings, loaded, tasks, resume, mates, sweep, held, quiet=quiet, how=how, **more)
         if not mates.group.leads:

@@ -80,14 +80,12 @@ def finish(
     say: Say,
 ) -> list[Outcome]:
     """Judges and publishes every task that trained. Packs the backbone's weights: nothing trains on it afterwards."""
-    from umbel.backbone.linears import can_pack
     from umbel.backbone.loading import pack
     from umbel.evaluation.answering import Asker
     from umbel.evaluation.forgetting import Probe
     from umbel.evaluation.held import holding
 
-    if can_pack(backbone.dtype, backbone.device):
-        pack(backbone.decoder)
+    pack(backbone.decoder)
     with holding(registry) as held:
         asker = Asker(backbone, held)
         finisher = Finisher(registry, backbone, asker, held, Probe(backbone), publish, allow_noop, say)
@@ -210,7 +208,7 @@ class Finisher:
     def _keep(self, version: "Version", judged: "Judged") -> str:
         from umbel.cli.eval import keep
 
-        return keep(self.registry, str(version.ref), judged.questions, judged.report)
+        return keep(self.registry, str(version.ref), judged.questions, judged.report, self.backbone.quantised)
 
     def _promote(self, version: "Version", reason: str, evidence: str | None) -> "Version":
         self.registry.aliases.promote(str(version.ref), reason=reason, evidence=evidence)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from umbel.cli.console import human_bytes, human_count, human_seconds
+from umbel.core.forms import told
 
 if TYPE_CHECKING:
     from umbel.training.plan import FitPlan, TaskPlan
@@ -93,9 +94,13 @@ def _sweep_facts(plan: "FitPlan", sweep: "Halving") -> Facts:
 
 def _machine_facts(plan: "FitPlan") -> Facts:
     return [
-        ("backbone", f"{plan.backbone}, {plan.dtype} on {plan.device}, {plan.threads} threads"),
+        ("backbone", f"{plan.backbone}, {plan.dtype}{_form(plan)} on {plan.device}, {plan.threads} threads"),
         ("needs about", f"{human_bytes(plan.memory)} of memory and {human_seconds(plan.seconds)}"),
     ]
+
+
+def _form(plan: "FitPlan") -> str:
+    return "" if plan.quantised is None else f" with {told(plan.quantised)}"
 
 
 def _aligned(facts: Facts) -> Iterator[str]:

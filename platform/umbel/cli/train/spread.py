@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from umbel.core.errors import Conflict, Interrupted, NotFound, Unavailable, UsageError
+from umbel.core.forms import Form
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,8 +56,10 @@ def over_processes(device: str, strategy: str | None, *, wrap: str, offload: boo
             ) from None
 
 
-def load(settings: Settings, name: str | None, mates: Mates, *, dtype: str, device: str) -> "Backbone":
-    """Dense weights, since packed ones have no gradient; under fsdp this process's shards alone."""
+def load(
+    settings: Settings, name: str | None, mates: Mates, *, dtype: str, device: str, quantise: Form | None = None
+) -> "Backbone":
+    """Dense or quantised weights, since packed ones have no gradient; under fsdp this process's shards alone."""
     from umbel.cli.choosing import choose_backbone
     from umbel.cli.known import ensure_backbone
     from umbel.training.distributed.load import load_frozen
@@ -65,7 +68,9 @@ def load(settings: Settings, name: str | None, mates: Mates, *, dtype: str, devi
     if mates.group.leads:
         ensure_backbone(settings, found)
     mates.group.wait()
-    return load_frozen(found.folder, mates.strategy, mates.group, dtype=dtype, device=device, name=found.name)
+    return load_frozen(
+        found.folder, mates.strategy, mates.group, dtype=dtype, device=device, name=found.name, quantise=quantise
+    )
 
 
 def whole(backbone: "Backbone", mates: Mates, *, dtype: str, device: str) -> "Backbone":

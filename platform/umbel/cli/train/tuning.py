@@ -58,7 +58,6 @@ def finish_tuned(
     say: Say,
 ) -> Outcome:
     """Puts the derived backbone into the home (bytes before rows), judges on it, and publishes the version."""
-    from umbel.backbone.linears import can_pack
     from umbel.backbone.loading import pack
     from umbel.evaluation.answering import Asker
     from umbel.evaluation.forgetting import Probe
@@ -71,8 +70,7 @@ def finish_tuned(
     if publish:
         place = keep_backbone(settings, parent, tuned)
         say(f"{tuned.trained.task.name}: kept as backbone {derived.name}")
-    if can_pack(derived.dtype, derived.device):
-        pack(derived.decoder)
+    pack(derived.decoder)
     with holding(registry) as held:
         asker = Asker(derived, held)
         finisher = Finisher(registry, derived, asker, held, Probe(derived, parent), publish, True, say)

@@ -133,6 +133,8 @@ class Model(Reply):
     digest: str | None = None
     output_head: str | None = None
     method: str | None = None
+    quantised: str | None = None
+    """Form of the backbone's linears here (int8, int4 or nf4); of a version the form that it was trained on."""
     arms: dict[str, str] | None = None
     """Of a running experiment: the version of each arm, the control first."""
     shutdown_date: str | None = None

@@ -78,6 +78,8 @@ class Status(Reply):
     backbone: str
     fingerprint: str
     dtype: str
+    quantised: str | None = None
+    """Form of the backbone's linears: int8, int4 or nf4; None where they are as in the checkpoint."""
     version: str
     uptime_seconds: float
     draining: bool

@@ -52,6 +52,7 @@ async def status(service: ServiceDep) -> Status:
         backbone=card.name,
         fingerprint=card.fingerprint,
         dtype=card.dtype,
+        quantised=card.quantised,
         version=version("umbel"),
         uptime_seconds=round(time.monotonic() - service.started, 1),
         draining=service.draining,

@@ -45,6 +45,7 @@ async def model(model: str, service: ServiceDep) -> Model:
         digest=version.digest,
         output_head=version.output_head,
         method=version.method,
+        quantised=version.contract.quantised,
     )
 
 
@@ -92,7 +93,12 @@ def _experiment(found: Experiment, control: Version, card: BackboneCard) -> Mode
 def _backbone(card: BackboneCard) -> Model:
     head = card.contract.output_head
     return Model(
-        id=card.name, created=card.loaded_at // 1000, root=card.name, digest=card.fingerprint, output_head=head
+        id=card.name,
+        created=card.loaded_at // 1000,
+        root=card.name,
+        digest=card.fingerprint,
+        output_head=head,
+        quantised=card.quantised,
     )
 
 
@@ -106,4 +112,5 @@ def _adapter(found: Adapter, card: BackboneCard) -> Model:
         digest=found.shown.digest,
         output_head=found.shown.output_head,
         method=found.shown.method,
+        quantised=found.shown.contract.quantised,
     )

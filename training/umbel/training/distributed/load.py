@@ -17,18 +17,31 @@ from umbel.backbone.shards import fill, note_row_norms
 from umbel.backbone.tokenizer import load_tokenizer
 from umbel.backbone.units import meta_decoder
 from umbel.core.errors import ConfigError
+from umbel.core.forms import Form
 from umbel.training.distributed.group import Group, own_device
-from umbel.training.distributed.strategy import Strategy, add_up, mesh_of, reach_every_layer, shard
+from umbel.training.distributed.strategy import Strategy, add_up, mesh_of, quantised_shards, reach_every_layer, shard
 from umbel.training.precision import Precision
 
 
 def load_frozen(
-    folder: Path, strategy: Strategy, group: Group, *, dtype: str = "auto", device: str = "cpu", name: str | None = None
+    folder: Path,
+    strategy: Strategy,
+    group: Group,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    name: str | None = None,
+    quantise: Form | None = None,
 ) -> Backbone:
-    """For adapters: never trained itself. Sharded, it comes from the meta device and no process holds it whole."""
+    """For adapters: never trained itself. Sharded, it comes from the meta device and no process holds it whole.
+
+    Raises ConfigError (``quantised_shards``) for a quantised one under fsdp.
+    """
     device = own_device(device)
     if not strategy.sharded:
-        return load_backbone(folder, dtype=dtype, device=device, name=name)
+        return load_backbone(folder, dtype=dtype, device=device, name=name, quantise=quantise)
+    if quantise is not None:
+        raise quantised_shards(quantise)
     config, place = read_config(folder), torch.device(device)
     decoder = meta_decoder(config, torch_dtype(dtype, config.dtype))
     shard(decoder, strategy, mesh_of(strategy, group.size, place))

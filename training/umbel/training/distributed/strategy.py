@@ -18,6 +18,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from umbel.backbone.decoder import Decoder
 from umbel.backbone.units import Unit, plan_units
 from umbel.core.errors import ConfigError
+from umbel.core.forms import Form, told
 
 NAMES = ("none", "ddp", "fsdp", "fsdp-grad-op")
 
@@ -60,6 +61,16 @@ class Strategy:
 
 ONE = Strategy()
 """Of a single process."""
+
+
+def quantised_shards(form: Form) -> ConfigError:
+    """What to say of a quantised backbone under fsdp."""
+    return ConfigError(
+        f"fsdp cuts float weights into shards, and {told(form)} are codes with scales.",
+        code="quantised_shards",
+        param="strategy",
+        hint="--strategy ddp: every process holds the quantised backbone whole",
+    )
 
 
 def mesh_of(strategy: Strategy, size: int, device: torch.device) -> DeviceMesh:

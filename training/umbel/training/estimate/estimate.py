@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from umbel.backbone.units import Unit, meta_decoder, plan_units
-from umbel.training.distributed.strategy import Strategy
+from umbel.training.distributed.strategy import Strategy, quantised_shards
 from umbel.training.estimate.step import fake_step
 from umbel.training.estimate.work import Work
 
@@ -64,25 +64,32 @@ def estimate(work: Work, strategy: Strategy, *, on_cpu: bool = True) -> Estimate
     own = sum(_numel(size) for name, size in sizes.items() if name in work.trained)
     wide, narrow = work.masters.itemsize, work.compute.itemsize
     step = fake_step(work, gradient_weight=wide / narrow / shards)
+    _check_shards(work, strategy)
     units = _units(work, plan_units(decoder, strategy.wrap)) if strategy.sharded else ()
     passing = _passing(work, strategy, units, sizes)
     gradients = trained * wide + step.trained
-    held = frozen * narrow + trained * wide + step.adapter + MOMENTS * gradients
+    weights = frozen * narrow - work.saved_by_form + trained * wide + step.adapter
+    held = weights + MOMENTS * gradients
     best = trained * narrow + step.adapter
     return Estimate(
         parameters=sum(map(_numel, sizes.values())),
         trained=own + step.trained // 4,
         backbone_trained=own,
-        weights=frozen * narrow + trained * wide + step.adapter,
+        weights=weights,
         gradients=gradients,
         optimizer=MOMENTS * gradients,
         best=best,
         best_aside=not on_cpu,
         activations=step.activations,
         gathered=passing,
-        peak=held + (best if on_cpu else 0) + passing + step.peak,
+        peak=held + (best if on_cpu else 0) + passing + step.peak + work.unpacked,
         units=units,
     )
+
+
+def _check_shards(work: Work, strategy: Strategy) -> None:
+    if work.quantised is not None and strategy.sharded:
+        raise quantised_shards(work.quantised)
 
 
 def _numel(size: Iterable[int]) -> int:

@@ -1,5 +1,6 @@
 """What is to be estimated: a backbone by its numbers, what is trained on it, and the rows of one pass."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,13 +8,16 @@ from typing import Any
 import torch
 
 from umbel.adapters.head import HeadConfig
+from umbel.adapters.sites import SITES
 from umbel.backbone.checkpointing import Checkpointing
 from umbel.backbone.config import BackboneConfig
 from umbel.backbone.loading import torch_dtype
+from umbel.backbone.quantised import QUANTISED_SITES, bytes_per_weight, check_widths
 from umbel.backbone.units import meta_decoder
 from umbel.core.contract import OutputHead
 from umbel.core.errors import ConfigError
-from umbel.core.shape import BackboneShape
+from umbel.core.forms import Form, read_form
+from umbel.core.shape import LINEARS, BackboneShape
 from umbel.training.precision import precision_of
 from umbel.training.taskfile import task_of
 from umbel.training.tuning.own import chosen_parameters
@@ -45,6 +49,30 @@ class Work:
     answer: int = 128
     """Of these, tokens with a loss, where the output head generates."""
     checkpointing: str = "none"
+    quantised: Form | None = None
+    """Form of the frozen linears."""
+
+    @property
+    def saved_by_form(self) -> int:
+        """Bytes that the layers' linears take less than they would in the compute dtype."""
+        if self.quantised is None:
+            return 0
+        per_weight = self.compute.itemsize - bytes_per_weight(self.quantised)
+        scales = 2 * sum(d_out for _, d_out in self._linears) if self.quantised == "int8" else 0
+        one = sum(d_in * d_out for d_in, d_out in self._linears)
+        return int(self.config.shape.layers * (one * per_weight - scales))
+
+    @property
+    def unpacked(self) -> int:
+        """Bytes of the largest fused linear while its weight is made for a product: wide, and in the compute dtype."""
+        if self.quantised is None:
+            return 0
+        fused = [sum(math.prod(self.config.shape.linear(name)) for name in SITES[site]) for site in QUANTISED_SITES]
+        return max(fused) * (4 + self.compute.itemsize)
+
+    @property
+    def _linears(self) -> list[tuple[int, int]]:
+        return [self.config.shape.linear(name) for name in LINEARS]
 
 
 def work_of(
@@ -55,6 +83,9 @@ def work_of(
     Checkpointing.parse(checkpointing)
     held = torch_dtype(dtype, config.dtype)
     tunes = task.selection.tunes
+    form = read_form(task.quantise)
+    if form is not None:
+        check_widths(form, {config.shape.linear(name)[0] for name in LINEARS})
     chosen = precision_of(task.precision, backbone=held, device=torch.device("cpu"))
     return Work(
         config=config,
@@ -69,6 +100,7 @@ def work_of(
         length=length,
         answer=max(1, length // 4),
         checkpointing=checkpointing,
+        quantised=form,
     )
 
 

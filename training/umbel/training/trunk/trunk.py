@@ -88,7 +88,8 @@ class Trunk:
         """sha256 of all that the states depend on."""
         if cut not in self._prefixes:
             backbone = self.backbone
-            place = (backbone.device.type, str(backbone.dtype), cut.layer, cut.what)
+            form = () if backbone.quantised is None else (backbone.quantised,)
+            place = (backbone.device.type, str(backbone.dtype), cut.layer, cut.what, *form)
             told = (_SCHEMA, str(torch.__version__), backbone.fingerprint, *place)
             self._prefixes[cut] = " ".join(map(str, told)).encode()
         digest = hashlib.sha256(self._prefixes[cut])

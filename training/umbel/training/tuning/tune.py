@@ -11,6 +11,7 @@ from umbel.adapters.adapter import Adapter
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.checkpointing import Checkpointing
 from umbel.core.errors import ConfigError, UmbelError
+from umbel.core.forms import told
 from umbel.core.protocols import RunLog
 from umbel.core.settings import Settings
 from umbel.training import checkpoint
@@ -123,6 +124,7 @@ def start(
             f"train = {task.train!r} leaves the backbone frozen.", param="train", hint="train it with fit"
         )
     check_dense(backbone)
+    _check_unquantised(backbone)
     chosen = precision or precision_of(task.precision, backbone=backbone.dtype, device=backbone.device)
     prepared = prepare(task, backbone, settings)
     if group.size > 1:
@@ -132,6 +134,16 @@ def start(
         own = own_backbone(backbone, task.selection, chosen)
     trainee = trainee_of(prepared, own, parent, tuned=trained_parameters(own.decoder), precision=chosen)
     return Machine(own, packing or Packing(), Checkpointing.parse(checkpointing), group), trainee
+
+
+def _check_unquantised(backbone: Backbone) -> None:
+    if backbone.quantised is not None:
+        raise ConfigError(
+            f"{backbone.name} was loaded with {told(backbone.quantised)}, which have no gradient: only adapters train.",
+            code="quantised_backbone",
+            param="quantise",
+            hint="load_backbone(folder), without quantise",
+        )
 
 
 def _finish(
