@@ -10,7 +10,10 @@ import pytest
 import torch
 from benchmarks.parity import by_whole_pass
 
+from umbel.backbone.loading import load_backbone
+from umbel.backbone.quantised import QUANTISED_SITES
 from umbel.core.contract import Contract, OutputHead
+from umbel.core.forms import FORMS
 
 LABELS = ("a", "b", "c")
 GENERATING = {
@@ -94,3 +97,52 @@ def test_every_adapter_of_the_batch_moves_its_answer(lab):
         adapter, text = lab.source.adapters[request.adapter], torch.tensor(request.tokens)
         worn, bare = (by_whole_pass(lab.backbone, adapter, text, bare=off) for off in (False, True))
         assert (worn - bare).abs().max() > 10 * 2e-4, name
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    return request.param
+
+
+@pytest.fixture
+def quantised(lab, folder, form):
+    """quantised(dtype): the lab on kernels of this form."""
+    labs = []
+
+    def make(dtype):
+        labs.append(type(lab)(load_backbone(folder, dtype=dtype, packed=True, quantise=form)))
+        return labs[-1]
+
+    yield make
+    for each in labs:
+        each.close()
+
+
+def test_on_quantised_linears_every_row_is_its_own_solo_run_bit_for_bit(quantised):
+    lab = quantised("bf16")
+    asked = everyone(lab)
+    alone = {name: lab.run(lab.engine(), [request])[0] for name, request in asked.items()}
+    names = random.Random(3).sample(list(asked), len(asked))
+    answers = dict(zip(names, lab.run(lab.engine(step_tokens=24), [asked[name] for name in names]), strict=True))
+    for name, expected in alone.items():
+        torch.testing.assert_close(logits_of(answers[name]), logits_of(expected), rtol=0, atol=0, msg=name)
+
+
+def test_on_quantised_linears_every_row_is_a_whole_pass_over_their_weights(quantised, folder, form):
+    """The oracle is a plain backbone that holds the dequantised weights."""
+    lab, plain = quantised("fp32"), load_backbone(folder, dtype="fp32")
+    small = load_backbone(folder, dtype="fp32", quantise=form)
+    for ours, theirs in zip(plain.decoder.layers, small.decoder.layers, strict=True):
+        for site in QUANTISED_SITES:
+            getattr(ours, site).weight.copy_(getattr(theirs, site).weight)
+    asked = everyone(lab)
+    answers = dict(zip(asked, lab.run(lab.engine(step_tokens=40), list(asked.values())), strict=True))
+    bare, tolerance = lab.source.adapters[lab.adapter("none", 99)], 2e-4
+    off = 0.0
+    for name, request in asked.items():
+        adapter = bare if request.adapter is None else lab.source.adapters[request.adapter]
+        text = torch.tensor([*request.tokens, *answers[name].ids])
+        found = logits_of(answers[name])
+        torch.testing.assert_close(found, by_whole_pass(plain, adapter, text), rtol=0, atol=tolerance, msg=name)
+        off = max(off, float((found - by_whole_pass(load_backbone(folder), adapter, text)).abs().max()))
+    assert off > 10 * tolerance  # or quantising had changed nothing

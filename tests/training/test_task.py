@@ -78,7 +78,7 @@ def test_wrong_values_are_told_before_anything_is_loaded(wrong):
 def test_the_bound_below_which_a_classifier_abstains_is_part_of_its_contract():
     rows = [LabelledRow(1, "x", ("no",), False), LabelledRow(2, "y", ("yes",), False)]
     splits = Splits(train=rows, validation=[], test=[], digest="sha256:0", name="rows")
-    backbone = SimpleNamespace(config=SimpleNamespace(max_positions=512))
+    backbone = SimpleNamespace(config=SimpleNamespace(max_positions=512), quantised=None)
     assert contract_of(task_of({**LEAST, "abstain_below": "0.8"}), splits, backbone).abstain_below == 0.8
     assert contract_of(task_of(LEAST), splits, backbone).abstain_below == 0.0
 
