@@ -3,7 +3,7 @@ export UMBEL_HOME ?= $(CURDIR)/.umbel
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup assets demo test check bench bench-training bench-methods bench-tuning bench-peers parity fresh bench-memory bench-targets docs soak clean
+.PHONY: help setup assets demo test check bench bench-training bench-methods bench-tuning bench-quantised bench-peers parity fresh bench-memory bench-targets docs soak clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -65,6 +65,9 @@ bench-training: assets  ## Measure training beside HF + PEFT and itself (ARGS=--
 
 bench-tuning: assets  ## Full, partial and head-only fine-tuning beside adapters; goes on where it stopped
 	$(BIN)/python -m benchmarks.tuning $(ARGS)
+
+bench-quantised: assets  ## Measure int8, int4 and nf4 linears beside bf16: quality, bytes, speed; three minutes
+	$(BIN)/python -m benchmarks.quantised $(ARGS)
 
 docs: setup  ## Regenerate the generated pages of docs/
 	$(BIN)/python -m benchmarks.docs

@@ -3,6 +3,7 @@
 docs/methods.md    methods, output heads, and every method of PEFT
 docs/training.md   every key of a task file, which is every flag of `umbel train`
 docs/benchmarks/targets.md   what `make bench-targets` measured last
+docs/benchmarks/quantised.md   as `make bench-quantised` measured it last
 """
 
 import ast
@@ -13,7 +14,7 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fresh, parity
+from benchmarks import fresh, parity, quantised
 from benchmarks.targets import table as targets
 from peft import PeftType
 
@@ -35,8 +36,12 @@ def main() -> None:
 
 
 def pages() -> dict[str, str]:
-    measured = targets.page(targets.kept(targets.KEPT))
-    return {"methods.md": methods_page(), "training.md": training_page(), "benchmarks/targets.md": measured}
+    return {
+        "methods.md": methods_page(),
+        "training.md": training_page(),
+        "benchmarks/targets.md": targets.page(targets.kept(targets.KEPT)),
+        "benchmarks/quantised.md": quantised.page(json.loads(quantised.KEPT.read_text(encoding="utf-8"))),
+    }
 
 
 def keep(path: Path, text: str, *, check: bool) -> bool:

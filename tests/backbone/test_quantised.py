@@ -89,7 +89,7 @@ def test_a_form_is_the_same_weight_in_fp32_as_in_bf16(form):
 
 
 LARGEST = {"int8": 0.005, "int4": 0.04, "nf4": 0.16}
-"""Of a weight's error, over the largest weight that it shares a scale with: half a step, which in nf4 is 0.15 at -0.85."""
+"""Of a weight's error, over the largest weight that it shares a scale with: half a step (nf4: 0.15 at -0.85)."""
 
 
 def test_no_weight_is_off_by_more_than_half_a_step(form):
@@ -238,7 +238,7 @@ def test_quantised_weights_are_never_written_as_the_checkpoints(folder, form):
 
 def test_widths_that_no_group_divides_are_refused_by_name(tmp_path):
     odd = tiny_backbone(tmp_path / "odd", hidden_size=48, head_dim=12, intermediate_size=64)
-    with pytest.raises(ConfigError, match="shares a scale among 32 inputs.*48") as told:
+    with pytest.raises(ConfigError, match=r"shares a scale among 32 inputs.*48") as told:
         load_backbone(odd, quantise="int4")
     assert "int8" in told.value.hint
     with pytest.raises(ConfigError, match="64 inputs"):

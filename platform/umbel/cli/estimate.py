@@ -9,7 +9,7 @@ import typer
 from umbel.cli.console import Json, Quantise, examples, human_bytes, human_count, print_facts, print_json, print_table
 from umbel.cli.train.flags import split_words
 from umbel.core.errors import UsageError
-from umbel.core.forms import told
+from umbel.core.forms import read_form, told
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Tell memory before you train.")
 
+_GROUPS = 64
+"""Inputs that share a scale in the coarsest form: every real Llama has multiples of it."""
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -65,13 +67,14 @@ def estimate(
     from umbel.training.estimate.work import work_of
 
     names, options = split_words(words or [])
-    config, name = _backbone(names, parameters)
+    form = read_form(quantise, Settings.load().quantise)
+    config, name = _backbone(names, parameters, multiple=1 if form is None else _GROUPS)
     given = {
         "train": train,
         "task": task,
         "method": method,
         "precision": precision,
-        "quantise": quantise or Settings.load().quantise,
+        "quantise": form,
     }
     further = options | {key: value for key, value in given.items() if value is not None}
     work = work_of(config, further, dtype=dtype, rows=batch_size, length=length, checkpointing=checkpointing)
@@ -83,14 +86,14 @@ def estimate(
     _tell(found, work, name, nproc, train, room)
 
 
-def _backbone(names: list[Path], parameters: float | None) -> "tuple[BackboneConfig, str]":
+def _backbone(names: list[Path], parameters: float | None, *, multiple: int) -> "tuple[BackboneConfig, str]":
     from umbel.backbone.config import read_config
     from umbel.training.estimate.work import llama_of
 
     if len(names) + (parameters is not None) > 1:
         raise UsageError("one backbone at a time: a name, a folder or --parameters.", param="backbone")
     if parameters is not None:
-        return llama_of(parameters), "a Llama of that size"
+        return llama_of(parameters, multiple=multiple), "a Llama of that size"
     if names and names[0].is_dir():
         return read_config(names[0]), names[0].name
     from umbel.cli.choosing import choose_backbone

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from umbel.core.contract import OutputHead
-from umbel.core.forms import told
+from umbel.core.forms import Form, told
 from umbel.training.data.rows import ChatRow, PromptRow, text_of
 from umbel.training.fitting import TrainedAdapter
 from umbel.training.plan import TaskPlan
@@ -216,8 +216,12 @@ def _training(trained: TrainedAdapter, plan: TaskPlan) -> list[tuple[str, str]]:
 
 
 def _of_form(trained: TrainedAdapter) -> list[tuple[str, str]]:
-    form = trained.prepared.contract.quantised if trained.prepared is not None else None
+    form = _form(trained)
     return [] if form is None else [("backbone held as", f"{told(form)} (answers on another form may differ a little)")]
+
+
+def _form(trained: TrainedAdapter) -> Form | None:
+    return trained.prepared.contract.quantised if trained.prepared is not None else None
 
 
 def _of_backbone(plan: TaskPlan) -> list[tuple[str, str]]:
@@ -243,7 +247,9 @@ def _sweep(trained: TrainedAdapter) -> str:
 def _use(trained: TrainedAdapter) -> str:
     assert trained.plan is not None
     own = trained.plan.backbone_parameters > 0
-    commands = try_commands(trained.task.name, trained.plan.output_head, sample(trained), own_backbone=own)
+    commands = try_commands(
+        trained.task.name, trained.plan.output_head, sample(trained), own_backbone=own, form=_form(trained)
+    )
     return "\n\n".join(f"```{language}\n{text}\n```" for language, text in commands.items())
 
 
@@ -256,14 +262,17 @@ def sample(trained: TrainedAdapter) -> str:
     return row.prompt if isinstance(row, PromptRow) else text_of(row)
 
 
-def try_commands(model: str, head: OutputHead, text: str, *, own_backbone: bool = False) -> dict[str, str]:
-    """Ways to ask it, by language: shell and Python. One with a backbone of its own is served on that."""
+def try_commands(
+    model: str, head: OutputHead, text: str, *, own_backbone: bool = False, form: Form | None = None
+) -> dict[str, str]:
+    """Ways to ask it, by language: shell and Python. One with a backbone of its own is served on that, one that was
+    trained on quantised linears on such ones."""
     route, field = _ROUTES.get(head, ("/v1/embeddings", "input"))
     body = json.dumps({"model": model, field: text}, ensure_ascii=False)
-    server = "http://127.0.0.1:8000"
+    server, held = "http://127.0.0.1:8000", "" if form is None else f" --quantise {form}"
     shell = [
-        f"umbel run {model} {shlex.quote(text)}",
-        f"umbel serve --backbone {model} &" if own_backbone else "umbel serve &",
+        f"umbel run {model} {shlex.quote(text)}{held}",
+        f"umbel serve --backbone {model} &" if own_backbone else f"umbel serve{held} &",
         f"curl {server}{route} -H 'Content-Type: application/json' -d {shlex.quote(body)}",
     ]
     return {"sh": "\n".join(shell), "python": _python(model, head, json.dumps(text, ensure_ascii=False), server)}

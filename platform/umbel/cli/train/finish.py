@@ -310,7 +310,9 @@ def _tell_how(outcome: Outcome, version: "Version", backbone: str) -> None:
     task, champion = outcome.trained.task, "champion" in version.aliases
     model = version.name if champion else str(version.ref)
     own = outcome.derived is not None
-    commands = try_commands(model, version.output_head, sample(outcome.trained), own_backbone=own)
+    commands = try_commands(
+        model, version.output_head, sample(outcome.trained), own_backbone=own, form=version.contract.quantised
+    )
     typer.echo("\ntry it:")
     for line in [line for text in commands.values() for line in text.splitlines()]:
         typer.echo(f"  {line}")

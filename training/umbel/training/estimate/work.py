@@ -104,12 +104,16 @@ def work_of(
     )
 
 
-def llama_of(parameters: float) -> BackboneConfig:
-    """A Llama of about so many parameters, as deep for its width as Llama 2 and 3 are. Raises ConfigError."""
+def llama_of(parameters: float, *, multiple: int = 1) -> BackboneConfig:
+    """A Llama of about so many parameters, as deep for its width as Llama 2 and 3 are; widths are such multiples.
+
+    Raises ConfigError.
+    """
     layers = max(1, round((parameters / (12 * _HEAD**2)) ** (1 / 3)))
     hidden = _HEAD * layers
     rest = parameters - _VOCAB * hidden - layers * (4 * hidden**2 + 2 * hidden) - hidden
     intermediate = int(rest / (3 * hidden * layers))
+    intermediate -= intermediate % multiple
     if intermediate < 1:
         raise ConfigError(
             f"there is no Llama with {parameters:.3g} parameters: its embeddings alone would have more.",
