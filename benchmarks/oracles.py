@@ -7,7 +7,6 @@ head: it is put into PEFT's model by hand, from the file that umbel keeps beside
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,7 +18,11 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from umbel.core.bitsandbytes import own_kernels_only
 from umbel.core.contract import OutputHead
+
+with own_kernels_only():
+    import peft
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LABELS = ("a", "b", "c")
