@@ -83,6 +83,9 @@ def test_a_run_goes_on_in_the_form_it_began_with(run, data, registry, monkeypatc
         patch.setattr("umbel.cli.train.interrupt.stopping", lambda **_: nullcontext(lambda: next(asked, None)))
         assert train(run, data, "--quantise", "int8", "--save-every", "0").code == 130
     (waiting,) = [one for one in registry.runs.list().items if one.name == "joy"]
+    refused = run("train", "--resume", waiting.id, "--quantise", "int4")
+    assert refused.code == 2
+    assert "begun with int8 linears" in refused.err
     answer = run("train", "--resume", waiting.id)
     assert answer.code == 0, answer.err
     assert registry.versions.get("joy:1").contract.quantised == "int8"

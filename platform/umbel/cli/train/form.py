@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from umbel.cli.train.begin import folder_of, was_begun
 from umbel.core.errors import UsageError
 from umbel.core.folders import folders_in
-from umbel.core.forms import Form, read_form
+from umbel.core.forms import Form, read_form, told
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ def one_form(tasks: "Sequence[Task]") -> Form | None:
     """Raises UsageError where tasks of the same passes want several."""
     forms = {task.name: read_form(task.quantise) for task in tasks}
     if len(set(forms.values())) > 1:
-        told = ", ".join(f"{name} {form or 'none'}" for name, form in forms.items())
+        wanted = ", ".join(f"{name} {form or 'none'}" for name, form in forms.items())
         raise UsageError(
-            f"tasks that train together share one backbone in memory, and want it in several forms: {told}.",
+            f"tasks that train together share one backbone in memory, and want it in several forms: {wanted}.",
             code="other_form",
             param="quantise",
             hint="give --quantise once for all of them",
@@ -36,8 +36,22 @@ def one_form(tasks: "Sequence[Task]") -> Form | None:
     return next(iter(forms.values()), None)
 
 
-def form_of_run(registry: "Registry", settings: Settings, run: str) -> Form | None:
-    """The one that a run was begun with, or is to begin with where it waited in the queue."""
+def form_of_run(registry: "Registry", settings: Settings, run: str, asked: str | None) -> Form | None:
+    """The one that a run was begun with, or is to begin with where it waited in the queue.
+
+    Raises UsageError where another one is ``asked`` for now.
+    """
+    noted = _noted(registry, settings, run)
+    if asked is not None and read_form(asked) != noted:
+        raise UsageError(
+            f"{run} was begun with {told(noted)}, and would end in other bytes with --quantise {asked}.",
+            param="quantise",
+            hint="leave it out",
+        )
+    return noted
+
+
+def _noted(registry: "Registry", settings: Settings, run: str) -> Form | None:
     from umbel.training import checkpoint
 
     if was_begun(settings, run) and folders_in(folder_of(settings, run) / "checkpoints"):

@@ -8,7 +8,7 @@ import torch
 from umbel.backbone.units import Unit, meta_decoder, plan_units
 from umbel.training.distributed.strategy import Strategy, quantised_shards
 from umbel.training.estimate.step import fake_step
-from umbel.training.estimate.work import Work
+from umbel.training.estimate.work import Work, unpacked
 
 MOMENTS = 2
 """AdamW's states per trained parameter."""
@@ -69,6 +69,7 @@ def estimate(work: Work, strategy: Strategy, *, on_cpu: bool = True) -> Estimate
     passing = _passing(work, strategy, units, sizes)
     gradients = trained * wide + step.trained
     weights = frozen * narrow - work.saved_by_form + trained * wide + step.adapter
+    made = unpacked(work.config, work.compute, work.quantised)
     held = weights + MOMENTS * gradients
     best = trained * narrow + step.adapter
     return Estimate(
@@ -82,7 +83,7 @@ def estimate(work: Work, strategy: Strategy, *, on_cpu: bool = True) -> Estimate
         best_aside=not on_cpu,
         activations=step.activations,
         gathered=passing,
-        peak=held + (best if on_cpu else 0) + passing + step.peak + work.unpacked,
+        peak=held + (best if on_cpu else 0) + passing + step.peak + made,
         units=units,
     )
 

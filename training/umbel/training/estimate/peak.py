@@ -18,7 +18,7 @@ from umbel.backbone.shards import own_rows
 from umbel.training.allocator import KEPT, NO_CACHE
 from umbel.training.estimate.estimate import MOMENTS
 from umbel.training.estimate.step import StepBytes, fake_step
-from umbel.training.estimate.work import Work
+from umbel.training.estimate.work import Work, unpacked
 from umbel.training.passes import Seat, lines_of, pack
 from umbel.training.trainee import Trainee
 from umbel.training.trunk.choice import kept_bytes
@@ -59,7 +59,9 @@ def peak_bytes(trainees: Sequence[Trainee], machine: Machine) -> int:
     backbone, largest = machine.backbone, _largest_pass(trainees, machine)
     sharded = any(isinstance(each, DTensor) for each in backbone.decoder.parameters())
     steps = [fake_step(work, gradient_weight=_weight(work, machine)) for work in _works(largest, trainees, machine)]
-    step = sum(_of_step(each, largest.more) for each in steps)
+    step = sum(_of_step(each, largest.more) for each in steps) + unpacked(
+        backbone.config, backbone.dtype, backbone.quantised
+    )
     coming = sum(_states(trainee) + _kept(trainee, backbone) for trainee in trainees)
     holes = _holes(largest, backbone)
     passing = _gathered(backbone, trains=any(trainee.tuned for trainee in trainees)) if sharded else 0

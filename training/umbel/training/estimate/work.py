@@ -63,16 +63,16 @@ class Work:
         return int(self.config.shape.layers * (one * per_weight - scales))
 
     @property
-    def unpacked(self) -> int:
-        """Bytes of the largest fused linear while its weight is made for a product: wide, and in the compute dtype."""
-        if self.quantised is None:
-            return 0
-        fused = [sum(math.prod(self.config.shape.linear(name)) for name in SITES[site]) for site in QUANTISED_SITES]
-        return max(fused) * (4 + self.compute.itemsize)
-
-    @property
     def _linears(self) -> list[tuple[int, int]]:
         return [self.config.shape.linear(name) for name in LINEARS]
+
+
+def unpacked(config: BackboneConfig, dtype: torch.dtype, form: Form | None) -> int:
+    """Bytes of the largest fused linear while its weight is made for a product: wide, and in the compute dtype."""
+    if form is None:
+        return 0
+    fused = [sum(math.prod(config.shape.linear(name)) for name in SITES[site]) for site in QUANTISED_SITES]
+    return max(fused) * (4 + dtype.itemsize)
 
 
 def work_of(
