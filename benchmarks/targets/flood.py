@@ -2,8 +2,8 @@
 
 A steady asker has one request on its way, and waits a tenth to half a second before the next. The flood is 100 requests
 of a 17th adapter on their way at any time. All adapters are resident; prompts of 128 tokens, 16 to 48 new ones; 32
-rows at once. Periods with and without the flood take turns; what was asked in the first fifth of a period, while the
-flood still fills the rows, does not count. p95 to the first token of steady requests, divided period by period.
+rows at once. Periods with and without the flood take turns; the first 16 steady requests of each, while the flood still
+fills the rows, do not count. p95 to the first token of the others, divided period by period.
 """
 
 import itertools
@@ -23,28 +23,27 @@ STEADY, FLOOD = 16, 100
 
 
 def measure(bench: Bench) -> dict[str, Found]:
-    stock, seconds = bench.stock, 15.0 if bench.short else 25.0
+    stock, count = bench.stock, 64 if bench.short else 96
     driver = bench.driver(stock.registry)
     driver.warm(stock.digests[: STEADY + 1])
     rounds = []
     for number in bench.rounds(full=4, short=2):
-        alone = _period(driver, stock.digests, seconds, flood=0, seed=number)
-        flooded = _period(driver, stock.digests, seconds, flood=FLOOD, seed=number)
+        alone = _period(driver, stock.digests, count, flood=0, seed=number)
+        flooded = _period(driver, stock.digests, count, flood=FLOOD, seed=number)
         rounds.append((percentile(flooded, 95), percentile(alone, 95)))
     flooded_ms, alone_ms = (1e3 * statistics.median(side) for side in zip(*rounds, strict=True))
     return {"flood": Found.of([a / b for a, b in rounds], f"p95 {flooded_ms:.0f} ms over {alone_ms:.0f} ms")}
 
 
-def _period(driver: Driver, digests: list[str], seconds: float, *, flood: int, seed: int) -> list[float]:
-    """Seconds to the first token of the steady requests; it ends when all that were asked have theirs."""
+def _period(driver: Driver, digests: list[str], count: int, *, flood: int, seed: int) -> list[float]:
+    """Seconds to the first token of ``count`` steady requests."""
     draw, texts = random.Random(seed), _requests(seed)
-    start = time.perf_counter()
-    due = {digest: start + draw.uniform(0, 1) for digest in digests[:STEADY]}
+    due = {digest: time.perf_counter() + draw.uniform(0, 1) for digest in digests[:STEADY]}
     kept: list[Seen] = []
     for _ in range(flood):
         driver.ask(next(texts)(digests[STEADY]))
-    while (now := time.perf_counter()) < start + seconds or not all(seen.arrivals for seen in kept):
-        for digest in [digest for digest, instant in due.items() if instant <= now < start + seconds]:
+    while len(kept) < STEADY + count or not all(seen.arrivals for seen in kept[: STEADY + count]):
+        for digest in [digest for digest, instant in due.items() if instant <= time.perf_counter()]:
             del due[digest]
             kept.append(driver.ask(next(texts)(digest)))
         for done in driver.step():
@@ -53,7 +52,7 @@ def _period(driver: Driver, digests: list[str], seconds: float, *, flood: int, s
             else:
                 due[str(done.adapter)] = time.perf_counter() + draw.uniform(0.1, 0.5)
     driver.drop()
-    return [seen.first for seen in kept if seen.asked > start + seconds / 5]
+    return [seen.first for seen in kept[STEADY : STEADY + count]]
 
 
 def _requests(seed: int) -> Iterator[Callable[[str], GenerateRequest]]:

@@ -11,6 +11,7 @@ from umbel.backbone.backbone import Backbone
 from umbel.backbone.config import BackboneConfig, read_config
 from umbel.backbone.decoder import Decoder, Layer, frequencies
 from umbel.backbone.fingerprint import Identity, fingerprint, identity, weight_files
+from umbel.backbone.footprint import give_back_freed, keep_few_products
 from umbel.backbone.installed import CHANGED_FILE, SOURCE_FILE, Source, parent_folder
 from umbel.backbone.linears import DenseLinear, OneDnnLinear, PackedLinear, can_pack
 from umbel.backbone.pieces import pieces
@@ -40,6 +41,8 @@ def load_backbone(
     """
     config = read_config(folder)
     place = torch.device(device)
+    if packed:
+        keep_few_products()
     wanted = torch_dtype(dtype, config.dtype)
     if quantise is None:
         decoder = load_decoder(folder, config, wanted, place)
@@ -48,7 +51,7 @@ def load_backbone(
         decoder = load_quantised(folder, config, wanted, place, quantise)
     if packed:
         pack(decoder)
-    return Backbone(
+    backbone = Backbone(
         name=name or folder.name,
         folder=folder,
         config=config,
@@ -57,6 +60,9 @@ def load_backbone(
         identity=_checked_identity(folder),
         quantised=quantise,
     )
+    if packed:
+        give_back_freed()
+    return backbone
 
 
 def _checked_identity(folder: Path) -> Identity:

@@ -15,6 +15,8 @@ from umbel.adapters.sites import LM_HEAD, Frozen
 from umbel.backbone.backbone import Backbone
 from umbel.core.contract import OutputHead
 from umbel.core.errors import AdapterRefused
+from umbel.engine.pages import can_reserve
+from umbel.engine.rooms import rooms
 
 if TYPE_CHECKING:
     from umbel.engine.slots import Stack
@@ -67,6 +69,7 @@ def make_resident(digest: str, adapter: Adapter, backbone: Backbone) -> Resident
     tensors = {name: tensor.detach().to(backbone.device) for name, tensor in adapter.head.tensors.items()}
     _check_finite(adapter.name or digest, [*fused.values(), *tensors.values()])
     head = type(adapter.head)(adapter.head.config, adapter.head.hidden, tensors)
+    fused = _apart(fused)
     return Resident(
         digest=digest,
         adapter=_emptied(adapter, head),
@@ -79,6 +82,18 @@ def make_resident(digest: str, adapter: Adapter, backbone: Backbone) -> Resident
         head_only=not (fused or adapter.weights.num_past or adapter.weights.num_virtual),
         fused=fused,
     )
+
+
+def _apart(fused: Fused) -> Fused:
+    """In pages of their own, which go back when a stack has taken its copy: those of a few adapters that were loaded
+    during one step would leave holes in the heap."""
+    if not fused or not all(can_reserve(tensor.device) for tensor in fused.values()):
+        return fused
+    lone = rooms(fused, 1)
+    lone.need(1)
+    for key, tensor in fused.items():
+        lone.tensors[key][0] = tensor
+    return {key: tensor[0] for key, tensor in lone.tensors.items()}
 
 
 def _emptied(adapter: Adapter, head: Head) -> Adapter:
