@@ -1,8 +1,11 @@
 """Training on quantised linears: as on a plain backbone that holds their weights, and told as what it is."""
 
+from dataclasses import replace
+
 import pytest
 
 from umbel.adapters import catalog
+from umbel.backbone.config import read_config
 from umbel.backbone.loading import load_backbone
 from umbel.backbone.quantised import QUANTISED_SITES
 from umbel.backbone.tiny import tiny_backbone
@@ -12,6 +15,8 @@ from umbel.training import fit, tune
 from umbel.training.distributed.group import ALONE
 from umbel.training.distributed.load import load_frozen
 from umbel.training.distributed.strategy import Strategy
+from umbel.training.estimate.estimate import estimate
+from umbel.training.estimate.work import work_of
 from umbel.training.fitting import frozen_digest, resume
 
 SPEECH = [{"prompt": f"{a}{b} ->", "completion": f" {b}{a}"} for a in "abcdef" for b in "uvwxyz"]
@@ -128,6 +133,16 @@ def test_a_run_does_not_go_on_in_another_form(folder, task, settings, tmp_path):
     fit(on(folder, "int8"), [asked], settings=settings, folder=tmp_path / "run", save_every=0)
     with pytest.raises(ConfigError, match="wants quantise = 'int8'"):
         resume(load_backbone(folder, dtype="fp64"), tmp_path / "run", settings=settings)
+
+
+def test_an_estimate_has_the_bytes_that_are_held(folder, form):
+    config = read_config(folder)
+    work = work_of(
+        config, {"task": "generate", "quantise": form}, dtype="bf16", rows=1, length=16, checkpointing="none"
+    )
+    assert work.saved_by_form == load_backbone(folder, dtype="bf16").bytes - on(folder, form, "bf16").bytes
+    found, plain = (estimate(each, Strategy.read(None, 1)) for each in (work, replace(work, quantised=None)))
+    assert plain.weights - found.weights == work.saved_by_form > 0
 
 
 def test_it_is_not_cut_into_shards(folder):

@@ -12,6 +12,7 @@ weight: scales are held in the 16 bits that the kernels want.
 Shape letters here:  N output features   K input features   G groups of inputs
 """
 
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -265,6 +266,7 @@ def _on_cpu(linear: QuantisedLinear) -> bool:
     return linear.get_buffer("codes").device.type == "cpu" and linear.dtype != torch.float64
 
 
+@cache
 def _bitsandbytes() -> Any:
     """Its operators."""
     with own_kernels_only():

@@ -59,9 +59,8 @@ def peak_bytes(trainees: Sequence[Trainee], machine: Machine) -> int:
     backbone, largest = machine.backbone, _largest_pass(trainees, machine)
     sharded = any(isinstance(each, DTensor) for each in backbone.decoder.parameters())
     steps = [fake_step(work, gradient_weight=_weight(work, machine)) for work in _works(largest, trainees, machine)]
-    step = sum(_of_step(each, largest.more) for each in steps) + unpacked(
-        backbone.config, backbone.dtype, backbone.quantised
-    )
+    made = unpacked(backbone.config, backbone.dtype, backbone.quantised)
+    step = made + sum(_of_step(each, largest.more) for each in steps)
     coming = sum(_states(trainee) + _kept(trainee, backbone) for trainee in trainees)
     holes = _holes(largest, backbone)
     passing = _gathered(backbone, trains=any(trainee.tuned for trainee in trainees)) if sharded else 0
