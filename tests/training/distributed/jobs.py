@@ -27,8 +27,9 @@ from umbel.training.window import Machine, look, take_window
 
 def train(group: Group, folder: str, home: str, tasks: list[Task], strategy: str, **more: Any) -> list[dict[str, Any]]:
     """``fit`` on a backbone that is spread over the group: tensors, losses and validations of each task."""
-    wrap, dtype = more.pop("wrap", "layer"), more.pop("dtype", "fp64")
-    backbone = load_frozen(Path(folder), Strategy.read(strategy, group.size, wrap=wrap), group, dtype=dtype)
+    wrap, dtype, form = more.pop("wrap", "layer"), more.pop("dtype", "fp64"), more.pop("quantise", None)
+    spread = Strategy.read(strategy, group.size, wrap=wrap)
+    backbone = load_frozen(Path(folder), spread, group, dtype=dtype, quantise=form)
     found = fit(backbone, tasks, settings=Settings.load(Path(home)), group=group, **more)
     return [
         {

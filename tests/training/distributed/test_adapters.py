@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from umbel.backbone.loading import load_backbone
 from umbel.core.settings import Settings
 from umbel.training import Task, fit
 
@@ -81,12 +82,23 @@ def alone(crowd, wide, home):
 def test_any_strategy_trains_every_method_as_one_process_does(launch, tiny, home, crowd, alone, size, strategy, more):
     ranks = launch(size, "train", folder=str(tiny), home=str(home.home), tasks=crowd, strategy=strategy, **more)
     for found in ranks:
-        for one, other in zip(alone, found, strict=True):
-            assert other["error"] is None
-            mine, theirs = one.adapter.tensors, other["tensors"]
-            assert mine.keys() == theirs.keys()
-            assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < EXACT, one.task.name
-            assert other["losses"] == pytest.approx(one.losses, abs=EXACT)
-            seen = [(each.step, each.loss, each.accuracy) for each in one.history]
-            for before, now in zip(seen, other["history"], strict=True):
-                assert now == pytest.approx(before, abs=EXACT)
+        same(alone, found)
+
+
+def test_on_quantised_linears_two_processes_train_every_method_as_one_does(launch, tiny, home, crowd):
+    alone = fit(load_backbone(tiny, dtype="fp64", quantise="int4"), crowd, settings=home)
+    given = {"folder": str(tiny), "home": str(home.home), "tasks": crowd}
+    for found in launch(2, "train", strategy="ddp", quantise="int4", **given):
+        same(alone, found)
+
+
+def same(alone, found):
+    for one, other in zip(alone, found, strict=True):
+        assert other["error"] is None
+        mine, theirs = one.adapter.tensors, other["tensors"]
+        assert mine.keys() == theirs.keys()
+        assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < EXACT, one.task.name
+        assert other["losses"] == pytest.approx(one.losses, abs=EXACT)
+        seen = [(each.step, each.loss, each.accuracy) for each in one.history]
+        for before, now in zip(seen, other["history"], strict=True):
+            assert now == pytest.approx(before, abs=EXACT)
