@@ -150,6 +150,24 @@ def test_a_row_has_the_same_bits_in_any_company(form, width):
         assert torch.equal(apart, together), company
 
 
+@pytest.mark.parametrize("width", [576, 1536])
+def test_a_prompts_row_has_the_same_bits_in_any_company_and_beside_any_answers(form, width):
+    linear = quantised(dense(d_in=width, d_out=320), form)
+    packed = linear.packed()
+    x = torch.randn(130, width, generator=torch.Generator().manual_seed(3)).bfloat16()
+    together = packed(x, 0)
+    for company in (1, 2, 3, 16, 31, 33, 65, 130):
+        apart = torch.cat([packed(x[at : at + company], 0) for at in range(0, 130, company)])
+        assert torch.equal(apart, together), company
+    for decoding in (1, 2, 31, 129, 130):
+        mixed = packed(x, decoding)
+        assert torch.equal(mixed[:decoding], packed(x)[:decoding])
+        assert torch.equal(mixed[decoding:], together[decoding:])
+    wanted = x.double() @ linear.dequantised(torch.float64).t() + linear.bias.double()
+    assert (together.double() - wanted).norm() <= 4e-3 * wanted.norm()
+    assert torch.equal(together, packed(x)) != packed.splits  # or it would be a test of the same product twice
+
+
 def test_a_quantised_backbone_takes_the_bytes_of_its_form(folder, form):
     plain = load_backbone(folder, dtype="bf16")
     small = load_backbone(folder, dtype="bf16", quantise=form)

@@ -40,6 +40,8 @@ class Step:
     first: int = 0
     stop: int | None = None
     """Layer before which the pass ends: the output's hidden states are what enters it, not normed."""
+    decoding: int | None = None
+    """Rows at the front that are tokens of answers; all beyond are prompts'. None where nobody needs to know."""
     _rotation: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
 
@@ -165,7 +167,7 @@ class Layer(nn.Module):
 
     def _site(self, site: str, x: Tensor, step: Step) -> Tensor:
         x = step.sites.input(self.index, site, x)
-        y = getattr(self, site)(x)
+        y = getattr(self, site)(x, step.decoding)
         if step.checkpointing.selective and step.sites is not BARE:
             y = y.clone()  # adapters may write into y, but what the backward pass finds kept must stay as it was
         return step.sites.linear(self.index, site, x, y, self)

@@ -15,8 +15,9 @@ class Linear(Protocol):
 
     bias: nn.Parameter | None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
+    def __call__(self, x: Tensor, decoding: int | None = None) -> Tensor:
+        """[..., in] -> [..., out]. Where ``decoding`` is said, rows beyond it are of prompts, which are many: they may
+        be multiplied in a way of their own, the same in any company."""
         ...
 
     def part(self, x: Tensor, rows: slice, *, bias: bool) -> Tensor:
@@ -33,7 +34,7 @@ class DenseLinear(nn.Module):
         empty = torch.empty(d_out, dtype=dtype, device=device) if bias else None
         self.bias = nn.Parameter(empty, requires_grad=False) if empty is not None else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, decoding: int | None = None) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
     def part(self, x: Tensor, rows: slice, *, bias: bool) -> Tensor:
@@ -50,14 +51,30 @@ class PackedLinear(nn.Module):
         self.d_in, self.d_out = d_in, d_out
         self.bias = bias
 
+    splits = False
+    """Whether a prompt's rows are multiplied in a way of their own."""
+
     def product(self, x: Tensor) -> Tensor:
         """[rows, in] -> [rows, out], the bias added."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
+    def prompt_product(self, x: Tensor) -> Tensor:
+        """The same of a prompt's rows, where the form ``splits``."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, decoding: int | None = None) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
             raise RuntimeError("a packed linear has no gradient; load the backbone with packed=False to train")
-        return self.product(x.reshape(-1, self.d_in)).view(*x.shape[:-1], self.d_out)
+        flat = x.reshape(-1, self.d_in)
+        many = self.splits and decoding is not None and decoding < flat.shape[0]
+        y = self._split(flat, decoding or 0) if many else self.product(flat)
+        return y.view(*x.shape[:-1], self.d_out)
+
+    def _split(self, x: Tensor, decoding: int) -> Tensor:
+        """A lone row is doubled: its bits would be others (correctness rule 2)."""
+        rest = x[decoding:]
+        y = self.prompt_product(rest.expand(2, -1))[:1] if len(rest) == 1 else self.prompt_product(rest)
+        return y if decoding == 0 else torch.cat([self.product(x[:decoding]), y])
 
     def part(self, x: Tensor, rows: slice, *, bias: bool) -> Tensor:
         y: Tensor = self(x)

@@ -56,7 +56,7 @@ class QuantisedLinear(nn.Module):
         """W as it is multiplied with: rounded to the backbone's dtype."""
         return self.dequantised(self.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, decoding: int | None = None) -> Tensor:
         return self._product(x, _ALL, bias=True)
 
     def part(self, x: Tensor, rows: slice, *, bias: bool) -> Tensor:
@@ -98,6 +98,10 @@ class Int8Linear(QuantisedLinear):
 
 
 class Int8Kernel(PackedLinear):
+    """Codes are exact in bf16, so that a prompt's many rows can be multiplied by oneDNN, three times as fast."""
+
+    splits = True
+
     def __init__(self, linear: Int8Linear) -> None:
         super().__init__(linear.d_in, linear.d_out, linear.bias)
         self.register_buffer("codes", linear.get_buffer("codes"))
@@ -106,6 +110,9 @@ class Int8Kernel(PackedLinear):
     def product(self, x: Tensor) -> Tensor:
         y = torch.ops.aten._weight_int8pack_mm(x, self.get_buffer("codes"), self.get_buffer("scale"))
         return _with_bias(cast(Tensor, y), self.bias)
+
+    def prompt_product(self, x: Tensor) -> Tensor:
+        return _with_bias(F.linear(x, self.get_buffer("codes").to(x.dtype)) * self.get_buffer("scale"), self.bias)
 
 
 class Int4Linear(QuantisedLinear):

@@ -66,6 +66,7 @@ class Forward:
             self.dresser.dress([row.resident for row in plan.decode], _chunks(plan), batch),
             want=self._ids(places) if places else None,
             want_sites=self.dresser.lm_head([w.row.resident for w in wanted for _ in range(w.count)]),
+            decoding=len(plan.decode) if plan.chunks else batch,  # a lone answer's double is no prompt
         )
         output = self.backbone.decoder(self._column(tokens), step)
         return Result(output.hidden[:, 0], output.logits, wanted)

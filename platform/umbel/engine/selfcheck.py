@@ -6,6 +6,7 @@ equal in bits; in fp32 they are equal within rounding, which is what the report 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -66,7 +67,12 @@ def check_rows(backbone: Backbone) -> Report:
     """A few decode steps' worth of work; needs a cache of 32 short rows for its own use."""
     generator = torch.Generator().manual_seed(0)
     layer = backbone.decoder.layers[0]
-    checks = [_check(site, getattr(layer, site), _width(backbone, site), backbone, generator) for site in _SITES]
+    checks = []
+    for site in _SITES:
+        linear, width = getattr(layer, site), _width(backbone, site)
+        checks.append(_check(site, linear, width, backbone, generator))
+        if getattr(linear, "splits", False):
+            checks.append(_check(f"{site} of prompts", partial(linear, decoding=0), width, backbone, generator))
     head = backbone.decoder.lm_head
     weight = backbone.decoder.embedding.weight
     checks.append(_check("lm_head", head or (lambda x: F.linear(x, weight)), weight.shape[1], backbone, generator))
@@ -133,7 +139,7 @@ def _check_step(backbone: Backbone, generator: torch.Generator) -> Check:
 def _prefill(backbone: Backbone, cache: KVCache, tokens: Tensor) -> None:
     count = tokens.shape[0]
     attention = CachedAttention(cache, backbone.shape, [], [Span(0, 0, count, 0)])
-    backbone.decoder(tokens[:, None], Step(torch.arange(count, device=tokens.device)[:, None], attention))
+    backbone.decoder(tokens[:, None], Step(torch.arange(count, device=tokens.device)[:, None], attention, decoding=0))
 
 
 def _compare(name: str, found: dict[int, Tensor]) -> Check:
