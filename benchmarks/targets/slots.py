@@ -1,7 +1,7 @@
 """c. The wait for a first token with four times more live adapters than slots, over the wait with all resident.
 
 32 adapters in a registry on disk, 10 MB each; one engine has memory for all, the other for 8. Both get the same
-requests in turn: four askers, each of whom asks again once answered; prompts of 128 tokens, 32 new ones; adapters drawn
+requests in turn: four askers, each of whom asks again once answered; prompts of 128 tokens, 16 new ones; adapters drawn
 evenly (three of four requests meet one that was evicted) or by Zipf's law, anew in each round. The files are in the
 page cache: what counts here is loading, not the disk. p50 of all requests of a round, divided round by round.
 """
@@ -27,7 +27,7 @@ def measure(bench: Bench) -> dict[str, Found]:
     found = {}
     for row, zipf in (("slots-uniform", False), ("slots-zipf", True)):
         rounds = []
-        for number in bench.rounds(full=5, short=2):
+        for number in bench.rounds(full=4, short=2):
             work = asked(stock.digests[:LIVE], zipf=zipf, seed=number)
             rounds.append((_p50(tight, work), _p50(roomy, work)))
         found[row] = _found(rounds)
@@ -40,7 +40,7 @@ def asked(digests: list[str], *, zipf: bool, seed: int) -> list[GenerateRequest]
     weights = [1 / rank if zipf else 1 for rank in range(1, len(digests) + 1)]
     worn = draw.choices(digests, weights, k=count)
     texts = prompts(count, 128, seed=seed)
-    return [ask(text, digest, new_tokens=32) for text, digest in zip(texts, worn, strict=True)]
+    return [ask(text, digest, new_tokens=16) for text, digest in zip(texts, worn, strict=True)]
 
 
 def _p50(driver: Driver, work: list[GenerateRequest]) -> float:

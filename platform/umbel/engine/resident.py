@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from umbel.adapters.adapter import Adapter
 from umbel.adapters.head import Head
-from umbel.adapters.method import Fused, cast, signature
+from umbel.adapters.method import Fused, Key, cast, signature
 from umbel.adapters.sites import LM_HEAD, Frozen
 from umbel.backbone.backbone import Backbone
 from umbel.core.contract import OutputHead
 from umbel.core.errors import AdapterRefused
-from umbel.engine.pages import can_reserve
-from umbel.engine.rooms import rooms
+from umbel.engine.pages import can_reserve, reserve
 
 if TYPE_CHECKING:
     from umbel.engine.slots import Stack
@@ -67,9 +67,10 @@ def make_resident(digest: str, adapter: Adapter, backbone: Backbone) -> Resident
     fused = cast(adapter.weights, adapter.weights.fuse(layers), backbone.dtype)
     fused = {key: tensor.detach().to(backbone.device) for key, tensor in fused.items()}
     tensors = {name: tensor.detach().to(backbone.device) for name, tensor in adapter.head.tensors.items()}
-    _check_finite(adapter.name or digest, [*fused.values(), *tensors.values()])
+    gathered = _gather(fused)
+    _check_finite(adapter.name or digest, [*(flat for _, flat in gathered.values()), *tensors.values()])
     head = type(adapter.head)(adapter.head.config, adapter.head.hidden, tensors)
-    fused = _apart(fused)
+    fused = _apart(fused, gathered)
     return Resident(
         digest=digest,
         adapter=_emptied(adapter, head),
@@ -84,16 +85,30 @@ def make_resident(digest: str, adapter: Adapter, backbone: Backbone) -> Resident
     )
 
 
-def _apart(fused: Fused) -> Fused:
-    """In pages of their own, which go back when a stack has taken its copy: those of a few adapters that were loaded
-    during one step would leave holes in the heap."""
-    if not fused or not all(can_reserve(tensor.device) for tensor in fused.values()):
-        return fused
-    lone = rooms(fused, 1)
-    lone.need(1)
-    for key, tensor in fused.items():
-        lone.tensors[key][0] = tensor
-    return {key: tensor[0] for key, tensor in lone.tensors.items()}
+def _gather(fused: Fused) -> dict[torch.dtype, tuple[list[Key], Tensor]]:
+    """All tensors of one dtype in a row [numbers]. A load has few calls: each waits for the thread that decodes."""
+    found = {}
+    for dtype in {tensor.dtype for tensor in fused.values()}:
+        keys = [key for key, tensor in fused.items() if tensor.dtype == dtype]
+        found[dtype] = keys, _flatten_dense_tensors([fused[key] for key in keys])  # type: ignore[no-untyped-call]
+    return found
+
+
+def _apart(fused: Fused, gathered: dict[torch.dtype, tuple[list[Key], Tensor]]) -> Fused:
+    """Views of pages that go back when a stack has taken its copy: those of a few adapters that were loaded during one
+    step would leave holes in the heap."""
+    found: Fused = {}
+    for keys, flat in gathered.values():
+        own = _paged(flat)
+        views = _unflatten_dense_tensors(own, [fused[key] for key in keys])  # type: ignore[no-untyped-call]
+        found |= zip(keys, views, strict=True)
+    return {key: found[key] for key in fused}
+
+
+def _paged(flat: Tensor) -> Tensor:
+    if not (flat.numel() and can_reserve(flat.device)):
+        return flat
+    return torch.frombuffer(reserve(flat.nbytes), dtype=flat.dtype).copy_(flat)
 
 
 def _emptied(adapter: Adapter, head: Head) -> Adapter:
