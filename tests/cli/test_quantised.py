@@ -123,6 +123,13 @@ def test_an_estimate_counts_the_form_and_its_scales(run, stocked):
     assert "ddp" in refused.err
 
 
+@pytest.mark.parametrize("words", [("run", "mood", "good"), ("bench", "mood")])
+def test_the_form_of_a_servers_backbone_is_not_ours_to_choose(run, words):
+    answer = run(*words, "--url", "http://127.0.0.1:9", "--quantise", "int8")
+    assert answer.code == 2
+    assert "has its own in memory" in answer.err
+
+
 def test_doctor_examines_the_form_that_a_server_would_have(run, monkeypatch):
     monkeypatch.setenv("UMBEL_QUANTISE", "int8")
     answer = run("doctor", "--json")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umbel.cli.choosing import check_form_of
 from umbel.cli.console import (
     Json,
     Quantise,
@@ -80,6 +81,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure tokens per second, time to first token and between tokens, and memory, under a load of your shape."""
+    check_form_of(quantise, url)
     shape = Shape(
         requests=requests,
         concurrent=concurrent,

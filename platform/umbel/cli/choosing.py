@@ -35,6 +35,16 @@ def choose_backbone(settings: Settings, name: str | None) -> "InstalledBackbone"
     return roots[0]
 
 
+def check_form_of(quantise: str | None, url: str | None) -> None:
+    """Raises UsageError where a form is given for a backbone that a server has loaded already."""
+    if quantise is not None and url is not None:
+        raise UsageError(
+            f"--quantise says how a backbone is loaded here; {url} has its own in memory.",
+            param="quantise",
+            hint="leave it out; umbel ps --url tells the server's form",
+        )
+
+
 def choose_for(settings: Settings, name: str | None, models: Sequence[str]) -> "InstalledBackbone":
     """Where none is named: the one that these models (versions, experiments, or a backbone by its name) need.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umbel.cli.choosing import check_form_of
 from umbel.cli.console import Json, Quantise, examples, human_count, print_json
 from umbel.core.contract import OutputHead
 from umbel.core.errors import NotFound, UmbelError, UsageError
@@ -63,6 +64,7 @@ def run(
     options = {key: value for key, value in given.items() if value is not None}
     if text == "-":
         text = typer.get_text_stream("stdin").read()
+    check_form_of(quantise, url)
     asyncio.run(_run(model, text, (input, output, text_column), options, (backbone, dtype, quantise, url), as_json))
 
 
