@@ -168,6 +168,15 @@ def test_a_prompts_row_has_the_same_bits_in_any_company_and_beside_any_answers(f
     assert torch.equal(together, packed(x)) != packed.splits  # or it would be a test of the same product twice
 
 
+def test_a_large_activation_stays_finite_in_fp16(form):
+    """Llamas have activations of hundreds; times codes of 127 they would pass fp16's largest number."""
+    linear = quantised(dense(torch.float16, bias=False), form)
+    packed = linear.packed() or linear
+    x = torch.full((4, 128), 600.0, dtype=torch.float16)
+    for decoding in (None, 0, 2):
+        assert packed(x, decoding).isfinite().all()
+
+
 def test_a_quantised_backbone_takes_the_bytes_of_its_form(folder, form):
     plain = load_backbone(folder, dtype="bf16")
     small = load_backbone(folder, dtype="bf16", quantise=form)

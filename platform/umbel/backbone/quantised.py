@@ -100,12 +100,11 @@ class Int8Linear(QuantisedLinear):
 class Int8Kernel(PackedLinear):
     """Codes are exact in bf16, so that a prompt's many rows can be multiplied by oneDNN, three times as fast."""
 
-    splits = True
-
     def __init__(self, linear: Int8Linear) -> None:
         super().__init__(linear.d_in, linear.d_out, linear.bias)
         self.register_buffer("codes", linear.get_buffer("codes"))
         self.register_buffer("scale", linear.get_buffer("scale").to(linear.dtype))
+        self.splits = linear.dtype != torch.float16  # where sums of whole codes would pass 65504 before they are scaled
 
     def product(self, x: Tensor) -> Tensor:
         y = torch.ops.aten._weight_int8pack_mm(x, self.get_buffer("codes"), self.get_buffer("scale"))
