@@ -7,6 +7,7 @@ run; quality is measured on the weights and kernels that serve.
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -36,6 +37,8 @@ KEPT = OUT / "quantised.json"
 ROWS = (1, 8, 32)
 PROMPT, NEW, PREFILL = 4, 32, 512
 TRAIN_ROWS, TRAIN_TOKENS = 16, 32
+_QUIET = 1.0
+"""Load below which nobody else works."""
 APART = "int4, other groups"
 """Inputs are put into another order before they are grouped: SmolLM2's weights come from a file of 4 bits in groups of
 32, and int4 would find the very same groups again."""
@@ -61,11 +64,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=KEPT)
     asked = parser.parse_args()
-    folder = find(Settings.load(), BACKBONE).folder
+    folder, load_before = find(Settings.load(), BACKBONE).folder, os.getloadavg()[0]
     served = {name: load(folder, form, packed=True) for name, form in forms().items()}
     quality = measure_quality(folder, served)
     report = {
         "facts": facts() | {"bitsandbytes": version("bitsandbytes")},
+        "load": round(load_before, 2),
         "quality": {name: asdict(found) for name, found in quality.items()},
         "decode": {str(rows): decode(served, rows, asked.rounds) for rows in ROWS},
         "prefill": prefill(served, asked.rounds),
@@ -220,6 +224,7 @@ def page(report: dict[str, Any]) -> str:
             "Tokens per second, the best of several rounds, in turns within one run; beside each its share of bf16's.",
             f"Decoding: {NEW} tokens after prompts of {PROMPT}. Prompt: one of {PREFILL} tokens. Training: LoRA rank 8",
             f"on all linears, steps of {TRAIN_ROWS} rows of {TRAIN_TOKENS} tokens.",
+            *busy(report["load"]),
             "",
             "| work | " + " | ".join(forms()) + " |",
             "| --- |" + " --- |" * len(forms()),
@@ -231,6 +236,13 @@ def page(report: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def busy(load: float) -> list[str]:
+    """Said where other work took time from some of the rounds."""
+    if load < _QUIET:
+        return []
+    return [f"**Other work ran on the machine (a load of {load:.1f} before the start): not to be relied on.**"]
 
 
 def quality_rows(found: dict[str, Any]) -> list[str]:
