@@ -18,6 +18,7 @@ from benchmarks.systems import InMemory
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.installed import find
 from umbel.backbone.loading import load_backbone
+from umbel.backbone.native import Kernels
 from umbel.core.settings import Settings
 from umbel.engine import Engine, GenerateRequest, Handle, Token
 
@@ -40,7 +41,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=OUT / "memory.md")
     args = parser.parse_args()
-    backbone = load_backbone(find(Settings.load(), BACKBONE).folder, packed=True)
+    backbone = load_backbone(
+        find(Settings.load(), BACKBONE).folder, packed=True, kernels=Kernels.wanted(Settings.load())
+    )
     lines = [*first_tokens(backbone, 4 * args.rounds), "", *admission(backbone, args.rounds)]
     told = ", ".join(f"{key} {value}" for key, value in facts().items())
     text = "\n".join(["# Memory for keys and values, measured", "", *lines, "", f"Machine: {told}.", ""])

@@ -14,6 +14,7 @@ from benchmarks.systems import InMemory
 from umbel.adapters.adapter import fresh_adapter
 from umbel.backbone.installed import find
 from umbel.backbone.loading import load_backbone
+from umbel.backbone.native import Kernels
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.settings import Settings
 from umbel.engine import Engine, Handle, PoolRequest
@@ -40,7 +41,9 @@ def main() -> None:
 
 
 def prepared() -> tuple[Engine, list[str]]:
-    backbone = load_backbone(find(Settings.load(), "smollm2-135m-instruct").folder, packed=True)
+    backbone = load_backbone(
+        find(Settings.load(), "smollm2-135m-instruct").folder, packed=True, kernels=Kernels.wanted(Settings.load())
+    )
     source, contract = InMemory(), Contract(output_head=OutputHead.CLASSIFY, labels=("a", "b", "c"))
     for seed in range(HEADS):
         made = fresh_adapter("none", {}, contract, backbone.shape, backbone=backbone.fingerprint, seed=seed)

@@ -12,8 +12,10 @@ from benchmarks.work import Work, make_adapters, write_peft_folder
 
 from umbel.adapters.adapter import Adapter
 from umbel.backbone.loading import load_backbone
+from umbel.backbone.native import Kernels
 from umbel.core.manifest import Manifest
 from umbel.core.protocols import StoredAdapter, VersionRef
+from umbel.core.settings import Settings
 from umbel.engine import Engine, GenerateRequest, Token
 
 
@@ -69,7 +71,7 @@ class Umbel:
     name = "umbel"
 
     def __init__(self, folder: Path) -> None:
-        self.backbone = load_backbone(folder, packed=True)
+        self.backbone = load_backbone(folder, packed=True, kernels=Kernels.wanted(Settings.load()))
         self.source = InMemory()
         self.digests: list[str] = []
 

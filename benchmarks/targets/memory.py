@@ -21,6 +21,7 @@ from benchmarks.targets.found import Found
 
 from umbel.backbone.fingerprint import weight_files
 from umbel.backbone.loading import load_backbone
+from umbel.backbone.native import Kernels
 from umbel.backbone.tokenizer import load_tokenizer
 from umbel.core.settings import Settings
 from umbel.engine import Engine
@@ -68,7 +69,7 @@ def _served(job: dict[str, Any]) -> dict[str, int]:
         with suppress(ImportError):  # some are made by others and cannot be imported by their names
             importlib.import_module(name)
     imports, home = _resident_set(), Path(job["home"])
-    backbone = load_backbone(Path(job["folder"]), packed=True)
+    backbone = load_backbone(Path(job["folder"]), packed=True, kernels=Kernels.wanted(Settings.load()))
     with Registry.open(Settings(home, f"sqlite:///{home / 'registry.db'}", str(home / "store"))) as registry:
         driver = Driver(Engine(backbone, registry, kv_bytes=KV_BYTES, adapter_bytes=PLENTY, max_length=512))
         texts = prompts(ROWS, 128, seed=1)

@@ -20,6 +20,7 @@ from benchmarks.targets.found import Found
 
 from umbel.backbone.installed import find
 from umbel.backbone.loading import load_backbone
+from umbel.backbone.native import Kernels
 from umbel.core.settings import Settings
 
 Measure = Callable[[Bench], dict[str, Found]]
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=table.KEPT, help="the JSON file; the page lies beside it")
     args = parser.parse_args()
     folder = find(Settings.load(), BACKBONE).folder
-    bench = Bench(load_backbone(folder, packed=True), folder, short=args.short)
+    bench = Bench(load_backbone(folder, packed=True, kernels=Kernels.wanted(Settings.load())), folder, short=args.short)
     try:
         for letter in args.only:
             start = time.perf_counter()

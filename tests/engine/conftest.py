@@ -12,6 +12,7 @@ import torch
 from umbel.adapters.adapter import Adapter, fresh_adapter
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.loading import load_backbone
+from umbel.backbone.native import Kernels
 from umbel.backbone.tiny import tiny_backbone
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.digests import digest_bytes
@@ -49,8 +50,15 @@ def fp32(folder) -> Backbone:
 
 
 @pytest.fixture(scope="session")
-def bf16(folder) -> Backbone:
-    return load_backbone(folder, dtype="bfloat16", packed=True)
+def kernels(tmp_path_factory) -> Kernels:
+    return Kernels.load(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="session", params=["torch", "kernels"])
+def bf16(folder, request) -> Backbone:
+    """As it is served: packed, by torch alone and by the compiled kernels."""
+    own = request.getfixturevalue("kernels") if request.param == "kernels" else None
+    return load_backbone(folder, dtype="bfloat16", packed=True, kernels=own)
 
 
 @dataclass

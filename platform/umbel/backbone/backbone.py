@@ -9,6 +9,7 @@ from umbel.backbone.config import BackboneConfig
 from umbel.backbone.decoder import Decoder
 from umbel.backbone.fingerprint import Identity
 from umbel.backbone.linears import OneDnnLinear
+from umbel.backbone.native import Kernels
 from umbel.backbone.tokenizer import Tokenizer
 from umbel.core.forms import Form
 from umbel.core.shape import BackboneShape
@@ -26,6 +27,8 @@ class Backbone:
     identity: Identity
     quantised: Form | None = None
     """Form of the layers' linears in memory. The fingerprint is that of the files, whatever the form."""
+    kernels: Kernels | None = None
+    """What stands in for torch in a step, where the backbone was loaded for serving with them."""
 
     @property
     def shape(self) -> BackboneShape:

@@ -18,6 +18,7 @@ from umbel.backbone.attention import Attention, WholeAttention
 from umbel.backbone.checkpointing import KEEP_ALL, Checkpointing
 from umbel.backbone.config import BackboneConfig, inverse_frequencies
 from umbel.backbone.linears import DenseLinear, Linear
+from umbel.backbone.native import Kernels, Pointwise
 from umbel.core.shape import BackboneShape
 
 
@@ -92,6 +93,13 @@ class Decoder(nn.Module):
         hidden = self.norm(x)
         return Output(hidden, None if step.want is None else self._logits(hidden, step))
 
+    def use(self, kernels: Kernels) -> None:
+        """From now on what stands between linears is done by them; there are no gradients then."""
+        pointwise = Pointwise(kernels)
+        for module in self.modules():
+            if isinstance(module, Layer | RMSNorm):
+                module.pointwise = pointwise
+
     def matrix(self, name: str) -> Tensor:
         """``embed_tokens`` or ``lm_head``, [V,H]: to adapters the decoder is the ``Ends`` of its own weights.
 
@@ -138,6 +146,7 @@ class Layer(nn.Module):
         self.gate_up: Linear = linear(shape.hidden, 2 * shape.intermediate, config.mlp_bias)
         self.down: Linear = linear(shape.intermediate, shape.hidden, config.mlp_bias)
         self.row_norms2: dict[str, Tensor] = {}
+        self.pointwise: Pointwise | None = None
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """[B,T,H] -> [B,T,H]."""
@@ -146,23 +155,29 @@ class Layer(nn.Module):
 
     def _attention(self, x: Tensor, step: Step) -> Tensor:
         rows, tokens, _ = x.shape
-        q, k, v = self._heads(self._site("qkv", x, step))
-        assert step._rotation is not None
-        q, k = rotate(q, *step._rotation), rotate(k, *step._rotation)
+        q, k, v = self._heads(self._site("qkv", x, step), step)
         context = step.attention(self.index, q, k, v)
         context = step.sites.attend(self.index, q, context, self)
         return self._site("o", context.transpose(1, 2).reshape(rows, tokens, -1), step)
 
-    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B,T,(N+2G)D] -> q [B,N,T,D], k and v [B,G,T,D]."""
+    def _heads(self, qkv: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """[B,T,(N+2G)D] -> q [B,N,T,D], k and v [B,G,T,D], queries and keys rotated."""
         rows, tokens, _ = qkv.shape
         shape = self.shape
-        heads = qkv.view(rows, tokens, shape.heads + 2 * shape.kv_heads, shape.head_dim).transpose(1, 2)
-        q, k, v = torch.split(heads, [shape.heads, shape.kv_heads, shape.kv_heads], 1)
-        return q, k, v
+        heads = qkv.view(rows, tokens, shape.heads + 2 * shape.kv_heads, shape.head_dim)
+        assert step._rotation is not None
+        if self.pointwise is not None:
+            self.pointwise.rotate(heads, *step._rotation, shape.heads + shape.kv_heads)
+        q, k, v = torch.split(heads.transpose(1, 2), [shape.heads, shape.kv_heads, shape.kv_heads], 1)
+        if self.pointwise is not None:
+            return q, k, v
+        return rotate(q, *step._rotation), rotate(k, *step._rotation), v
 
     def _mlp(self, x: Tensor, step: Step) -> Tensor:
-        gate, up = self._site("gate_up", x, step).chunk(2, -1)
+        gate_up = self._site("gate_up", x, step)
+        if self.pointwise is not None:
+            return self._site("down", self.pointwise.silu_mul(gate_up), step)
+        gate, up = gate_up.chunk(2, -1)
         return self._site("down", F.silu(gate) * up, step)
 
     def _site(self, site: str, x: Tensor, step: Step) -> Tensor:
@@ -216,8 +231,11 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width, dtype=dtype, device=device), requires_grad=False)
         self.eps = eps
+        self.pointwise: Pointwise | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.pointwise is not None:
+            return self.pointwise.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 

@@ -14,6 +14,7 @@ from umbel.backbone.fingerprint import Identity, fingerprint, identity, weight_f
 from umbel.backbone.footprint import give_back_freed, keep_few_products
 from umbel.backbone.installed import CHANGED_FILE, SOURCE_FILE, Source, parent_folder
 from umbel.backbone.linears import DenseLinear, OneDnnLinear, PackedLinear, can_pack
+from umbel.backbone.native import Kernels
 from umbel.backbone.pieces import pieces
 from umbel.backbone.quantised import QUANTISED_SITES, QuantisedLinear, check_form, quantised
 from umbel.backbone.tokenizer import load_tokenizer
@@ -31,13 +32,15 @@ def load_backbone(
     dtype: str = "auto",
     device: str = "cpu",
     packed: bool = False,
+    kernels: Kernels | None = None,
     name: str | None = None,
     quantise: Form | None = None,
 ) -> Backbone:
     """Loads config, weights and tokenizer. ``packed`` reorders CPU weights for serving; such a backbone cannot train.
 
-    ``quantise`` holds the layers' linears in 8 or 4 bits; adapters train and answer on them. Raises NotFound or
-    ConfigError naming the file or field, or why this form is not to be had.
+    ``kernels`` stand in for torch where they fit a packed backbone (bf16 on a CPU). ``quantise`` holds the layers'
+    linears in 8 or 4 bits; adapters train and answer on them. Raises NotFound or ConfigError naming the file or field,
+    or why this form is not to be had.
     """
     config = read_config(folder)
     place = torch.device(device)
@@ -51,6 +54,9 @@ def load_backbone(
         decoder = load_quantised(folder, config, wanted, place, quantise)
     if packed:
         pack(decoder)
+    fitting = kernels if packed and kernels is not None and kernels.fit(decoder.compute_dtype, place) else None
+    if fitting is not None:
+        decoder.use(fitting)
     backbone = Backbone(
         name=name or folder.name,
         folder=folder,
@@ -59,6 +65,7 @@ def load_backbone(
         tokenizer=load_tokenizer(folder),
         identity=_checked_identity(folder),
         quantised=quantise,
+        kernels=fitting,
     )
     if packed:
         give_back_freed()

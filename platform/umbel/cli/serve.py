@@ -103,11 +103,13 @@ def parse_bytes(text: str) -> int:
 def load(settings: Settings, found: "InstalledBackbone", dtype: str, quantise: str | None = None) -> "Backbone":
     """For answering only: packed weights cannot be trained on."""
     from umbel.backbone.loading import load_backbone
+    from umbel.backbone.native import Kernels
     from umbel.cli.known import ensure_backbone
 
     form = read_form(quantise, settings.quantise)
     ensure_backbone(settings, found)
-    return load_backbone(found.folder, dtype=dtype, packed=True, name=found.name, quantise=form)
+    kernels = Kernels.wanted(settings)
+    return load_backbone(found.folder, dtype=dtype, packed=True, kernels=kernels, name=found.name, quantise=form)
 
 
 @contextmanager

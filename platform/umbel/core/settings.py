@@ -25,6 +25,8 @@ class Settings:
     """Most that training keeps of frozen layers' results; ``UMBEL_TRUNK_CACHE_GB``, 0 keeps nothing."""
     quantise: Form | None = None
     """How backbones are held where a command does not say; ``UMBEL_QUANTISE``."""
+    kernels: str = "auto"
+    """Whether serving on a CPU compiles kernels of its own: ``UMBEL_KERNELS``, one of auto, on and off."""
 
     @classmethod
     def load(cls, home: Path | None = None) -> "Settings":
@@ -35,6 +37,7 @@ class Settings:
             store_url=os.environ.get("UMBEL_STORE_URL") or str(home / "store"),
             trunk_cache_bytes=_trunk_cache(),
             quantise=read_form(os.environ.get("UMBEL_QUANTISE") or None),
+            kernels=_kernels(),
         )
 
     def make_home(self) -> Path:
@@ -66,6 +69,14 @@ class Settings:
     def cache(self) -> Path:
         """What can be fetched or made again: deleting it costs time only."""
         return self.home / "cache"
+
+
+def _kernels() -> str:
+    """``UMBEL_KERNELS``; raises ConfigError for anything else."""
+    given = os.environ.get("UMBEL_KERNELS") or "auto"
+    if given not in ("auto", "on", "off"):
+        raise ConfigError(f"UMBEL_KERNELS is {given!r}.", hint="use auto, on or off")
+    return given
 
 
 def _trunk_cache() -> int:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from umbel.backbone.native import Kernels
 from umbel.core.shape import BackboneShape
 from umbel.engine.kv import KVCache
+from umbel.engine.native_attention import NativeDecode
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class CachedAttention:
         positions: Sequence[int],
         spans: Sequence[Span],
         slots: Sequence[int] | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         self.cache, self.spans, self.rows = cache, spans, len(positions)
         self.kv_heads, self.group = shape.kv_heads, shape.heads // shape.kv_heads
@@ -50,7 +53,11 @@ class CachedAttention:
             cache.touch(place if slots is None else slots[place], position + 1)
         for span in spans:
             cache.touch(span.slot, span.start + span.count)
-        if positions:
+        self.native: NativeDecode | None = None
+        if positions and kernels is not None:
+            own = range(self.rows) if slots is None else slots
+            self.native = NativeDecode(kernels, cache, shape, positions, own)
+        elif positions:
             at = torch.tensor(positions, device=self.device)
             self.length = self.cache.look(max(positions) + 1)
             slot = torch.tensor(range(self.rows) if slots is None else slots, device=self.device)
@@ -77,6 +84,8 @@ class CachedAttention:
         return context
 
     def _decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.native is not None:
+            return self.native(layer, q, k, v)
         self.cache.write(layer, self.places, k, v)
         keys, values = (slab[: self.rows].flatten(0, 1)[:, : self.length] for slab in self.cache.layer(layer))
         ordered = q if self.slots is None else q.index_select(0, self.order)

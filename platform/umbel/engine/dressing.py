@@ -1,12 +1,15 @@
 """What the rows of a step wear: slots of the bank's stacks, laid out for the flat batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 
 from umbel.adapters.rows import plan_rows
 from umbel.adapters.sites import BARE, Composite, Sites
 from umbel.adapters.wear import batch_of
+from umbel.backbone.native import Kernels
+from umbel.engine.native_lora import Layout, NativeLora, fits
 from umbel.engine.resident import Resident
 from umbel.engine.slots import Stack
 
@@ -23,21 +26,56 @@ class Dresser:
     """Builds a step's ``Sites``. The decoding rows' part is kept as long as the same rows wear the same slots.
 
     Decoding rows and prompts are grouped apart: a chunk of 128 tokens of one adapter must not fill up the groups of
-    adapters that decode one token.
+    adapters that decode one token. With ``kernels`` LoRA needs no groups, and is taken out first.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, kernels: Kernels | None = None) -> None:
+        self._device, self._kernels = device, kernels
         self._key: object = None
         self._kept: list[Sites] = []
+        self._layouts: WeakKeyDictionary[Stack, tuple[int, Layout | None]] = WeakKeyDictionary()
 
     def dress(self, decode: Sequence[Resident | None], chunks: Sequence[Chunk], batch: int) -> Sites:
         """Row i of the batch wears ``decode[i]``; a chunk says for itself which places it means."""
+        if self._kernels is not None:
+            return self._dress_natively(self._kernels, decode, chunks, batch)
         key = batch, tuple(_place(resident) for resident in decode)
         if key != self._key:
             self._key, self._kept = key, self.parts(list(enumerate(decode)), batch)
         parts = self._kept + self._chunks(chunks, batch) if chunks else self._kept
         return Composite(parts) if parts else BARE
+
+    def _dress_natively(
+        self, kernels: Kernels, decode: Sequence[Resident | None], chunks: Sequence[Chunk], batch: int
+    ) -> Sites:
+        """Kept where no prompt is read and the same rows wear the same slots."""
+        key = None if chunks else (batch, tuple(_place(resident) for resident in decode))
+        if key is None or key != self._key:
+            groups: dict[tuple[int, int], tuple[Layout, int, list[int]]] = {}
+            worn = [(places, r) for places, r in chunks if not self._take(groups, places, r)]
+            left = [None if self._take(groups, (place,), r) else r for place, r in enumerate(decode)]
+            parts = self.parts(list(enumerate(left)), batch) + self._chunks(worn, batch)
+            if groups:
+                shape = next(r.adapter.weights.shape for r in (*decode, *(r for _, r in chunks)) if r is not None)
+                parts.insert(0, NativeLora(kernels, list(groups.values()), shape))
+            self._key, self._kept = key, parts
+        return Composite(self._kept) if self._kept else BARE
+
+    def _take(
+        self, groups: dict[tuple[int, int], tuple[Layout, int, list[int]]], places: Iterable[int], worn: Resident | None
+    ) -> bool:
+        """Adds places to the group of the slot that they wear, if it is one for the kernels."""
+        if worn is None or worn.stack is None or (layout := self._layout(worn.stack)) is None:
+            return False
+        groups.setdefault((worn.stack.number, worn.slot), (layout, worn.slot, []))[2].extend(places)
+        return True
+
+    def _layout(self, stack: Stack) -> Layout | None:
+        at = next(iter(stack.tensors.values())).data_ptr()
+        known = self._layouts.get(stack)
+        if known is None or known[0] != at:
+            known = self._layouts[stack] = at, Layout.of(stack) if fits(stack) else None
+        return known[1]
 
     def _chunks(self, chunks: Sequence[Chunk], batch: int) -> list[Sites]:
         short = [(place, worn) for places, worn in chunks if len(places) < ALONE for place in places]

@@ -47,7 +47,7 @@ class Forward:
 
     def __init__(self, backbone: Backbone, cache: KVCache) -> None:
         self.backbone, self.cache = backbone, cache
-        self.dresser = Dresser(backbone.device)
+        self.dresser = Dresser(backbone.device, backbone.kernels)
 
     def __call__(self, plan: Plan) -> Result:
         tokens, positions = _inputs(plan)
@@ -59,6 +59,7 @@ class Forward:
             positions[: len(plan.decode)],
             [span for _, span in plan.chunks],
             [row.slot for row in plan.decode],
+            self.backbone.kernels,
         )
         step = Step(
             self._column(positions),

@@ -110,7 +110,8 @@ def _check_attention(backbone: Backbone, generator: torch.Generator) -> Check:
         v = values[:, -1:].expand(rows, -1, -1, -1).to(backbone.device, backbone.dtype)
         for company in COMPANY:
             at = [length - 1, *lengths, *range(rows)][:company]
-            attention = CachedAttention(cache, shape, [min(place, max(lengths) - 1) for place in at], [])
+            positions = [min(place, max(lengths) - 1) for place in at]
+            attention = CachedAttention(cache, shape, positions, [], kernels=backbone.kernels)
             found[company].append(attention(0, q[:company], torch.zeros_like(v[:company]), v[:company])[0])
     return _compare("attention", {company: torch.stack(rounding) for company, rounding in found.items()})
 
@@ -127,7 +128,7 @@ def _check_step(backbone: Backbone, generator: torch.Generator) -> Check:
         positions = torch.tensor(at[:company], device=backbone.device)
         step = Step(
             positions[:, None],
-            CachedAttention(cache, shape, at[:company], []),
+            CachedAttention(cache, shape, at[:company], [], kernels=backbone.kernels),
             want=torch.arange(company, device=backbone.device),
         )
         logits = backbone.decoder(tokens[_PROMPT : _PROMPT + company, None], step).logits

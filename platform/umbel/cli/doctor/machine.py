@@ -84,6 +84,21 @@ def processor(_: Patient) -> Finding:
     return fine(f"{name}: oneDNN packs bf16 and fp32")
 
 
+def kernels(patient: Patient) -> Finding:
+    """Whether the step's kernels are compiled; without them torch does their work, more slowly."""
+    _torch()
+    from umbel.backbone.native import Kernels
+    from umbel.core.errors import Unavailable
+
+    if patient.settings.kernels == "off":
+        return warning("switched off, so that decoding on a CPU is slower", "unset UMBEL_KERNELS")
+    try:
+        found = Kernels.load(patient.settings.cache / "kernels")
+    except Unavailable as error:
+        return warning(f"{error.message} Decoding on a CPU is slower without", error.hint or "install gcc")
+    return fine(f"compiled: {found.path.name}")
+
+
 def threads(_: Patient) -> Finding:
     torch = _torch()
     cores, used = _cores(), torch.get_num_threads()
@@ -212,6 +227,7 @@ CONDITIONS = (
     Condition("pip", pip_there),
     Condition("torch", torch_build),
     Condition("processor", processor),
+    Condition("kernels", kernels),
     Condition("threads", threads),
     Condition("memory", memory),
     Condition("open files", open_files),

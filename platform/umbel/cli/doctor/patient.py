@@ -84,8 +84,10 @@ class Patient:
         """As a server loads it: the one that was asked for, or the smallest. Raises Skip without one."""
         from umbel.backbone.installed import find
         from umbel.backbone.loading import load_backbone
+        from umbel.backbone.native import Kernels
 
         if self._wanted is None and not self.installed:
             raise Skip("needs a backbone")
         found = find(self.settings, self._wanted) if self._wanted else min(self.installed, key=lambda one: one.bytes)
-        return load_backbone(found.folder, packed=True, name=found.name, quantise=self.settings.quantise)
+        kernels, form = Kernels.wanted(self.settings), self.settings.quantise
+        return load_backbone(found.folder, packed=True, kernels=kernels, name=found.name, quantise=form)

@@ -1,0 +1,121 @@
+"""Compiles the C files beside this one, once for each machine, and holds the library.
+
+Plain C with the compiler's own vectors: a second to compile, no headers but the compiler's. It shares torch's OpenMP
+threads, since that library is loaded already under the name that the compiler links to.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from umbel.core.errors import Unavailable
+from umbel.core.settings import Settings
+
+_HERE = Path(__file__).parent
+_SOURCES = ("lora.c", "attention.c", "pointwise.c")
+_HEADERS = ("vectors.h",)
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+_SECONDS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The compiled library; its functions' arguments are those of the structures in the engine's ``native_*.py``."""
+
+    library: ctypes.CDLL
+    path: Path
+
+    @classmethod
+    def load(cls, cache: Path) -> Self:
+        """Compiles into ``cache`` unless it is there. Raises Unavailable (``no_kernels``) where that cannot be done."""
+        compiler = _compiler()
+        path = cache / f"kernels-{_key(compiler)}.so"
+        if not path.is_file():
+            _compile(compiler, path)
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise _unavailable(f"{path.name} cannot be loaded: {error}.", "delete it and start again") from error
+        library.umbel_lora.restype = library.umbel_decode.restype = None
+        return cls(library, path)
+
+    @classmethod
+    def wanted(cls, settings: Settings) -> Self | None:
+        """As ``UMBEL_KERNELS`` says: off is None; auto is None where they cannot be compiled; on raises then."""
+        if settings.kernels == "off":
+            return None
+        try:
+            return cls.load(settings.cache / "kernels")
+        except Unavailable:
+            if settings.kernels == "on":
+                raise
+            return None
+
+    def fit(self, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether they can stand in for torch: bf16 on a CPU."""
+        return dtype == torch.bfloat16 and device.type == "cpu"
+
+
+def _compiler() -> str:
+    """The C compiler's path: ``CC``, or the first of cc, gcc and clang."""
+    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
+        if name and (found := shutil.which(name)):
+            return found
+    raise _unavailable("there is no C compiler here.", "install gcc or clang, or set CC")
+
+
+def _key(compiler: str) -> str:
+    """Of everything that the library depends on: sources, flags, compiler and processor."""
+    digest = hashlib.sha256("\0".join([*_FLAGS, _version(compiler), platform.machine(), _processor()]).encode())
+    for name in (*_HEADERS, *_SOURCES):
+        digest.update((_HERE / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _version(compiler: str) -> str:
+    try:
+        return subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _unavailable(f"{compiler} does not run: {error}.", "set CC to one that does") from error
+
+
+def _processor() -> str:
+    """What the processor can do, since ``-march=native`` compiles for that and a home may move."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _compile(compiler: str, path: Path) -> None:
+    """Into a file beside it first, so that nobody loads half a library."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compiling-") as scratch:
+        made = Path(scratch) / path.name
+        command = [compiler, *_FLAGS, *(str(_HERE / name) for name in _SOURCES), "-o", str(made), "-lm"]
+        try:
+            subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
+        except subprocess.CalledProcessError as error:
+            told = error.stderr.strip().splitlines()
+            raise _unavailable(
+                f"{compiler} failed: {told[0] if told else error}.", "set CC to gcc 12 or newer"
+            ) from error
+        except (OSError, subprocess.SubprocessError) as error:
+            raise _unavailable(f"{compiler} does not run: {error}.", "set CC to one that does") from error
+        made.replace(path)
+
+
+def _unavailable(what: str, hint: str) -> Unavailable:
+    return Unavailable(f"The step's kernels are not compiled: {what}", code="no_kernels", hint=hint)

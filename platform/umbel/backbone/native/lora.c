@@ -1,0 +1,200 @@
+/* LoRA at one site for all rows of a step, whatever adapters and ranks they have:
+
+       y = y + (x A^T) B                      DoRA:  y = b + m (y - b + (x A^T) B)
+
+   A row's sums have one order, whatever stands beside it. Every adapter's weights are read once in a step, from where
+   they lie; nothing is gathered, filled up or copied. */
+
+#include "vectors.h"
+
+typedef struct {
+    const bf16 *b; /* blocks of [rank, block], one after another */
+    int64_t from;  /* first of its columns of x A^T */
+    int64_t rank;
+    int64_t column; /* first of its columns of y */
+    int64_t width;
+    int64_t block;
+} Segment;
+
+#define SEGMENTS 3
+
+typedef struct {
+    const bf16 *a; /* [rank, d] */
+    int64_t rank;  /* of all segments together; 0: this site is not adapted */
+    int64_t first; /* of its rows in ``rows`` */
+    int64_t count;
+    Segment segments[SEGMENTS]; /* rank 0: none */
+    const float *scale[SEGMENTS]; /* DoRA's m, one for each column of the segment; NULL: plain LoRA */
+} Group;
+
+typedef struct {
+    const bf16 *x;
+    int64_t x_stride, d;
+    bf16 *y;
+    int64_t y_stride;
+    const bf16 *bias; /* of the site's linear, or NULL */
+    const int32_t *rows;
+    float *h; /* [all rows, most] */
+    int64_t most;
+} Site;
+
+#define RANKS 4
+#define ROWS 4
+#define COLUMNS 64
+
+/* ``n`` rows times ``m`` ranks of x A^T. */
+INLINE void down(const Site *s, const Group *g, int64_t row, int64_t rank, const int n, const int m) {
+    const bf16 *x[ROWS], *a[RANKS];
+    f32x16 sums[ROWS][RANKS];
+    for (int i = 0; i < n; i++) x[i] = s->x + s->rows[g->first + row + i] * s->x_stride;
+    for (int j = 0; j < m; j++) a[j] = g->a + (rank + j) * s->d;
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < m; j++) sums[i][j] = all(0.0f);
+    int64_t k = 0;
+#ifdef __AVX512BF16__
+    for (; k + 2 * LANES <= s->d; k += 2 * LANES) {
+        __m512bh xs[ROWS];
+        for (int i = 0; i < n; i++) xs[i] = (__m512bh)_mm512_loadu_si512(x[i] + k);
+        for (int j = 0; j < m; j++) {
+            __m512bh as = (__m512bh)_mm512_loadu_si512(a[j] + k);
+            for (int i = 0; i < n; i++) sums[i][j] = (f32x16)_mm512_dpbf16_ps((__m512)sums[i][j], xs[i], as);
+        }
+    }
+#endif
+    for (; k + LANES <= s->d; k += LANES) {
+        f32x16 xs[ROWS];
+        for (int i = 0; i < n; i++) xs[i] = wide16(x[i] + k);
+        for (int j = 0; j < m; j++) {
+            f32x16 as = wide16(a[j] + k);
+            for (int i = 0; i < n; i++) sums[i][j] += xs[i] * as;
+        }
+    }
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < m; j++) {
+            float sum = sum16(sums[i][j]);
+            for (int64_t l = k; l < s->d; l++) sum += wide(x[i][l]) * wide(a[j][l]);
+            s->h[(g->first + row + i) * s->most + rank + j] = sum;
+        }
+}
+
+INLINE void downs(const Site *s, const Group *g, int64_t rank, const int m) {
+    int64_t row = 0;
+    for (; row + ROWS <= g->count; row += ROWS) down(s, g, row, rank, ROWS, m);
+    for (; row < g->count; row++) down(s, g, row, rank, 1, m);
+}
+
+/* One number of y; ``delta`` is its row of x A^T times its column of B. */
+INLINE float changed(float y, float delta, const float *scale, int64_t at, float bias) {
+    return scale ? bias + scale[at] * (y - bias + delta) : y + delta;
+}
+
+/* ``n`` rows times ``v`` vectors of columns, from ``column`` of the segment on; all of them within one block. */
+INLINE void up(
+    const Site *s, const Group *g, const Segment *t, const float *scale, int64_t row, int64_t column, const int n,
+    const int v
+) {
+    f32x16 sums[ROWS][COLUMNS / LANES];
+    const float *h[ROWS];
+    const bf16 *b = t->b + column / t->block * t->rank * t->block + column % t->block;
+    for (int i = 0; i < n; i++) {
+        h[i] = s->h + (g->first + row + i) * s->most + t->from;
+        for (int j = 0; j < v; j++) sums[i][j] = all(0.0f);
+    }
+    for (int64_t r = 0; r < t->rank; r++, b += t->block) {
+        f32x16 bs[COLUMNS / LANES];
+        for (int j = 0; j < v; j++) bs[j] = wide16(b + j * LANES);
+        for (int i = 0; i < n; i++) {
+            f32x16 hs = all(h[i][r]);
+            for (int j = 0; j < v; j++) sums[i][j] += hs * bs[j];
+        }
+    }
+    for (int i = 0; i < n; i++) {
+        bf16 *y = s->y + s->rows[g->first + row + i] * s->y_stride + t->column + column;
+        for (int j = 0; j < v; j++) {
+            f32x16 old = wide16(y + j * LANES), new = old + sums[i][j];
+            if (scale) {
+                f32x16 m, bias = s->bias ? wide16(s->bias + t->column + column + j * LANES) : all(0.0f);
+                memcpy(&m, scale + column + j * LANES, sizeof m);
+                new = bias + m * (old - bias + sums[i][j]);
+            }
+            narrow16(y + j * LANES, new);
+        }
+    }
+}
+
+INLINE void ups(
+    const Site *s, const Group *g, const Segment *t, const float *scale, int64_t column, const int v
+) {
+    int64_t row = 0;
+    for (; row + ROWS <= g->count; row += ROWS) up(s, g, t, scale, row, column, ROWS, v);
+    for (; row < g->count; row++) up(s, g, t, scale, row, column, 1, v);
+}
+
+/* Columns that do not fill a vector. */
+static void rest(const Site *s, const Group *g, const Segment *t, const float *scale, int64_t column, int64_t end) {
+    for (int64_t row = g->first; row < g->first + g->count; row++) {
+        const float *h = s->h + row * s->most + t->from;
+        bf16 *y = s->y + s->rows[row] * s->y_stride + t->column;
+        for (int64_t c = column; c < end; c++) {
+            const bf16 *b = t->b + c / t->block * t->rank * t->block + c % t->block;
+            float delta = 0.0f, bias = s->bias ? wide(s->bias[t->column + c]) : 0.0f;
+            for (int64_t r = 0; r < t->rank; r++) delta += h[r] * wide(b[r * t->block]);
+            y[c] = narrow(changed(wide(y[c]), delta, scale, c, bias));
+        }
+    }
+}
+
+/* Up to ``COLUMNS`` columns of a block. */
+static void tile(const Site *s, const Group *g, const Segment *t, const float *scale, int64_t column, int64_t end) {
+    if (end - column == COLUMNS) {
+        ups(s, g, t, scale, column, COLUMNS / LANES);
+        return;
+    }
+    for (; column + LANES <= end; column += LANES) ups(s, g, t, scale, column, 1);
+    if (column < end) rest(s, g, t, scale, column, end);
+}
+
+static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Multiply-adds, where a weight counts as ``ROWS`` of them at least: it has to be read. */
+static int64_t work(const Site *s, const Group *groups, int64_t count) {
+    int64_t sum = 0;
+    for (const Group *g = groups; g < groups + count; g++) {
+        int64_t rows = g->count < ROWS ? ROWS : g->count, weights = g->rank * s->d;
+        for (int i = 0; i < SEGMENTS; i++) weights += g->segments[i].rank * g->segments[i].width;
+        sum += g->rank ? rows * weights : 0;
+    }
+    return sum;
+}
+
+/* Work that is worth waking another thread for. */
+#define SMALL (1 << 18)
+
+void umbel_lora(const Site *s, const Group *groups, int64_t count, int threads) {
+#pragma omp parallel num_threads(threads) if (work(s, groups, count) > SMALL)
+    {
+        int me = 0, all = 1;
+#ifdef _OPENMP
+        me = omp_get_thread_num(), all = omp_get_num_threads();
+#endif
+        int64_t task = 0;
+        for (const Group *g = groups; g < groups + count; g++)
+            for (int64_t rank = 0; rank < g->rank; rank += RANKS)
+                if (task++ % all == me) {
+                    if (rank + RANKS <= g->rank) downs(s, g, rank, RANKS);
+                    else
+                        for (int64_t r = rank; r < g->rank; r++) downs(s, g, r, 1);
+                }
+#pragma omp barrier
+        task = 0;
+        for (const Group *g = groups; g < groups + count; g++)
+            for (int i = 0; i < SEGMENTS; i++) {
+                const Segment *t = g->segments + i;
+                if (!g->rank || !t->rank) continue;
+                for (int64_t block = 0; block < t->width; block += t->block)
+                    for (int64_t column = block; column < block + t->block; column += COLUMNS)
+                        if (task++ % all == me)
+                            tile(s, g, t, g->scale[i], column, min(column + COLUMNS, block + t->block));
+            }
+    }
+}

@@ -1,0 +1,80 @@
+/* What stands between the linears of a layer, row by row: one pass in fp32, rounded once. */
+
+#include "vectors.h"
+
+/* Rows that are worth the other threads. */
+#define SMALL (1 << 15)
+
+static float exp1(float x) {
+    float y[LANES];
+    f32x16 e = exp16(all(x));
+    memcpy(y, &e, sizeof y);
+    return y[0];
+}
+
+/* y = x / sqrt(mean(x^2) + eps) * weight */
+void umbel_rms_norm(const bf16 *x, const bf16 *weight, bf16 *y, int64_t rows, int64_t width, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) if (rows * width > SMALL)
+    for (int64_t row = 0; row < rows; row++) {
+        const bf16 *from = x + row * width;
+        bf16 *to = y + row * width;
+        f32x16 squares = all(0.0f);
+        int64_t c = 0;
+        for (; c + LANES <= width; c += LANES) {
+            f32x16 v = wide16(from + c);
+            squares += v * v;
+        }
+        float sum = sum16(squares);
+        for (int64_t l = c; l < width; l++) sum += wide(from[l]) * wide(from[l]);
+        float scale = 1.0f / sqrtf(sum / (float)width + eps);
+        for (c = 0; c + LANES <= width; c += LANES)
+            narrow16(to + c, wide16(from + c) * all(scale) * wide16(weight + c));
+        for (; c < width; c++) to[c] = narrow(wide(from[c]) * scale * wide(weight[c]));
+    }
+}
+
+/* y = silu(gate) * up, where x is [rows, gate | up]. */
+void umbel_silu_mul(const bf16 *x, bf16 *y, int64_t rows, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads) if (rows * width > SMALL)
+    for (int64_t row = 0; row < rows; row++) {
+        const bf16 *gate = x + row * 2 * width, *up = gate + width;
+        bf16 *to = y + row * width;
+        int64_t c = 0;
+        for (; c + LANES <= width; c += LANES) {
+            f32x16 g = wide16(gate + c), u = wide16(up + c);
+            i32x16 low = g < all(0.0f);
+            f32x16 e = exp16((f32x16)((u32x16)g | 0x80000000u)); /* e^-|g| */
+            f32x16 top = (f32x16)(((i32x16)e & low) | ((i32x16)all(1.0f) & ~low));
+            narrow16(to + c, g * u * top / (all(1.0f) + e));
+        }
+        for (; c < width; c++) {
+            float g = wide(gate[c]), e = exp1(-fabsf(g));
+            to[c] = narrow(g * wide(up[c]) * (g < 0.0f ? e : 1.0f) / (1.0f + e));
+        }
+    }
+}
+
+/* RoPE of the first ``heads`` heads of each row, in place; feature i pairs with i + d/2. */
+void umbel_rotate(
+    bf16 *x, int64_t stride, const bf16 *cosines, const bf16 *sines, int64_t rows, int64_t heads, int64_t d, int threads
+) {
+    int64_t half = d / 2;
+#pragma omp parallel for num_threads(threads) if (rows * heads * d > SMALL)
+    for (int64_t row = 0; row < rows; row++) {
+        const bf16 *cs = cosines + row * d, *sn = sines + row * d;
+        for (int64_t head = 0; head < heads; head++) {
+            bf16 *a = x + row * stride + head * d, *b = a + half;
+            int64_t c = 0;
+            for (; c + LANES <= half; c += LANES) {
+                f32x16 first = wide16(a + c), second = wide16(b + c);
+                narrow16(a + c, first * wide16(cs + c) - second * wide16(sn + c));
+                narrow16(b + c, second * wide16(cs + half + c) + first * wide16(sn + half + c));
+            }
+            for (; c < half; c++) {
+                float first = wide(a[c]), second = wide(b[c]);
+                a[c] = narrow(first * wide(cs[c]) - second * wide(sn[c]));
+                b[c] = narrow(second * wide(cs[half + c]) + first * wide(sn[half + c]));
+            }
+        }
+    }
+}

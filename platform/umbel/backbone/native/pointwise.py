@@ -1,0 +1,50 @@
+"""What stands between the linears of a layer, by ``pointwise.c``: in bf16, without gradients."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from umbel.backbone.native.kernels import Kernels
+
+_POINTER, _COUNT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+
+class Pointwise:
+    """Each in one pass, computed in fp32 and rounded once."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        library = kernels.library
+        self._norm = library.umbel_rms_norm
+        self._norm.argtypes = [_POINTER, _POINTER, _POINTER, _COUNT, _COUNT, ctypes.c_float, _THREADS]
+        self._silu_mul = library.umbel_silu_mul
+        self._silu_mul.argtypes = [_POINTER, _POINTER, _COUNT, _COUNT, _THREADS]
+        self._rotate = library.umbel_rotate
+        self._rotate.argtypes = [_POINTER, _COUNT, _POINTER, _POINTER, _COUNT, _COUNT, _COUNT, _THREADS]
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """[..., H] -> [..., H]."""
+        x = x.contiguous()
+        y, width = torch.empty_like(x), x.shape[-1]
+        self._norm(
+            x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // width, width, eps, torch.get_num_threads()
+        )
+        return y
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """[..., 2I] -> [..., I]."""
+        x, width = gate_up.contiguous(), gate_up.shape[-1] // 2
+        y = x.new_empty(*x.shape[:-1], width)
+        self._silu_mul(x.data_ptr(), y.data_ptr(), y.numel() // width, width, torch.get_num_threads())
+        return y
+
+    def rotate(self, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
+        """Rotates the first ``heads`` heads of qkv [B,T,heads + more,D] in place; cos and sin [B,1,T,D]."""
+        cos, sin = cos.contiguous(), sin.contiguous()
+        assert qkv.is_contiguous()
+        width = qkv.shape[-1]
+        assert cos.numel() == qkv.shape[0] * qkv.shape[1] * width
+        self._rotate(
+            qkv.data_ptr(), qkv.stride(1), cos.data_ptr(), sin.data_ptr(),
+            qkv.shape[0] * qkv.shape[1], heads, width, torch.get_num_threads(),
+        )  # fmt: skip

@@ -1,0 +1,101 @@
+/* bf16 in memory, fp32 in registers: 16 numbers at a time, in the compiler's own vectors, so any processor will do. */
+#ifndef UMBEL_VECTORS_H
+#define UMBEL_VECTORS_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#define LANES 16
+#define INLINE static inline __attribute__((always_inline))
+
+typedef uint16_t bf16;
+typedef float f32x4 __attribute__((vector_size(16)));
+typedef float f32x8 __attribute__((vector_size(32)));
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+
+INLINE f32x16 all(float x) { return (f32x16){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+
+INLINE float wide(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+
+INLINE f32x16 wide16(const bf16 *p) {
+    u16x16 h;
+    memcpy(&h, p, sizeof h);
+    return (f32x16)(__builtin_convertvector(h, u32x16) << 16);
+}
+
+/* To the nearest, ties to even; NaN stays NaN. */
+INLINE bf16 narrow(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if (x != x) return 0x7fc0;
+    return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+INLINE void narrow16(bf16 *p, f32x16 x) {
+    u32x16 bits = (u32x16)x;
+    u32x16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    i32x16 nan = x != x;
+    rounded = (rounded & ~(u32x16)nan) | ((u32x16)nan & 0x7fc0);
+    u16x16 h = __builtin_convertvector(rounded, u16x16);
+    memcpy(p, &h, sizeof h);
+}
+
+/* Halves are added to each other, always in this order, so that a sum does not depend on how it was reached. */
+INLINE f32x4 sum4(f32x16 x) {
+    f32x8 a[2];
+    memcpy(a, &x, sizeof a);
+    a[0] += a[1];
+    f32x4 b[2];
+    memcpy(b, a, sizeof b);
+    return b[0] + b[1];
+}
+
+INLINE float sum16(f32x16 x) {
+    f32x4 s = sum4(x);
+    return (s[0] + s[2]) + (s[1] + s[3]);
+}
+
+/* The same four times, at little more than the price of one. */
+INLINE void sum16_of_4(const f32x16 *x, float *out) {
+    f32x4 a = sum4(x[0]), b = sum4(x[1]), c = sum4(x[2]), d = sum4(x[3]);
+    f32x4 ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    f32x4 cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd2 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    f32x4 ab = ab0 + ab2, cd = cd0 + cd2; /* [a0+a2, b0+b2, a1+a3, b1+b3] */
+    f32x4 s = __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    memcpy(out, &s, sizeof s);
+}
+
+/* e^x for x <= 0, to about 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2. */
+INLINE f32x16 exp16(f32x16 x) {
+    i32x16 far = x < all(-87.0f);
+    f32x16 n = x * all(1.44269504f), magic = all(12582912.0f);
+    n = (n + magic) - magic;
+    f32x16 r = x - n * all(0.693359375f) + n * all(2.12194440e-4f);
+    f32x16 p = all(1.9875691500e-4f);
+    p = p * r + all(1.3981999507e-3f);
+    p = p * r + all(8.3334519073e-3f);
+    p = p * r + all(4.1665795894e-2f);
+    p = p * r + all(1.6666665459e-1f);
+    p = p * r + all(5.0000001201e-1f);
+    p = p * r * r + r + all(1.0f);
+    i32x16 whole = __builtin_convertvector(n, i32x16);
+    f32x16 y = (f32x16)((i32x16)p + (whole << 23));
+    return (f32x16)((i32x16)y & ~far);
+}
+
+#endif

@@ -1,0 +1,131 @@
+"""LoRA by the kernel: float64's formula in every layout that a bank keeps, and the same bits in any company."""
+
+import itertools
+
+import pytest
+import torch
+
+from umbel.adapters.sites import SITES
+from umbel.backbone.loading import load_backbone
+from umbel.backbone.tiny import tiny_backbone
+from umbel.engine.dressing import Dresser
+from umbel.engine.native_lora import NativeLora
+from umbel.engine.resident import make_resident
+from umbel.engine.slots import Bank
+
+KINDS = {
+    "blocks": {"rank": 4},
+    "one rank": {"rank": 1, "targets": ("o_proj", "down_proj")},
+    "odd ranks": {"rank": 5, "rank_pattern": {"k_proj": 3, "up_proj": 7}},
+    "some linears": {"rank": 8, "targets": ("q_proj", "v_proj", "up_proj")},
+    "one layer": {"rank": 6, "layers": (1,)},
+    "dora": {"rank": 3, "dora": True},
+    "dora on some": {"rank": 2, "dora": True, "targets": ("v_proj", "gate_proj")},
+}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory, kernels):
+    """Widths that fill no vector, and biases, since DoRA's scale leaves them out."""
+    sizes = {"hidden_size": 52, "intermediate_size": 72, "num_attention_heads": 4, "head_dim": 14,
+             "num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True}  # fmt: skip
+    folder = tiny_backbone(tmp_path_factory.mktemp("odd") / "odd", **sizes)
+    return load_backbone(folder, dtype="bfloat16", packed=True, kernels=kernels)
+
+
+@pytest.fixture
+def residents(lab, backbone):
+    """One of each kind and two of one, in a bank."""
+    lab.backbone, bank = backbone, Bank(1 << 24)
+    digests = [lab.adapter("lora", seed, **options) for seed, options in enumerate([*KINDS.values(), KINDS["blocks"]])]
+    found = [make_resident(digest, lab.source.adapters[digest], backbone) for digest in digests]
+    for resident in found:
+        bank.insert(resident)
+    return found
+
+
+def truth(resident, layer, site, x, y, frozen):
+    """[in], [out] -> [out] in float64, linear by linear from the bank's tensors."""
+    stack, slot, start, column = resident.stack, resident.slot, 0, 0
+    a = stack.tensors.get((layer, f"{site}.A"))
+    out = y.double().clone()
+    if a is None:
+        return out
+    blocks, used = stack.tensors.get((layer, f"{site}.blocks")), 0
+    for name in SITES[site]:
+        width = stack.shape.linear(name)[1]
+        own = slice(column, column + width)
+        b = stack.tensors.get((layer, f"{name}.B"))
+        if blocks is not None:
+            count = width // blocks.shape[-1]
+            b = torch.cat(blocks[:, used : used + count].unbind(1), -1)
+            used += count
+        if b is not None:
+            low = a[slot, start : start + b.shape[1]].double() @ x.double()
+            delta = low @ b[slot].double()
+            start += b.shape[1]
+            scale = stack.tensors.get((layer, f"{name}.scale"))
+            bias = frozen.bias(site)[own].double()
+            out[own] = out[own] + delta if scale is None else bias + scale[slot, 0].double() * (out[own] - bias + delta)
+        column += width
+    return out
+
+
+def ask(sites, layer, site, x, y, frozen):
+    return sites.linear(layer, site, x.clone(), y.clone(), frozen)
+
+
+@pytest.mark.parametrize("site", ["qkv", "o", "gate_up", "down"])
+def test_every_kind_at_every_site_is_float64s_rounded(site, residents, backbone):
+    order = [0, 3, 3, 5, 7, 1, 6, 2, 4, 3, 3, 3]
+    worn = [None, *(residents[i] for i in order)]
+    sites = Dresser(backbone.device, backbone.kernels).dress(worn, [], len(worn))
+    assert [type(part) for part in sites.parts] == [NativeLora]
+    generator = torch.Generator().manual_seed(0)
+    d_in, d_out = backbone.shape.linear(SITES[site][0])[0], sum(backbone.shape.linear(n)[1] for n in SITES[site])
+    x, y = (torch.randn(len(worn), 1, width, generator=generator).bfloat16() for width in (d_in, d_out))
+    moved = 0.0
+    for layer, frozen in enumerate(backbone.decoder.layers):
+        found = ask(sites, layer, site, x, y, frozen)
+        assert found[0].equal(y[0])
+        for row, resident in enumerate(worn[1:], 1):
+            expected = truth(resident, layer, site, x[row, 0], y[row, 0], frozen)
+            assert (found[row, 0].double() - expected).abs().max() < 2**-7 * expected.abs().max()
+            moved = max(moved, float((expected - y[row, 0].double()).abs().max()))
+    assert moved > 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_has_the_same_bits_in_any_company_chunk_and_place(threads, residents, backbone, set_threads):
+    set_threads(threads)
+    dresser, generator = Dresser(backbone.device, backbone.kernels), torch.Generator().manual_seed(1)
+    x = torch.randn(200, 1, 52, generator=generator).bfloat16()
+    y = torch.randn(200, 1, 14 * 8, generator=generator).bfloat16()
+    frozen = backbone.decoder.layers[1]
+    for resident in residents:
+        alone = ask(dresser.dress([resident], [], 2), 1, "qkv", x[:2], y[:2], frozen)[0]
+        mates = list(itertools.islice(itertools.cycle(residents), 30))
+        assert ask(dresser.dress([resident, *mates], [], 31), 1, "qkv", x[:31], y[:31], frozen)[0].equal(alone)
+        for length in (2, 7, 150):
+            chunks = [(range(3, 3 + length), resident), (range(160, 190), residents[0])]
+            moved = torch.cat([x[1:4], x[:1], x[4:]]), torch.cat([y[1:4], y[:1], y[4:]])
+            assert ask(dresser.dress([None] * 3, chunks, 200), 1, "qkv", *moved, frozen)[3].equal(alone)
+
+
+def test_a_slot_that_moved_is_read_where_it_is_now(residents, backbone):
+    first, last = residents[0], residents[-1]
+    assert first.stack is last.stack
+    dresser = Dresser(backbone.device, backbone.kernels)
+    x, y = torch.ones(2, 1, 52).bfloat16(), torch.zeros(2, 1, 112).bfloat16()
+    frozen = backbone.decoder.layers[0]
+    before = ask(dresser.dress([first, last], [], 2), 0, "qkv", x, y, frozen)
+    first.stack._swap(first, last)
+    assert ask(dresser.dress([first, last], [], 2), 0, "qkv", x, y, frozen).equal(before)
+    assert not before[0].equal(before[1])
+
+
+@pytest.fixture
+def set_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
