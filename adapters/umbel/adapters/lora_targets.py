@@ -1,5 +1,6 @@
 """Which modules a LoRA adapter acts on: PEFT's rules for target modules, layers and patterns, on a Llama's paths."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -33,6 +34,12 @@ def chosen(targets: Sequence[str], layers: Sequence[int] | None, shape: Backbone
     PEFT's rule: a whole path is taken as it is, ``layers`` filters those that are matched by their end, and what lies
     outside of the layers is then matched by its whole path only.
     """
+    return dict(_chosen(tuple(targets), None if layers is None else tuple(layers), shape))
+
+
+@functools.lru_cache(maxsize=256)
+def _chosen(targets: tuple[str, ...], layers: tuple[int, ...] | None, shape: BackboneShape) -> dict[Place, str]:
+    """Kept, since a load asks a dozen times, while others decode."""
 
     def fits(layer: int, path: str) -> bool:
         if path in targets:
