@@ -67,7 +67,7 @@ def test_a_sound_home_is_well(run):
     ill = [one for one in found["conditions"] if one["state"] != "ok" and not of_a_test_machine(one["name"])]
     assert ill == []
     assert found["ok"] == (answer.code == 0)
-    assert len(found["conditions"]) == 31
+    assert len(found["conditions"]) == 32
 
 
 def test_a_home_that_is_not_there_stays_away(run, empty):
