@@ -10,6 +10,7 @@ from umbel.core.errors import ConfigError
 from umbel.core.forms import Form, read_form
 
 _TRUNK_CACHE = 2_000_000_000
+_SPOOL = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class Settings:
     """Folder or ``s3://``; ``UMBEL_STORE_URL``, or ``store/`` in the home."""
     trunk_cache_bytes: int = _TRUNK_CACHE
     """Most that training keeps of frozen layers' results; ``UMBEL_TRUNK_CACHE_GB``, 0 keeps nothing."""
+    spool_bytes: int = _SPOOL
+    """Rows of a larger file are laid out in the cache and not held in memory; ``UMBEL_SPOOL_GB``."""
     quantise: Form | None = None
     """How backbones are held where a command does not say; ``UMBEL_QUANTISE``."""
     kernels: str = "auto"
@@ -35,7 +38,8 @@ class Settings:
             home=home,
             database_url=os.environ.get("UMBEL_DATABASE_URL") or f"sqlite:///{home / 'registry.db'}",
             store_url=os.environ.get("UMBEL_STORE_URL") or str(home / "store"),
-            trunk_cache_bytes=_trunk_cache(),
+            trunk_cache_bytes=_gigabytes("UMBEL_TRUNK_CACHE_GB", _TRUNK_CACHE),
+            spool_bytes=_gigabytes("UMBEL_SPOOL_GB", _SPOOL),
             quantise=read_form(os.environ.get("UMBEL_QUANTISE") or None),
             kernels=_kernels(),
         )
@@ -79,15 +83,15 @@ def _kernels() -> str:
     return given
 
 
-def _trunk_cache() -> int:
-    """Bytes of ``UMBEL_TRUNK_CACHE_GB``; raises ConfigError where it is no number."""
-    given = os.environ.get("UMBEL_TRUNK_CACHE_GB")
+def _gigabytes(name: str, usual: int) -> int:
+    """Bytes of what the environment says; raises ConfigError where it is no number."""
+    given = os.environ.get(name)
     if not given:
-        return _TRUNK_CACHE
+        return usual
     try:
         size = float(given)
     except ValueError:
         size = -1.0
     if not 0 <= size < float("inf"):
-        raise ConfigError(f"UMBEL_TRUNK_CACHE_GB is {given!r}, not a number of gigabytes.", hint="such as 2 or 0.5")
+        raise ConfigError(f"{name} is {given!r}, not a number of gigabytes.", hint="such as 2 or 0.5")
     return int(size * 1e9)

@@ -11,6 +11,7 @@ from umbel.core.settings import Settings
 from umbel.training.data.encode import EncodedRows, encode_rows
 from umbel.training.data.rows import ChatRow, LabelledRow, Row
 from umbel.training.data.source import Splits, load_splits
+from umbel.training.data.spooled import encode_all
 from umbel.training.task import Task
 
 _USUAL = {
@@ -34,7 +35,7 @@ class Prepared:
     @property
     def test(self) -> list[Row]:
         """Rows to judge the finished adapter on."""
-        return self.splits.test[: self.task.test_limit]
+        return list(self.splits.test[: self.task.test_limit])
 
 
 class Preparing:
@@ -63,7 +64,7 @@ def prepare(task: Task, backbone: Backbone, settings: Settings) -> Prepared:
     """Raises DataError, ConfigError or NotFound for what is wrong with the task's data."""
     splits = load_splits(task, settings)
     contract = contract_of(task, splits, backbone)
-    train = encode_rows(splits.train, contract, backbone)
+    train = encode_all(splits.train, contract, backbone, settings)
     if not train.examples:
         raise DataError(
             f"all {len(splits.train)} training rows are longer than max_length {contract.max_length}.",
@@ -72,8 +73,10 @@ def prepare(task: Task, backbone: Backbone, settings: Settings) -> Prepared:
         )
     if contract.output_head is OutputHead.GENERATE:
         contract = contract.model_copy(update={"decoding": _decoding(task, train)})
-    validation = encode_rows(splits.validation[: task.validation_limit], contract, backbone)
-    encode_rows(splits.test[: task.test_limit], contract, backbone)  # a wrong label there is told now, not at the end
+    validation = encode_rows(list(splits.validation[: task.validation_limit]), contract, backbone)
+    encode_rows(
+        list(splits.test[: task.test_limit]), contract, backbone
+    )  # a wrong label there is told now, not at the end
     metric = task.metric or splits.metric or _USUAL.get(task.output_head, "loss")
     return Prepared(task=task, contract=contract, splits=splits, train=train, validation=validation, metric=metric)
 

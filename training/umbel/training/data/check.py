@@ -76,8 +76,9 @@ def check_data(what: str, settings: Settings, *, test: str | None = None, column
 
 def leaks(train: Sequence[Row], test: Sequence[Row]) -> int:
     """Rows of the test whose text is in train, near copies too."""
-    seen = {text_key(text_of(row)) for row in train}
-    return sum(text_key(text_of(row)) in seen for row in test)
+    wanted = Counter(text_key(text_of(row)) for row in test)
+    found = {key for row in train if (key := text_key(text_of(row))) in wanted}
+    return sum(wanted[key] for key in found)
 
 
 def _paths(what: str, settings: Settings) -> dict[str, Path]:

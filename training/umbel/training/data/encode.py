@@ -68,7 +68,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
-    examples: list[Example]
+    examples: Sequence[Example]
     truncated: int
     """Rows whose text was cut to ``max_length``."""
     left_out: int

@@ -5,11 +5,11 @@ form's own are left alone (an id, a source), so a file may carry more than train
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from umbel.core.contract import OutputHead
 from umbel.core.errors import DataError, NotFound
@@ -77,6 +77,13 @@ class ChatRow:
 
 
 Row = LabelledRow | ValuedRow | TaggedRow | PairRow | PromptRow | ChatRow
+_KINDS: Mapping[str, Callable[..., Row]] = {kind.__name__: kind for kind in get_args(Row)}
+
+
+def row_of(kind: str, fields: Mapping[str, Any]) -> Row:
+    """A row of the class of that name."""
+    return _KINDS[kind](**fields)
+
 
 FORMS: Mapping[str, str] = {
     "classify": '{"text": "...", "label": "..."}  (label may be a list: multi-label)',
@@ -112,24 +119,35 @@ def read_rows(
     Raises NotFound (``data_not_found``) or DataError: ``empty_file``, ``wrong_form``, ``mixed_forms``, ``empty_text``,
     and what ``read_records`` raises.
     """
+    check_there(path)
+    return list(iter_rows(path, head, limit=limit, columns=columns))
+
+
+def iter_rows(
+    path: Path, head: OutputHead | None = None, *, limit: int | None = None, columns: Columns = AS_NAMED
+) -> Iterator[Row]:
+    """As ``read_rows``, one after the other; a file that is there is taken for granted."""
+    form, names, first = "", _names(head, columns), None
+    for number, raw in islice(read_records(path, names), limit):
+        place = _Place(path, number, names)
+        if not form:
+            form = form_of(raw, place, forms_of(head) if head else tuple(FORMS))
+        row = _parse(raw, form, place)
+        first = first or row
+        _check_alike(first, row, path)
+        yield row
+    if first is None:
+        hint = "write rows under the header" if is_csv(path) else "write one JSON object per line"
+        raise DataError(f"{path} holds no rows.", code="empty_file", hint=hint)
+
+
+def check_there(path: Path) -> None:
     if not path.is_file():
         raise NotFound(
             f"there is no file {path}.",
             code="data_not_found",
             hint="give a JSONL or CSV file, or the name of a dataset: umbel datasets list",
         )
-    rows: list[Row] = []
-    form, names = "", _names(head, columns)
-    for number, raw in islice(read_records(path, names), limit):
-        place = _Place(path, number, names)
-        if not form:
-            form = form_of(raw, place, forms_of(head) if head else tuple(FORMS))
-        rows.append(_parse(raw, form, place))
-    if not rows:
-        hint = "write rows under the header" if is_csv(path) else "write one JSON object per line"
-        raise DataError(f"{path} holds no rows.", code="empty_file", hint=hint)
-    _check_alike(rows, path)
-    return rows
 
 
 _NAMED_BY = {
@@ -271,14 +289,12 @@ _PARSERS: Mapping[str, Callable[[Mapping[str, Any], _Place], Row]] = {
 }
 
 
-def _check_alike(rows: list[Row], path: Path) -> None:
+def _check_alike(first: Row, row: Row, path: Path) -> None:
     """One label, or a list of labels, but the same on every line: guessing would change what is trained."""
-    labelled = [row for row in rows if isinstance(row, LabelledRow)]
-    other = next((row for row in labelled if row.multi != labelled[0].multi), None)
-    if other is not None:
-        kinds = ("a list", "one label") if other.multi else ("one label", "a list")
+    if isinstance(first, LabelledRow) and isinstance(row, LabelledRow) and row.multi != first.multi:
+        kinds = ("a list", "one label") if row.multi else ("one label", "a list")
         raise DataError(
-            f"{path} line {other.line} has {kinds[0]} where line {labelled[0].line} has {kinds[1]}.",
+            f"{path} line {row.line} has {kinds[0]} where line {first.line} has {kinds[1]}.",
             code="mixed_forms",
             hint="write every label as a list for multi-label, or none",
         )

@@ -12,8 +12,9 @@ from umbel.core.settings import Settings
 from umbel.training.data.check import leaks
 from umbel.training.data.installed import INFO_FILE, DatasetInfo, find, installed
 from umbel.training.data.records import Columns, needed_part, part_of
-from umbel.training.data.rows import Row, read_rows, text_of
+from umbel.training.data.rows import Row, check_there, iter_rows, read_rows, text_of
 from umbel.training.data.splits import text_key, unit
+from umbel.training.data.spool import Spool, spool_rows
 from umbel.training.task import Task
 
 
@@ -21,9 +22,10 @@ from umbel.training.task import Task
 class Splits:
     """Rows of one task. No text of validation or test, nor a near copy, is in train where one file was split."""
 
-    train: list[Row]
-    validation: list[Row]
-    test: list[Row]
+    train: Sequence[Row]
+    """In a file, where they are many (``Settings.spool_bytes``)."""
+    validation: Sequence[Row]
+    test: Sequence[Row]
     digest: str
     """Of all files it came from; for a pulled dataset, the dataset's own."""
     name: str
@@ -47,7 +49,7 @@ def load_splits(task: Task, settings: Settings) -> Splits:
         for split in files:
             if split not in paths and part_of(folder, split).is_file():
                 paths[split] = part_of(folder, split)
-    parts = _read(task, paths)
+    parts = _read(task, paths, settings)
     _fill_from_train(task, parts)
     return Splits(
         train=parts["train"][: task.limit],
@@ -89,16 +91,18 @@ def _folder_of(task: Task, settings: Settings) -> tuple[Path | None, DatasetInfo
     return found.folder, found.info
 
 
-def _read(task: Task, paths: dict[str, Path]) -> dict[str, list[Row]]:
+def _read(task: Task, paths: dict[str, Path], settings: Settings) -> dict[str, Sequence[Row]]:
     """A limit reads no more than it must, but only where no other split is to be taken out of train."""
     whole = {"validation", "test"} <= paths.keys()
     limit = task.limit if whole else None
     columns = Columns(task.text_column, task.label_column)
-    parts = {
-        split: read_rows(path, task.output_head, limit=limit if split == "train" else None, columns=columns)
-        for split, path in paths.items()
-    }
-    kinds = {type(row) for rows in parts.values() for row in rows}
+    parts: dict[str, Sequence[Row]] = {}
+    for split, path in paths.items():
+        check_there(path)
+        rows = iter_rows(path, task.output_head, limit=limit if split == "train" else None, columns=columns)
+        large = path.stat().st_size > settings.spool_bytes
+        parts[split] = spool_rows(rows, settings.cache / "spool") if large else list(rows)
+    kinds = {type(row) for rows in parts.values() for row in rows[:1]}  # a file's rows are all of one form
     if task.output_head is OutputHead.GENERATE and len(kinds) > 1:
         raise DataError(
             "the splits are of different forms.", code="mixed_forms", hint="write all as prompts or as messages"
@@ -114,24 +118,28 @@ def held_place(row: Row) -> float:
     return unit("held out: " + text_key(text_of(row)))
 
 
-def _fill_from_train(task: Task, parts: dict[str, list[Row]]) -> None:
+def _fill_from_train(task: Task, parts: dict[str, Sequence[Row]]) -> None:
     """Takes the missing splits out of train, by a hash of the text: copies stay together, more rows move nothing."""
     fractions = {"validation": task.validation_fraction, "test": task.test_fraction}
-    start = 0.0
-    for split, fraction in fractions.items():
-        if split in parts:
-            continue
-        taken = [row for row in parts["train"] if start <= held_place(row) < start + fraction]
-        kept = {row.line for row in taken}
-        parts["train"] = [row for row in parts["train"] if row.line not in kept]
-        parts[split] = taken
-        start += fraction
+    missing = [split for split in fractions if split not in parts]
+    held = [held_place(row) for row in parts["train"]] if missing else []
+    whole, rest, start = parts["train"], range(len(parts["train"])), 0.0
+    for split in missing:
+        end = start + fractions[split]
+        parts[split] = _chosen(whole, [i for i in rest if start <= held[i] < end])
+        start = end
+    if missing:
+        parts["train"] = _chosen(whole, [i for i in rest if held[i] >= start])
     if not parts["train"]:
         raise DataError(
             "no row is left for training.",
             code="too_few_rows",
             hint="give more rows, or files of their own with --validation and --test",
         )
+
+
+def _chosen(rows: Sequence[Row], places: Sequence[int]) -> Sequence[Row]:
+    return rows.choose(places) if isinstance(rows, Spool) else [rows[place] for place in places]
 
 
 def balance(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, int]:

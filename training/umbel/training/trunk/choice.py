@@ -1,5 +1,7 @@
 """Whether a training keeps its rows' frozen states: a matter of its task and data, never of what was kept before."""
 
+from itertools import chain
+
 from umbel.backbone.backbone import Backbone
 from umbel.core.settings import Settings
 from umbel.training.trainee import Trainee
@@ -25,7 +27,7 @@ def choose_cut(trainee: Trainee, backbone: Backbone, settings: Settings, *, agai
 
 def kept_bytes(trainee: Trainee, cut: Cut, backbone: Backbone) -> int:
     prepared = trainee.prepared
-    rows = [*prepared.train.examples, *prepared.validation.examples]
+    rows = chain(prepared.train.examples, prepared.validation.examples)
     return bytes_of(cut, rows, backbone.shape.hidden, backbone.dtype)
 
 
