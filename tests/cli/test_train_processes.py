@@ -19,9 +19,9 @@ WORDS = [{"prompt": f"{a}{b} ->", "completion": f" {b}{a}"} for a in "abcdefgh" 
 @pytest.fixture
 def task(tmp_path) -> Path:
     (tmp_path / "flip.jsonl").write_text("".join(json.dumps(row) + "\n" for row in WORDS))
-    lines = ['name = "flip"', 'data = "flip.jsonl"', 'task = "generate"', "steps = 60", "lr = 0.01", "dropout = 0.1"]
+    lines = ['name = "flip"', 'data = "flip.jsonl"', 'task = "generate"', "steps = 60", "lr = 0.01", "eval_every = 20"]
     path = tmp_path / "flip.toml"
-    path.write_text("\n".join([*lines, "rank = 4", "eval_every = 20"]) + "\n")
+    path.write_text("\n".join(lines) + "\n")
     return path
 
 
@@ -35,13 +35,17 @@ def workers(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
     return [each for each in psutil.Process(launcher.pid).children() if "umbel.cli" in " ".join(each.cmdline())]
 
 
+WHOLE = ("--train", "all", "--steps", "40")
+
+
 @pytest.mark.soak
+@pytest.mark.parametrize("words", [("--rank", "4", "--dropout", "0.1"), WHOLE], ids=["adapter", "whole backbone"])
 def test_a_process_that_is_killed_comes_back_and_the_version_has_the_bytes_of_an_undisturbed_run(
-    registry, stocked, task
+    registry, stocked, task, words
 ):
-    start(task, "--strategy", "fsdp").communicate(timeout=250)
+    start(task, "--strategy", "fsdp", *words).communicate(timeout=250)
     undisturbed = registry.versions.get("flip:1")
-    launcher = start(task, "--strategy", "fsdp", "--max-restarts", "1", "--name", "flop")
+    launcher = start(task, "--strategy", "fsdp", "--max-restarts", "1", "--name", "flop", *words)
     runs = stocked / "runs"
     seen = {path.name for path in folders_in(runs)}
     while not (
@@ -55,8 +59,11 @@ def test_a_process_that_is_killed_comes_back_and_the_version_has_the_bytes_of_an
     assert len(begun) == 1
     again = registry.versions.get("flop:1")
     assert again.weights_sha256 == undisturbed.weights_sha256
+    manifests = [registry.fetch(version.digest).manifest for version in (undisturbed, again)]
+    assert manifests[0].backbone == manifests[1].backbone  # the bytes of a trained one
     assert again.run == begun[0].name
     assert registry.runs.get(again.run).status == "succeeded"
+    assert not [path for path in (begun[0] / "checkpoints").iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.soak

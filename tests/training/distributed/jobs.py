@@ -1,6 +1,7 @@
 """What the processes of the tests do; ``launch`` runs this file in each of them with ORDER set."""
 
 import os
+import time
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from umbel.backbone.checkpointing import Checkpointing
 from umbel.backbone.loading import checkpoint_views
 from umbel.backbone.shards import own_rows
 from umbel.core.errors import Interrupted
+from umbel.core.folders import folders_in
 from umbel.core.settings import Settings
-from umbel.training import Task, fit, tune
+from umbel.training import Task, checkpoint, fit, tune
 from umbel.training.distributed.group import Group, joined
 from umbel.training.distributed.load import load_frozen
 from umbel.training.distributed.strategy import Strategy
@@ -72,6 +74,32 @@ class StopAfter:
     def __call__(self) -> str | None:
         self.left -= 1
         return "Ctrl-C" if self.left < 0 else None
+
+
+def saves_while_it_trains(group: Group, folder: str, home: str, task: Task, into: str) -> dict[str, Any]:
+    """A checkpoint is begun, a step taken, the checkpoint finished and read; and one is begun and left alone."""
+    spread, settings = Strategy.read("fsdp", group.size), Settings.load(Path(home))
+    backbone = load_frozen(Path(folder), spread, group)
+    machine, trainee = start(backbone, task, settings, group=group, strategy=spread)
+    take_window(machine, [trainee])
+    then = {name: own_rows(tensor)[0].detach().clone() for name, tensor in trainee.tensors.items()}
+    coming = checkpoint.begin(Path(into), [trainee], windows=1, group=group)
+    group.wait()
+    early = [each.name for each in folders_in(Path(into) / "checkpoints")]
+    take_window(machine, [trainee])
+    saved = coming.finish()
+    _, fresh = start(backbone, task, settings, group=group, strategy=spread)
+    checkpoint.load(saved, [fresh])
+    left = checkpoint.begin(Path(into), [trainee], windows=2, group=group)
+    while not left.done():
+        time.sleep(0.01)
+    group.wait()
+    return {
+        "early": early,
+        "late": [each.name for each in folders_in(Path(into) / "checkpoints")],
+        "as_then": all(own_rows(fresh.tensors[name])[0].equal(tensor) for name, tensor in then.items()),
+        "moved_on": any(not own_rows(trainee.tensors[name])[0].equal(tensor) for name, tensor in then.items()),
+    }
 
 
 def many(group: Group, jobs: list[tuple[str, dict[str, Any]]]) -> list[Any]:

@@ -65,3 +65,12 @@ def test_a_checkpoint_of_one_process_is_read_by_two(launch, tiny, wide, home, ow
     given = {"folder": str(tiny), "home": str(home.home), "task": own}
     found = launch(2, "own", **given, strategy="fsdp", resumes=str(tmp_path / "run"))
     same(never, found[0]["backbone"], found[0]["losses"])
+
+
+def test_shards_are_written_while_training_goes_on_and_count_when_all_are_there(launch, tiny, home, own, tmp_path):
+    given = {"folder": str(tiny), "home": str(home.home), "task": own, "into": str(tmp_path / "run")}
+    for rank in launch(2, "saves_while_it_trains", **given):
+        assert rank["early"] == []
+        assert rank["late"] == ["00000001"]  # the second was written, but nobody finished it
+        assert rank["moved_on"]
+        assert rank["as_then"]

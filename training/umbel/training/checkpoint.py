@@ -10,8 +10,10 @@ Order, dropout and schedule are functions of seed and step, so no generator's st
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,35 +39,68 @@ SHARDS = "shards"
 
 
 def save(folder: Path, trainees: Sequence[Trainee], *, windows: int, group: Group = ALONE) -> Path:
-    """Writes a checkpoint, removes old ones and returns the new one's folder.
+    """Writes a checkpoint, removes old ones and returns the new one's folder."""
+    return begin(folder, trainees, windows=windows, group=group).finish()
+
+
+def begin(folder: Path, trainees: Sequence[Trainee], *, windows: int, group: Group = ALONE) -> "Coming":
+    """Starts a checkpoint of how things stand now; what is held in shards is written while training goes on.
 
     Every process of a group calls this alike: each writes its shards, the first all else.
     """
     target = folder / "checkpoints" / f"{windows:08d}"
+    coming = Coming(target, group)
     if not group.from_first(target.exists()):
-        tensors = dict(_tensors(trainees))
-        with _building_together(target, group) as new:
-            shards.write(new / SHARDS, {key: each for key, each in tensors.items() if isinstance(each, DTensor)})
-            if group.leads:
-                whole = {key: each.cpu().contiguous() for key, each in tensors.items() if not isinstance(each, DTensor)}
+        coming.start(trainees, windows)
+    return coming
+
+
+class Coming:
+    """A checkpoint that is being written; it counts once ``finish`` has given its folder the name."""
+
+    def __init__(self, target: Path, group: Group) -> None:
+        self.target, self.group = target, group
+        self._building = ExitStack()
+        self._writing: Future[Any] | None = None
+
+    def start(self, trainees: Sequence[Trainee], windows: int) -> None:
+        new = self.group.from_first(self._building.enter_context(building(self.target)) if self.group.leads else None)
+        assert new is not None
+        with self._undone_if_it_fails():
+            tensors = dict(_tensors(trainees))
+            parts = {key: each for key, each in tensors.items() if isinstance(each, DTensor)}
+            self._writing = shards.begin_writing(new / SHARDS, parts)
+            if self.group.leads:
+                whole = {key: each.cpu().contiguous() for key, each in tensors.items() if key not in parts}
                 save_file(whole, new / "tensors.safetensors")
                 state = {"schema": _SCHEMA, "windows": windows, "trainees": [_state(trainee) for trainee in trainees]}
                 (new / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-    if group.leads:
-        for old in folders_in(target.parent)[:-_KEPT]:
-            shutil.rmtree(old)
-    return target
 
+    def done(self) -> bool:
+        """Whether this process has written its part."""
+        return self._writing is None or self._writing.done()
 
-@contextmanager
-def _building_together(target: Path, group: Group) -> Iterator[Path]:
-    """``building`` by the first process, in a folder that all write into; nobody leaves before it has its name."""
-    if group.leads:
-        with building(target) as new:
-            yield group.from_first(new)
-    else:
-        yield group.from_first(target)
-    group.wait()
+    def finish(self) -> Path:
+        """Waits for all processes' parts; nobody leaves before the folder has its name."""
+        with self._undone_if_it_fails():
+            if self._writing is not None:
+                self._writing.result()
+        self.group.wait()
+        self._building.close()
+        if self.group.leads:
+            unfinished = self.target.parent.glob(".*.building-*")  # of processes that died
+            for old in (*folders_in(self.target.parent)[:-_KEPT], *unfinished):
+                shutil.rmtree(old)
+        self.group.wait()
+        return self.target
+
+    @contextmanager
+    def _undone_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            if not self._building.__exit__(*sys.exc_info()):
+                raise
 
 
 def newest(folder: Path) -> Path:

@@ -40,6 +40,8 @@ class Loop:
         self.windows, self.save_every, self.halving = windows, save_every, halving
         self._saved = time.monotonic()
         self._every = save_every
+        self._coming: checkpoint.Coming | None = None
+        self._last: Path | None = None
 
     def run(self) -> None:
         """Raises Interrupted, with all work saved, where somebody asked to stop."""
@@ -47,20 +49,46 @@ class Loop:
             if why := self._asked_to_stop():
                 self._interrupt(why)
             self._window(active)
+            self._look_after_saving()
             if self.folder is not None and self._due():
-                self.save()
+                self.begin_saving()
         self.save()
 
     def save(self) -> Path | None:
+        """How things stand now; it is there when this returns."""
+        self.begin_saving()
+        return self._end_saving()
+
+    def begin_saving(self) -> None:
+        """Shards are written while training goes on, one checkpoint at a time; all else at once."""
         if self.folder is None:
-            return None
+            return
+        self._end_saving()
         began, group = time.monotonic(), self.machine.group
-        saved = checkpoint.save(self.folder, self.trainees, windows=self.windows, group=group)
+        if group.size == 1:
+            self._told(checkpoint.save(self.folder, self.trainees, windows=self.windows))
+        else:
+            self._coming = checkpoint.begin(self.folder, self.trainees, windows=self.windows, group=group)
         self._saved = time.monotonic()
         self._every = max(self.save_every, (self._saved - began) / _SAVING)
-        if group.leads:
+
+    def _look_after_saving(self) -> None:
+        """A checkpoint counts as soon as all processes have written their part of it."""
+        group = self.machine.group
+        if self._coming is not None and not group.any(not self._coming.done(), self.machine.backbone.device):
+            self._end_saving()
+
+    def _end_saving(self) -> Path | None:
+        """Waits for a checkpoint that is being written; returns the last one."""
+        if self._coming is not None:
+            coming, self._coming = self._coming, None
+            self._told(coming.finish())
+        return self._last
+
+    def _told(self, saved: Path) -> None:
+        self._last = saved
+        if self.machine.group.leads:
             self.observer.saved(saved)
-        return saved
 
     def _due(self) -> bool:
         """By the first process's clock: a checkpoint is written together."""

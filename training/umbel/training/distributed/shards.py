@@ -5,21 +5,46 @@ Its metadata file is a pickle, so it stays in a run's own folder: never imported
 
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import Future
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.tensor import DTensor
 
 from umbel.backbone.shards import own_rows
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Each process writes its own parts; nothing at all where there are none."""
-    if tensors:
-        dcp.save(dict(tensors), checkpoint_id=str(folder))
+def begin_writing(folder: Path, tensors: Mapping[str, Tensor]) -> "Future[Any] | None":
+    """Each process writes its own parts, copied now, while training goes on; None where there are none.
+
+    What the processes tell each other about it goes through a group of its own: theirs is in use meanwhile.
+    """
+    if not tensors:
+        return None
+    copies = {key: like(tensor, own_rows(tensor)[0].detach().clone()) for key, tensor in tensors.items()}
+    talking = _talking(dist.group.WORLD)
+    found = dcp.async_save(copies, checkpoint_id=str(folder), process_group=talking, async_stager=_Copied())
+    assert isinstance(found, Future)
+    return found
+
+
+class _Copied(BlockingAsyncStager):
+    """What is handed over is a copy already; torch's own fails at a DTensor that was read back."""
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        return state_dict
+
+
+@cache
+def _talking(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """Made once, by all processes of ``world`` at the same time; gloo, since it is about files."""
+    return dist.new_group(backend="gloo")
 
 
 def read(folder: Path, wanted: Mapping[str, Tensor], into: dict[str, Tensor]) -> None:
