@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import psutil
 import pytest
 
 from umbel.core.folders import folders_in
+from umbel.core.settings import Settings
+from umbel.registry.registry import Registry
 
 WORDS = [{"prompt": f"{a}{b} ->", "completion": f" {b}{a}"} for a in "abcdefgh" for b in "stuvwxyz"]
 
@@ -25,9 +28,9 @@ def task(tmp_path) -> Path:
     return path
 
 
-def start(task: Path, *words: str) -> subprocess.Popen[str]:
+def start(task: Path, *words: str, home: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "umbel.cli", "train", str(task), "--nproc", "2", "--save-every", "0", *words]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "UMBEL_HOME": str(home)}
     return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -41,11 +44,15 @@ WHOLE = ("--train", "all", "--steps", "40")
 @pytest.mark.soak
 @pytest.mark.parametrize("words", [("--rank", "4", "--dropout", "0.1"), WHOLE], ids=["adapter", "whole backbone"])
 def test_a_process_that_is_killed_comes_back_and_the_version_has_the_bytes_of_an_undisturbed_run(
-    registry, stocked, task, words
+    registry, stocked, task, words, tmp_path
 ):
-    start(task, "--strategy", "fsdp", *words).communicate(timeout=250)
-    undisturbed = registry.versions.get("flip:1")
-    launcher = start(task, "--strategy", "fsdp", "--max-restarts", "1", "--name", "flop", *words)
+    """Each in a home of its own: one home registers the same backbone once."""
+    quiet = shutil.copytree(stocked, tmp_path / "quiet")
+    start(task, "--strategy", "fsdp", *words, home=quiet).communicate(timeout=250)
+    with Registry.open(Settings.load(quiet)) as opened:
+        undisturbed = opened.versions.get("flip:1")
+        backbone = opened.fetch(undisturbed.digest).manifest.backbone
+    launcher = start(task, "--strategy", "fsdp", "--max-restarts", "1", *words, home=stocked)
     runs = stocked / "runs"
     seen = {path.name for path in folders_in(runs)}
     while not (
@@ -57,10 +64,9 @@ def test_a_process_that_is_killed_comes_back_and_the_version_has_the_bytes_of_an
     _out, err = launcher.communicate(timeout=250)
     assert launcher.returncode == 0, err
     assert len(begun) == 1
-    again = registry.versions.get("flop:1")
+    again = registry.versions.get("flip:1")
     assert again.weights_sha256 == undisturbed.weights_sha256
-    manifests = [registry.fetch(version.digest).manifest for version in (undisturbed, again)]
-    assert manifests[0].backbone == manifests[1].backbone  # the bytes of a trained one
+    assert registry.fetch(again.digest).manifest.backbone == backbone  # the bytes of a trained one, too
     assert again.run == begun[0].name
     assert registry.runs.get(again.run).status == "succeeded"
     assert not [path for path in (begun[0] / "checkpoints").iterdir() if path.name.startswith(".")]
@@ -68,7 +74,7 @@ def test_a_process_that_is_killed_comes_back_and_the_version_has_the_bytes_of_an
 
 @pytest.mark.soak
 def test_an_error_is_told_once_and_keeps_its_exit_code(stocked, task):
-    launcher = start(task, "--strategy", "hsdp=3")
+    launcher = start(task, "--strategy", "hsdp=3", home=stocked)
     _out, err = launcher.communicate(timeout=120)
     assert launcher.returncode == 2
     assert err.count("error:") == 1
