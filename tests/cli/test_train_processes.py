@@ -44,10 +44,10 @@ WHOLE = ("--train", "all", "--steps", "40")
 @pytest.mark.soak
 @pytest.mark.parametrize("words", [("--rank", "4", "--dropout", "0.1"), WHOLE], ids=["adapter", "whole backbone"])
 def test_a_process_that_is_killed_comes_back_and_the_version_has_the_bytes_of_an_undisturbed_run(
-    registry, stocked, task, words, tmp_path
+    registry, filled, stocked, task, words, tmp_path
 ):
     """Each in a home of its own: one home registers the same backbone once."""
-    quiet = shutil.copytree(stocked, tmp_path / "quiet")
+    quiet = shutil.copytree(filled, tmp_path / "quiet")
     start(task, "--strategy", "fsdp", *words, home=quiet).communicate(timeout=250)
     with Registry.open(Settings.load(quiet)) as opened:
         undisturbed = opened.versions.get("flip:1")
