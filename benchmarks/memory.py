@@ -20,6 +20,7 @@ from umbel.backbone.installed import find
 from umbel.backbone.loading import load_backbone
 from umbel.backbone.native import Kernels
 from umbel.core.settings import Settings
+from umbel.core.spinning import start_spinning
 from umbel.engine import Engine, GenerateRequest, Handle, Token
 
 SHARED, OWN = 256, 16
@@ -37,6 +38,7 @@ class Case:
 
 
 def main() -> None:
+    start_spinning()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=OUT / "memory.md")

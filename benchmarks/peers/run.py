@@ -22,6 +22,7 @@ from benchmarks.work import NEW_TOKENS, PROMPT_TOKENS, Work, works
 
 from umbel.backbone.pull import CATALOG
 from umbel.core.settings import Settings
+from umbel.core.spinning import start_spinning
 
 SHORT = ("1 request, bare backbone", "32 requests, bare backbone", "32 requests, 8 LoRAs")
 WARM_UP = 8
@@ -31,6 +32,7 @@ SETTLE = 0.3
 
 
 def main() -> None:
+    start_spinning()
     args = arguments()
     folder = Settings.load().backbones / BACKBONE
     log = ROOT / ".peers" / "log"

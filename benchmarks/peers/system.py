@@ -15,7 +15,10 @@ from benchmarks.systems import Round
 from benchmarks.work import LORA, Work, make_adapters, write_peft_folder
 
 from umbel.backbone.config import read_config
+from umbel.core.spinning import VARIABLES
 
+OURS = {"PYTHONPATH", *VARIABLES}
+"""Of the environment, what is for this process alone: a peer keeps its own way of waiting."""
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 32
 """Most requests at once of any work."""
@@ -43,7 +46,7 @@ class Process:
                 stderr=stderr,
                 text=True,
                 # the peer's own packages only
-                env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | dict(variables or {}),
+                env={key: value for key, value in os.environ.items() if key not in OURS} | dict(variables or {}),
             )
         self.facts = self.ask(first)
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 TUNABLES = "GLIBC_TUNABLES"
 NO_CACHE = "glibc.malloc.tcache_count=0"
 _TRAINING = (["train"], ["worker"], ["runs", "resume"])
+_ANSWERING = ("serve", "run", "eval", "compare", "bench")
 
 
 def start_compact(args: Sequence[str]) -> None:
@@ -28,6 +29,11 @@ def compact_environ(args: Sequence[str], environ: Mapping[str, str]) -> dict[str
     if not trains or "tcache_count" in tunables or not _on_glibc():
         return None
     return {**environ, TUNABLES: ":".join(filter(None, (tunables, NO_CACHE)))}
+
+
+def answers(args: Sequence[str]) -> bool:
+    """Whether this command steps an engine (``umbel.core.spinning``)."""
+    return bool(args) and args[0] in _ANSWERING and not {"--help", "-h"} & {*args}
 
 
 def _on_glibc() -> bool:

@@ -12,9 +12,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from umbel.cli.commands import WIDTH, LazyGroup
-from umbel.cli.compact import start_compact
+from umbel.cli.compact import answers, start_compact
 from umbel.cli.console import error_line, examples, print_error
 from umbel.core.errors import Interrupted, UmbelError, UsageError
+from umbel.core.spinning import start_spinning
 
 INTERRUPTED = 130
 
@@ -67,6 +68,8 @@ def main(args: Sequence[str]) -> int:
 def run() -> NoReturn:
     """The console's entry point."""
     start_compact(sys.argv[1:])
+    if answers(sys.argv[1:]):
+        start_spinning()
     sys.exit(main(sys.argv[1:]))
 
 
