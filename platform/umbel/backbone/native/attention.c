@@ -20,7 +20,7 @@ typedef struct {
 
 #define AT_ONCE 4 /* query heads that share a pass */
 #define AHEAD 16  /* places that are fetched before they are read */
-#define LINE 32   /* numbers of a cache line */
+
 
 /* q k^T of ``n`` query heads with ``m`` places, scaled; m is 1 or 4, and the sums are the same. */
 INLINE void score(

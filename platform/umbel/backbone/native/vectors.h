@@ -13,6 +13,7 @@
 #endif
 
 #define LANES 16
+#define LINE 32 /* numbers of a cache line */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef uint16_t bf16;
