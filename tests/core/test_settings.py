@@ -55,6 +55,15 @@ def test_the_trunk_cache_is_as_large_as_the_environment_says(tmp_path, monkeypat
     assert Settings.load(tmp_path).trunk_cache_bytes == size
 
 
+def test_rows_of_larger_files_than_the_environment_says_lie_on_disk(tmp_path, monkeypatch):
+    assert Settings.load(tmp_path).spool_bytes == 64_000_000
+    monkeypatch.setenv("UMBEL_SPOOL_GB", "0.001")
+    assert Settings.load(tmp_path).spool_bytes == 1_000_000
+    monkeypatch.setenv("UMBEL_SPOOL_GB", "some")
+    with pytest.raises(ConfigError, match="UMBEL_SPOOL_GB"):
+        Settings.load(tmp_path)
+
+
 @pytest.mark.parametrize("given", ["much", "-1", "inf", "nan"])
 def test_a_trunk_cache_that_is_no_size_is_refused(tmp_path, monkeypatch, given):
     monkeypatch.setenv("UMBEL_TRUNK_CACHE_GB", given)

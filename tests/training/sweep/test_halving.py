@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from umbel.training import TrainedAdapter
 from umbel.training.sweep.halving import Halving
 from umbel.training.trainee import Validation
 
@@ -26,3 +27,8 @@ def test_one_whose_loss_is_not_a_number_leaves_before_any_other(losses):
 
 def test_nobody_leaves_before_all_have_reached_the_rung():
     assert Halving(4).leaving([candidate(1.0), candidate(2.0), candidate(3.0), candidate()]) == []
+
+
+def test_a_first_validation_that_is_not_a_number_is_not_the_best_for_good():
+    trained = TrainedAdapter(task=None, adapter=None, history=(Validation(1, NAN, 0.0), Validation(2, 3.0, 0.0)))
+    assert trained.best.step == 2

@@ -67,7 +67,7 @@ class TrainedAdapter:
     @property
     def best(self) -> Validation | None:
         """The validation whose tensors the adapter has; None where there were no validation rows."""
-        return min(self.history, key=lambda each: each.loss, default=None)
+        return min(self.history, key=lambda each: each.order, default=None)
 
 
 def fit(

@@ -3,6 +3,7 @@
 Where a task trains the backbone's own tensors too (``tuning``), they are among what its optimizer moves.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -56,6 +57,11 @@ class Validation:
     accuracy: float
     """Share of them answered right."""
 
+    @property
+    def order(self) -> float:
+        """The loss; one that is not a number is the worst there is."""
+        return math.inf if math.isnan(self.loss) else self.loss
+
 
 @dataclass(eq=False)
 class Trainee:
@@ -101,7 +107,7 @@ class Trainee:
 
     @property
     def best_validation(self) -> Validation | None:
-        return min(self.history, key=lambda each: each.loss, default=None)
+        return min(self.history, key=lambda each: each.order, default=None)
 
     def seats(self, index: int, examples: Sequence[Example]) -> list[Seat]:
         """One for each sequence; the pairs of an embedder see each other."""
@@ -177,7 +183,7 @@ class Trainee:
         """Keeps the best tensors and ends the training where it is over."""
         best = self.best_validation
         self.history.append(found)
-        if best is None or found.loss < best.loss:
+        if best is None or found.order < best.order:
             self.best = {name: self._copy(name, tensor.detach()) for name, tensor in self.tensors.items()}
         elif self._patience_is_over():
             self.status = Status.STOPPED
@@ -191,7 +197,7 @@ class Trainee:
     def _patience_is_over(self) -> bool:
         if self.task.patience is None:
             return False
-        losses = [each.loss for each in self.history]
+        losses = [each.order for each in self.history]
         return len(losses) - 1 - losses.index(min(losses)) >= self.task.patience
 
     @torch.no_grad()

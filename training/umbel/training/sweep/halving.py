@@ -56,7 +56,7 @@ class Halving:
             there = [each for each in trainees if each.active and each not in gone]
             if any(len(each.rungs) <= level for each in there):
                 break
-            gone += sorted(there, key=lambda each: _order(each.rungs[level].loss))[self._left(level + 1) :]
+            gone += sorted(there, key=lambda each: each.rungs[level].order)[self._left(level + 1) :]
         return gone
 
     def _left(self, level: int) -> int:
@@ -65,8 +65,3 @@ class Halving:
 
     def _step(self, trainee: Trainee, level: int) -> int:
         return max(math.ceil(trainee.schedule.steps * self.rungs[level]), _LEAST * 2**level)
-
-
-def _order(loss: float) -> float:
-    """Not a number is the worst there is."""
-    return math.inf if math.isnan(loss) else loss

@@ -87,8 +87,8 @@ def read_sweep(folder: Path) -> Grid:
 def _winner(grid: Grid, trained: Sequence[TrainedAdapter], halving: Halving) -> TrainedAdapter:
     """Of those that trained to their end, the one with the lowest validation loss; the first of equals."""
     ended = [each for each in trained if each.status in (Status.DONE, Status.STOPPED)]
-    losses = [each.best.loss for each in ended if each.best is not None]
-    best = next(each for each in ended if each.best is not None and each.best.loss == min(losses))
+    losses = [each.best.order for each in ended if each.best is not None]
+    best = next(each for each in ended if each.best is not None and each.best.order == min(losses))
     found = [_tried(choice, each) for choice, each in zip(grid.choices, trained, strict=True)]
     first = found[trained.index(best)]
     rest = sorted((each for each in found if each is not first), key=_rank)
@@ -96,7 +96,7 @@ def _winner(grid: Grid, trained: Sequence[TrainedAdapter], halving: Halving) -> 
 
 
 def _tried(choice: Mapping[str, Any], trained: TrainedAdapter) -> Tried:
-    seen = min([*trained.history, *trained.rungs], key=lambda each: each.loss, default=None)
+    seen = min([*trained.history, *trained.rungs], key=lambda each: each.order, default=None)
     why = "" if trained.error is None else trained.error.message
     loss, accuracy = (None, None) if seen is None else (seen.loss, seen.accuracy)
     return Tried(choice, trained.status.value, trained.steps, loss, accuracy, why)
