@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from umbel.cli.train.lease import holding, is_gone, owner
-from umbel.core.errors import Conflict
+from umbel.cli.train.lease import failing, holding, is_gone, owner
+from umbel.core.errors import Conflict, Interrupted
 
 
 def test_an_owner_is_gone_only_where_its_process_is_known_to_be_dead():
@@ -29,6 +29,19 @@ def test_a_run_is_held_while_the_block_works_and_let_go_afterwards(registry):
     assert registry.runs.get(run).lease_owner is None
 
 
+def test_an_error_ends_a_run_with_its_reason_and_an_interruption_leaves_it_open(registry):
+    failed, stopped = (registry.runs.start(name="held", params={}, seed=0) for _ in range(2))
+    with pytest.raises(ZeroDivisionError), failing(registry, [failed]):
+        raise ZeroDivisionError("by nought")
+    with pytest.raises(Interrupted), failing(registry, [stopped]):
+        raise Interrupted("interrupted.")
+    assert (registry.runs.get(failed).status, registry.runs.get(failed).error) == (
+        "failed",
+        "ZeroDivisionError: by nought",
+    )
+    assert registry.runs.get(stopped).finished_at is None
+
+
 def test_a_lease_that_was_there_before_stays(registry):
     registry.runs.enqueue(name="held", params={}, seed=0)
     run = registry.runs.lease(owner())
@@ -47,6 +60,8 @@ def test_a_run_that_ctrl_c_stopped_is_no_workers(run, registry, stocked, tmp_pat
     assert run("train", *words, "--quiet").code == 130
     (left,) = registry.runs.list(name="paused").items
     assert (left.status, left.lease_owner) == ("running", None)
+    assert run("runs", "list", "--name", "paused").rows[0][2] == "interrupted"
+    assert f"umbel runs resume {left.id}" in run("doctor").out
     assert registry.runs.lease("worker:1", lease_ms=-1) is None
 
 

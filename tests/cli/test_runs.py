@@ -3,9 +3,13 @@
 import csv
 import json
 import math
+import socket
+import subprocess
+import sys
 
 import pytest
 
+from umbel.cli import alive
 from umbel.cli import runs as command
 from umbel.cli.curves import curves, plot
 from umbel.registry.records import MetricPoint
@@ -36,10 +40,21 @@ def test_runs_are_listed_newest_first_and_filtered(run, registry, trained):
     ]
 
 
-def test_a_run_whose_worker_fell_silent_says_so(run, registry, monkeypatch):
+def test_a_run_whose_worker_fell_silent_reads_as_interrupted_and_its_time_stands_still(run, registry, monkeypatch):
     registry.start(name="mood", params={}, seed=1)
-    monkeypatch.setattr(command, "now_ms", lambda: 2**42)
-    assert run("runs", "list").rows[0][2].startswith("running, silent for ")
+    assert run("runs", "list").rows[0][2] == "running"
+    for module in (command, alive):
+        monkeypatch.setattr(module, "now_ms", lambda: 2**42)
+    _, _, status, _, took = run("runs", "list").rows[0]
+    assert (status, took) == ("interrupted", "0 s")
+    assert "umbel runs resume run-" in run("runs", "show", "mood").out
+
+
+def test_a_run_whose_process_is_dead_reads_as_interrupted_at_once(run, registry):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    registry.runs.start(name="mood", params={}, seed=1, owner=f"{socket.gethostname()}:{dead.pid}")
+    assert run("runs", "list").rows[0][2] == "interrupted"
 
 
 def test_a_run_is_shown_by_id_or_as_the_newest_of_its_adapter(run, trained):

@@ -67,6 +67,24 @@ def test_what_it_prints_is_the_plan_plain_lines_and_commands_that_work(run, file
     assert 'always "' in result
 
 
+def test_data_with_one_label_are_refused_before_there_is_a_run(run, files, registry):
+    (files / "joy.jsonl").write_text('{"text": "a thing", "label": "glad"}\n' * 50)
+    answer = run("train", str(files / "joy.toml"))
+    assert answer.code == 2
+    assert "all 50 rows of" in answer.err
+    assert "'glad'" in answer.err
+    assert registry.runs.list().items == ()
+
+
+def test_a_refused_task_beside_another_ends_its_run_as_failed(run, files, registry):
+    (files / "joy.jsonl").write_text('{"text": "a thing", "label": "glad"}\n' * 50)
+    assert run("train", str(files / "flip.toml"), str(files / "joy.toml"), "--quiet").code == 1
+    (left,) = registry.runs.list(name="joy").items
+    assert left.status == "failed"
+    assert "at least two labels" in left.error
+    assert registry.runs.list(name="flip").items[0].status == "succeeded"
+
+
 def test_json_has_everything_and_quiet_says_nothing_else(run, files):
     answer = run("train", str(files / "joy.toml"), "--json", "--quiet")
     (found,) = json.loads(answer.out)

@@ -71,6 +71,7 @@ def check(
     facts += [("characters", f"{human_count(found.median_length)} in the median text, {found.longest:,} at most")]
     facts += [("copies", human_count(found.copies)), ("contradictions", human_count(found.contradictions))]
     facts += [("leaks", f"{human_count(found.leaks)} test rows whose text is in train, too")]
+    facts += [("warning", each) for each in found.warnings]
     return print_facts(facts)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umbel.cli.alive import interrupted, last_heard
 from umbel.cli.cells import number, setting
 from umbel.cli.console import (
     Json,
@@ -164,22 +165,22 @@ def _find(registry: "Registry", run: str) -> "Run":
 
 
 def _status(run: "Run") -> str:
-    from umbel.registry.runs import LEASE_MS
-
-    silent = now_ms() - (run.heartbeat_at or run.created_at)
-    if run.status == "running" and silent > LEASE_MS:
-        return f"running, silent for {human_seconds(silent / 1000)}"
+    if interrupted(run, Settings.load()):
+        return "interrupted"
     return "running, to be cancelled" if run.status == "running" and run.cancel_requested else run.status
 
 
 def _took(run: "Run") -> str:
     if run.started_at is None:
         return ""
-    return human_seconds(((run.finished_at or now_ms()) - run.started_at) / 1000)
+    until = run.finished_at or (last_heard(run) if interrupted(run, Settings.load()) else now_ms())
+    return human_seconds(max(0, until - run.started_at) / 1000)
 
 
 def _facts(run: "Run") -> Iterator[tuple[str, object]]:
-    yield from (("run", run.id), ("name", run.name), ("status", _status(run)), ("error", run.error))
+    stopped = interrupted(run, Settings.load())
+    heard = f", last heard {human_age(last_heard(run), now_ms())}; umbel runs resume {run.id}" if stopped else ""
+    yield from (("run", run.id), ("name", run.name), ("status", _status(run) + heard), ("error", run.error))
     yield from (("worker", run.lease_owner), ("attempt", run.attempt if run.attempt > 1 else None))
     yield "created", f"{human_time(run.created_at)} by {run.created_by}"
     yield "took", _took(run) or None

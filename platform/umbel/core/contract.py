@@ -79,7 +79,7 @@ class Contract(BaseModel):
             raise ConfigError(
                 f"{self.output_head} needs at least two labels, got {list(self.labels)}.",
                 code="missing_labels",
-                hint="pass --labels negative,positive",
+                hint="give rows with another label; --labels names those that may come, in their order",
             )
         if len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"labels repeat: {list(self.labels)}.", code="duplicate_labels")

@@ -128,7 +128,7 @@ class Runs:
         """Gives the lease back, without an end: whoever wants to may go on with the run."""
         mine = update(RunRow).where(RunRow.id == run, RunRow.lease_owner == owner)
         with self.database.write() as session:
-            session.execute(mine.values(lease_owner=None))
+            session.execute(mine.values(lease_owner=None, heartbeat_at=now_ms()))
 
     def heartbeat(self, run: str, owner: str) -> bool:
         """False if the lease is somebody else's by now: stop working."""

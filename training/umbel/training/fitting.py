@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from pydantic import ValidationError
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -20,6 +21,7 @@ from umbel.core.errors import ConfigError, Interrupted, UmbelError
 from umbel.core.forms import read_form, told
 from umbel.core.protocols import RunLog
 from umbel.core.settings import Settings
+from umbel.core.validation import told as told_by
 from umbel.training import checkpoint
 from umbel.training.allocator import bound_memory
 from umbel.training.distributed.group import ALONE, Group, mate_gone
@@ -210,6 +212,8 @@ def _start(task: Task, prepare: Preparing, parent: Adapter | None, shared: bool)
         return trainee
     except UmbelError as error:
         return error
+    except ValidationError as error:  # of the contract that the rows make
+        return told_by(error)
 
 
 def _nothing_to_compare() -> ConfigError:

@@ -1,7 +1,6 @@
 """A task with its data read, split and encoded: all that is known before the first step."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from umbel.backbone.backbone import Backbone
@@ -9,7 +8,7 @@ from umbel.core.contract import Contract, Decoding, OutputHead
 from umbel.core.errors import DataError
 from umbel.core.settings import Settings
 from umbel.training.data.encode import EncodedRows, encode_rows
-from umbel.training.data.rows import ChatRow, LabelledRow, Row
+from umbel.training.data.rows import ChatRow, LabelledRow, Row, labels_of
 from umbel.training.data.source import Splits, load_splits
 from umbel.training.data.spooled import encode_all
 from umbel.training.task import Task
@@ -97,13 +96,6 @@ def contract_of(task: Task, splits: Splits, backbone: Backbone) -> Contract:
         description=task.description,
         quantised=backbone.quantised,
     )
-
-
-def labels_of(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Every label of the training rows, in the alphabet's order."""
-    found = {label for row in rows for label in getattr(row, "labels", ())}
-    found |= {tag for row in rows for tag in getattr(row, "tags", ())}
-    return tuple(sorted(found))
 
 
 def _decoding(task: Task, train: EncodedRows) -> Decoding:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from umbel.cli.alive import interrupted, last_heard
 from umbel.cli.console import human_age, human_bytes, human_number
 from umbel.cli.doctor.condition import Condition, Finding, failed, fine, warning
 from umbel.cli.doctor.patient import Patient, Skip
@@ -12,8 +13,6 @@ from umbel.core.errors import UmbelError
 if TYPE_CHECKING:
     from umbel.registry.records import Adapter
 
-SILENT_MS = 600_000
-"""A run that says nothing for ten minutes has lost its process: even a long validation says more."""
 _PAGE = 500
 
 
@@ -94,13 +93,13 @@ def runs(patient: Patient) -> Finding:
     from umbel.registry.records import RunStatus
 
     running = patient.registry.runs.list(status=RunStatus.RUNNING, limit=_PAGE).items
-    silent = [run for run in running if (run.heartbeat_at or run.created_at) < now_ms() - SILENT_MS]
-    if silent:
-        oldest = silent[-1]
-        said = human_age(oldest.heartbeat_at or oldest.created_at, now_ms())
+    stopped = [run for run in running if interrupted(run, patient.settings)]
+    if stopped:
+        oldest = stopped[-1]
+        said = human_age(last_heard(oldest), now_ms())
         fix = f"umbel runs resume {oldest.id} goes on with it, umbel runs cancel {oldest.id} ends it"
-        return warning(f"{human_number(len(silent), 'run')} without a process, such as {oldest.id}, heard {said}", fix)
-    return fine(f"{len(running)} running, none of them silent")
+        return warning(f"{human_number(len(stopped), 'run')} interrupted, such as {oldest.id}, last heard {said}", fix)
+    return fine(f"{len(running)} running, none of them interrupted")
 
 
 def _adapters(patient: Patient) -> "Iterator[Adapter]":

@@ -16,7 +16,7 @@ from umbel.cli.train.flags import load_parents, read_tasks, split_words
 from umbel.cli.train.form import form_of_run, one_form, with_form
 from umbel.cli.train.how import How, settle
 from umbel.cli.train.launch import launch
-from umbel.cli.train.lease import holding
+from umbel.cli.train.lease import failing, holding
 from umbel.cli.train.sweep import begun_grid, check_sweep, go_on, read_grid
 from umbel.core.errors import Interrupted, UmbelError, UsageError
 from umbel.core.settings import Settings
@@ -247,7 +247,7 @@ def _train(
     grid = read_grid(tasks[0], sweep, backbone) if tasks and sweep else None
     more: dict[str, Any] = {"observer": watch, "settings": settings, "group": group, **further}
     try:
-        with stopping(told=group.leads) as stop:
+        with stopping(told=group.leads) as stop, ExitStack() as trying:
             begun = group.from_first(
                 begin(registry, settings, tasks, run, backbone.name, grid, how) if group.leads else None
             )
@@ -255,6 +255,7 @@ def _train(
             more["packing"] = Packing(join=how.pack)
             if group.leads:
                 held.enter_context(holding(registry, runs_of(begun), leased=run))
+                trying.enter_context(failing(registry, begun.runs))  # one that goes on has a checkpoint: it may again
             if tunes(begun):
                 return tune_begun(registry, backbone, begun, run_log=log, stop=stop, strategy=mates.strategy, **more)
             if begun.goes_on:

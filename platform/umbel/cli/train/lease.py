@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from umbel.core.errors import Interrupted, UmbelError
+
 if TYPE_CHECKING:
     from umbel.registry.registry import Registry
 
@@ -35,6 +37,23 @@ def is_gone(other: str) -> bool:
     except PermissionError:
         return False
     return False
+
+
+@contextmanager
+def failing(registry: "Registry", runs: Sequence[str]) -> Iterator[None]:
+    """Ends ``runs`` as failed, with the reason, where the block raises; stopped ones stay open, to be resumed."""
+    from umbel.training.distributed.group import mate_gone
+
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        why = str(error) if isinstance(error, UmbelError) else f"{type(error).__name__}: {error}"
+        for run in () if mate_gone(error) else runs:
+            if registry.runs.get(run).finished_at is None:
+                registry.finish(run, status="failed", error=why)
+        raise
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from umbel.training.data.rows import (
     Row,
     TaggedRow,
     ValuedRow,
+    one_label,
+    only_one_label,
     read_rows,
     text_of,
 )
@@ -51,6 +53,8 @@ class DataReport:
     """Rows of train whose text came before with another answer."""
     leaks: int
     """Rows of the test whose text is in train."""
+    warnings: tuple[str, ...] = ()
+    """What a training would refuse."""
 
 
 def check_data(what: str, settings: Settings, *, test: str | None = None, columns: Columns = AS_NAMED) -> DataReport:
@@ -71,7 +75,15 @@ def check_data(what: str, settings: Settings, *, test: str | None = None, column
         copies=copies,
         contradictions=contradictions,
         leaks=leaks(train, parts.get("test", ())),
+        warnings=_warnings(paths["train"], train),
     )
+
+
+def _warnings(path: Path, train: Sequence[Row]) -> tuple[str, ...]:
+    if not one_label(train):
+        return ()
+    error = only_one_label(path, train)
+    return (f"{error.message} fix: {error.hint}",)
 
 
 def leaks(train: Sequence[Row], test: Sequence[Row]) -> int:

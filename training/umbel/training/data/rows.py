@@ -5,7 +5,7 @@ form's own are left alone (an id, a source), so a file may carry more than train
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -109,6 +109,28 @@ _ROLES = ("system", "user", "assistant")
 def forms_of(head: OutputHead) -> tuple[str, ...]:
     """The forms that an output head can be trained on."""
     return ("prompt", "messages") if head is OutputHead.GENERATE else (head.value,)
+
+
+def labels_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Every label or tag of the rows, in the alphabet's order."""
+    found = {label for row in rows for label in getattr(row, "labels", ())}
+    found |= {tag for row in rows for tag in getattr(row, "tags", ())}
+    return tuple(sorted(found))
+
+
+def one_label(rows: Sequence[Row]) -> bool:
+    """Whether labelled or tagged rows have nothing to tell apart. Of several labels a row one may be there or not."""
+    several = any(isinstance(row, LabelledRow) and row.multi for row in rows)
+    return isinstance(rows[0], LabelledRow | TaggedRow) and not several and len(labels_of(rows)) < 2
+
+
+def only_one_label(path: Path, rows: Sequence[Row]) -> DataError:
+    """What is wrong with the rows of ``one_label``, and the way out."""
+    return DataError(
+        f"all {len(rows)} rows of {path} have the label {labels_of(rows)[0]!r}: there is nothing to tell apart.",
+        code="missing_labels",
+        hint="add rows with another label, or name the column of the labels with --label-column",
+    )
 
 
 def read_rows(
