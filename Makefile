@@ -15,10 +15,10 @@ help:  ## Show this list
 setup: .venv/ready  ## Make .venv with everything the other targets need
 
 assets: setup  ## Fetch the real backbone and the datasets, once
-	@$(BIN)/umbel pull backbone smollm2-135m-instruct --quiet
-	@$(BIN)/umbel pull dataset tweets-sentiment --quiet
-	@$(BIN)/umbel pull dataset pronounce --quiet
-	@$(BIN)/umbel pull dataset drug-reviews --quiet
+	@$(BIN)/umbel pull backbone smollm2-135m-instruct --quiet && echo "backbone smollm2-135m-instruct is there"
+	@for name in tweets-sentiment pronounce drug-reviews; do \
+	  $(BIN)/umbel pull dataset $$name --quiet && echo "dataset $$name is there" || exit 1; done
+	@echo 'to use them in this shell: . .venv/bin/activate; export UMBEL_HOME="$(UMBEL_HOME)"'
 
 demo: assets  ## Train two adapters on real data, serve both in one batch, compare, promote
 	@PATH="$(BIN):$$PATH" $(BIN)/python examples/demo.py

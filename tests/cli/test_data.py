@@ -58,7 +58,7 @@ def test_data_that_cannot_train_end_with_2(run, rows):
 def test_one_label_is_warned_of_without_a_task_too(run, rows):
     answer = run("data", "check", rows(*[{"text": f"number {i}", "label": "only"} for i in range(30)]))
     assert answer.code == 0
-    assert "have the label 'only'" in answer.out
+    assert "has the label 'only'" in answer.out
     assert "--label-column" in answer.out
     two = [{"text": f"number {i}", "label": "ab"[i % 2]} for i in range(30)]
     assert "warning" not in run("data", "check", rows(*two)).out

@@ -181,6 +181,15 @@ def test_a_processor_that_onednn_does_not_help(look, monkeypatch, packs, told):
     assert (result.state, told in result.text) == (State.WARNING, True)
 
 
+def test_threads_that_are_set_for_other_work_are_fine_under_load(look, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert look("threads").state is State.WARNING
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert look("threads").state is State.OK
+
+
 def test_more_threads_than_cores(look, monkeypatch):
     before, cores = torch.get_num_threads(), machine._cores()
     monkeypatch.setenv("OMP_NUM_THREADS", str(cores + 1))

@@ -79,6 +79,23 @@ def test_what_cannot_be_asked_is_told_with_its_exit_code(run, words, code, told)
     assert told in answer.err
 
 
+def test_a_deprecated_version_answers_with_a_warning(run, registry):
+    registry.versions.deprecate("mood:1", reason="mood:2 is better at irony")
+    answer = run("run", "mood:1", "hello")
+    assert answer.code == 0
+    assert "beware: mood:1 is deprecated: mood:2 is better at irony" in answer.err
+    assert "deprecated" not in run("run", "mood:2", "hello").err
+
+
+def test_a_table_without_a_text_column_is_one_error_that_names_its_header(run, tmp_path):
+    (tmp_path / "tickets.csv").write_text("body,verdict\na,x\nb,y\n")
+    answer = run("run", "mood", "--input", str(tmp_path / "tickets.csv"), "--output", str(tmp_path / "out.csv"))
+    assert answer.code == 2
+    assert "its header is body, verdict" in answer.err
+    assert "--text-column" in answer.err
+    assert not (tmp_path / "out.csv").exists()
+
+
 @pytest.mark.parametrize(
     "words", [("run", "moood", "x"), ("eval", "moood", "--data", "x.jsonl"), ("bench", "mood", "moood")]
 )

@@ -71,7 +71,7 @@ def test_data_with_one_label_are_refused_before_there_is_a_run(run, files, regis
     (files / "joy.jsonl").write_text('{"text": "a thing", "label": "glad"}\n' * 50)
     answer = run("train", str(files / "joy.toml"))
     assert answer.code == 2
-    assert "all 50 rows of" in answer.err
+    assert "every row of" in answer.err
     assert "'glad'" in answer.err
     assert registry.runs.list().items == ()
 
@@ -83,6 +83,22 @@ def test_a_refused_task_beside_another_ends_its_run_as_failed(run, files, regist
     assert left.status == "failed"
     assert "at least two labels" in left.error
     assert registry.runs.list(name="flip").items[0].status == "succeeded"
+
+
+def test_a_flag_beside_resume_is_refused_by_name(run):
+    answer = run("train", "--resume", "run-1", "--epochs", "9")
+    assert answer.code == 2
+    assert "--epochs cannot be given with --resume" in answer.err
+
+
+def test_the_command_to_compare_names_the_columns_too(run, files):
+    lines = "".join(f"{row['text']},{row['label']}\n" for row in MOODS)
+    (files / "tickets.csv").write_text("body,verdict\n" + lines)
+    words = ("train", "--name", "triage", "--task", "classify", "--data", str(files / "tickets.csv"), "--quiet")
+    columns = ("--text-column", "body", "--label-column", "verdict")
+    assert run(*words, *columns, "--steps", "2").code == 0
+    again = run(*words, *columns, "--steps", "3")
+    assert f"compare triage:2 triage --data {files / 'tickets.csv'} {' '.join(columns)}" in again.out
 
 
 def test_json_has_everything_and_quiet_says_nothing_else(run, files):

@@ -114,6 +114,14 @@ def test_a_misspelt_field_is_answered_with_the_right_one(client):
     assert "did you mean max_tokens?" in post(client, max_token=1).json()["error"]["message"]
 
 
+def test_a_misspelt_field_is_told_before_the_one_that_it_leaves_missing(client):
+    error = client.post("/v1/classify", json={"model": "mood", "inptu": "x"}).json()["error"]
+    assert (error["code"], error["param"]) == ("unknown_field", "inptu")
+    assert "did you mean input?" in error["message"]
+    missing = client.post("/v1/classify", json={"model": "mood"}).json()["error"]
+    assert (missing["code"], "Fix: add input" in missing["message"]) == ("missing_field", True)
+
+
 def test_a_prompt_that_is_too_long_is_told_with_both_numbers_and_never_cut(client):
     message = post(client, prompt="x" * 600).json()["error"]["message"]
     assert "600" in message

@@ -36,6 +36,21 @@ def test_an_unknown_key_is_an_error_with_the_nearest_known_one(key, nearest):
     assert (f"did you mean {nearest!r}" if nearest else "known are") in caught.value.hint
 
 
+def test_another_method_s_flag_says_whose_it_is():
+    with pytest.raises(ConfigError) as caught:
+        task_of({**LEAST, "method": "prefix"}, flags={"rank": "4"})
+    assert "--rank is of " in caught.value.hint
+    assert "lora" in caught.value.hint
+    assert "prefix has --" in caught.value.hint
+
+
+@pytest.mark.parametrize(("key", "given", "near"), [("method", "lorra", "lora"), ("task", "clasify", "classify")])
+def test_a_misspelt_method_or_head_is_answered_with_the_right_one(key, given, near):
+    with pytest.raises(ConfigError) as caught:
+        task_of({**LEAST, key: given})
+    assert caught.value.hint == f"did you mean {near}?"
+
+
 def test_another_method_s_option_is_unknown():
     with pytest.raises(ConfigError, match="'rank' for method 'prefix'"):
         task_of({**LEAST, "method": "prefix", "rank": 8})

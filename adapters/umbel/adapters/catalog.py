@@ -6,6 +6,7 @@ Adding a method is adding a file. Nothing outside this package knows a method's 
 import importlib
 import pkgutil
 from dataclasses import MISSING, fields
+from difflib import get_close_matches
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -63,9 +64,9 @@ def method(name: str) -> Method:
     try:
         return methods()[name]
     except KeyError:
-        raise ConfigError(
-            f"there is no method {name!r}.", code="unknown_method", hint=f"choose from {', '.join(sorted(methods()))}"
-        ) from None
+        near = get_close_matches(name, methods(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(methods()))}"
+        raise ConfigError(f"there is no method {name!r}.", code="unknown_method", param="method", hint=hint) from None
 
 
 def head(kind: OutputHead) -> type[Head]:

@@ -25,6 +25,8 @@ app = typer.Typer(help="Ask one adapter, from the shell or a file.")
 
 _AT_ONCE = 64
 """Rows of a file that are on their way at once."""
+_ASKED = ("text", "prompt", "messages", "tokens")
+"""Keys of a row that hold what is asked."""
 
 
 @app.command(
@@ -79,7 +81,9 @@ async def _run(
     """``files`` are input, output and the input's name for its texts; ``where`` backbone, dtype, form and server."""
     input, output, column = files
     if input is not None and not input.is_file():
-        raise NotFound(f"there is no file {input}.", code="file_not_found")
+        raise NotFound(
+            f"there is no file {input}.", code="file_not_found", hint="check the path; it is a JSONL or CSV file"
+        )
     async with _client(model, *where) as client:
         found = await client.model(model)
         head = OutputHead(found.output_head or OutputHead.GENERATE)
@@ -128,7 +132,7 @@ async def _file(
 ) -> None:
     """Answers in the file's order; the output appears under its name once it is whole."""
     from umbel.cli.asking import ask, failed
-    from umbel.training.data.records import read_records
+    from umbel.training.data.records import is_csv, read_records
 
     input, output, column = files
 
@@ -143,6 +147,13 @@ async def _file(
 
     names = {} if column is None else {"text": column}
     asked = [row for _, row in read_records(input, names)]  # a line that cannot be read is told before any is asked
+    if asked and is_csv(input) and not any(key in asked[0] for key in _ASKED):
+        raise UsageError(
+            f"no column of {input} is called text: its header is {', '.join(asked[0])}.",
+            code="unknown_column",
+            param="text_column",
+            hint=f"name the column of the texts: --text-column {next(iter(asked[0]))}",
+        )
     rows = await asyncio.gather(*(answered(row) for row in asked))
     _write(rows, output)
     bad = [row for row in rows if "error" in row]
@@ -183,6 +194,19 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def _warn(settings: Settings, model: str) -> None:
+    """Says on stderr that a version is advised against, and why. The backbone and experiments are no versions."""
+    from umbel.registry.registry import Registry
+
+    with Registry.open(settings) as registry:
+        try:
+            version = registry.versions.get(str(registry.resolve(model)))
+        except NotFound:
+            return
+    if version.state == "deprecated":
+        typer.echo(f"beware: {version.ref} is deprecated: {version.reason}", err=True)
+
+
 @asynccontextmanager
 async def _client(
     model: str, backbone: str | None, dtype: str, quantise: str | None, url: str | None
@@ -198,6 +222,7 @@ async def _client(
         return
     settings = Settings.load()
     chosen = choose_for(settings, backbone, [model])
+    _warn(settings, model)
     loaded = load(settings, chosen, dtype, quantise)
     async with local_client(settings, loaded) as local:
         yield local

@@ -26,7 +26,11 @@ def pairs(given: Iterable[str]) -> dict[str, str]:
     split = [text.partition("=") for text in given]
     for key, equals, value in split:
         if not key or not equals:
-            raise UsageError(f"{key + equals + value!r} is no key=value.", code="invalid_tag", hint="--tag team=search")
+            raise UsageError(
+                f"{key + equals + value!r} is no key=value.",
+                code="invalid_tag",
+                hint="write KEY=VALUE, such as team=search",
+            )
     return {key: value for key, _, value in split}
 
 

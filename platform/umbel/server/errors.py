@@ -66,7 +66,7 @@ def from_validation(
     errors: Sequence[Mapping[str, Any]], known: Sequence[str] = (), content_type: str = ""
 ) -> UmbelError:
     """The first of pydantic's errors; ``param`` names the field. ``known``: what the body may hold."""
-    first = errors[0]
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])  # mistyped: also missing
     cause = first.get("ctx", {}).get("error")
     where = [str(part) for part in first["loc"][1:]]
     param = ".".join(_plain(where)) or None
@@ -83,7 +83,8 @@ def from_validation(
         return _unknown(where, known)
     more = f" ({len(errors) - 1} more)" if len(errors) > 1 and first["type"] == "missing" else ""
     if first["type"] == "missing":
-        return UsageError(f"{param or 'the body'} is missing{more}.", code="missing_field", param=param)
+        hint = f"add {param}; /openapi.json tells every field" if param else "send a JSON object"
+        return UsageError(f"{param or 'the body'} is missing{more}.", code="missing_field", param=param, hint=hint)
     return UsageError(f"{param or 'the body'}: {first['msg']}.", code="invalid_value", param=param)
 
 

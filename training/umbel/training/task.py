@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from umbel.adapters import DEFAULT_METHOD
@@ -229,6 +230,6 @@ def _output_head(name: str) -> OutputHead:
     try:
         return OutputHead(name)
     except ValueError:
-        raise ConfigError(
-            f"there is no output head {name!r}.", param="task", hint=f"choose from {', '.join(OutputHead)}"
-        ) from None
+        near = get_close_matches(name, list(OutputHead), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(OutputHead)}"
+        raise ConfigError(f"there is no output head {name!r}.", param="task", hint=hint) from None

@@ -113,15 +113,25 @@ def defaults() -> dict[str, Any]:
 
 def _unknown(key: str, known: list[str], method: str, where: str | None) -> ConfigError:
     """``where`` is None for a flag."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     written: Callable[[str], str] = repr if where is not None else _flag
     what = f"{where}: there is no option" if where is not None else "there is no flag"
     return ConfigError(
         f"{what} {written(key)} for method {method!r}.",
         code="unknown_option",
         param=key,
-        hint=f"did you mean {written(near[0])}?" if near else f"known are {', '.join(known)}",
+        hint=_of_other_method(key, method, written)
+        or (f"did you mean {written(near[0])}?" if near else f"known are {', '.join(map(written, known))}"),
     )
+
+
+def _of_other_method(key: str, method: str, written: Callable[[str], str]) -> str | None:
+    """Where it is another method's option: whose it is, and what this one has in its place."""
+    owners = [name for name in catalog.methods() if key in method_options(name)]
+    if not owners:
+        return None
+    own = ", ".join(map(written, method_options(method))) or "no options"
+    return f"{written(key)} is of {', '.join(owners)}; {method} has {own}"
 
 
 def _flag(key: str) -> str:

@@ -1,7 +1,7 @@
 """The command itself: tasks in, versions out."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -141,6 +141,8 @@ def train(
     }  # fmt: skip
     flags = {**further, **{key: value for key, value in own.items() if value is not None}}
     settings = Settings.load()
+    if resume:
+        _refuse_beside_resume(files, flags)
     tasks = None if resume else with_form(read_tasks(files, flags), settings)
     check_sweep(sweep, tasks=None if tasks is None else len(tasks), queue=queue)
     say = say_to_stderr(quiet)
@@ -178,6 +180,17 @@ def train(
             tell(outcome, loaded.name)
     _fail_if_any(outcomes)
     return fail_at_gates(outcomes)
+
+
+def _refuse_beside_resume(files: Sequence[Path], flags: Mapping[str, Any]) -> None:
+    """A run goes on as it was begun; only how it is loaded here may be said again."""
+    given = [f"--{key.replace('_', '-')}" for key in flags if key != "quantise"] or [str(file) for file in files]
+    if given:
+        raise UsageError(
+            f"{given[0]} cannot be given with --resume: the run goes on with what it was begun with.",
+            param=given[0].lstrip("-"),
+            hint=f"leave {given[0]} out, or start another run without --resume",
+        )
 
 
 def enqueue(tasks: "Sequence[Task]", asked: dict[str, Any], *, nproc: int | None, as_json: bool) -> None:

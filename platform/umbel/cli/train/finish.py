@@ -1,5 +1,6 @@
 """After the last step: judge on held-out rows, publish, and say how to try it."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from umbel.registry.registry import Registry
     from umbel.training.card import Effects, Finding
     from umbel.training.fitting import TrainedAdapter
+    from umbel.training.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,10 +320,16 @@ def _tell_how(outcome: Outcome, version: "Version", backbone: str) -> None:
         typer.echo(f"  {line}")
     if not champion:
         if outcome.champion is not None:
-            typer.echo(f"  umbel compare {version.ref} {version.name} --data {task.data}")
+            typer.echo(f"  umbel compare {version.ref} {version.name} {_data_flags(task)}")
         typer.echo(f"  umbel promote {version.ref}")
     elif version.output_head is OutputHead.GENERATE:
-        typer.echo(f"  umbel compare {model} {backbone} --data {task.data}")
+        typer.echo(f"  umbel compare {model} {backbone} {_data_flags(task)}")
+
+
+def _data_flags(task: "Task") -> str:
+    """As a shell takes them: the data with the file's own names for its columns."""
+    given = {"--data": task.data, "--text-column": task.text_column, "--label-column": task.label_column}
+    return " ".join(f"{flag} {shlex.quote(value)}" for flag, value in given.items() if value is not None)
 
 
 def fail_at_gates(outcomes: Sequence[Outcome]) -> None:

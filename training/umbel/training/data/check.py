@@ -19,8 +19,8 @@ from umbel.training.data.rows import (
     Row,
     TaggedRow,
     ValuedRow,
-    one_label,
-    only_one_label,
+    nothing_to_tell_apart,
+    only_label,
     read_rows,
     text_of,
 )
@@ -80,9 +80,10 @@ def check_data(what: str, settings: Settings, *, test: str | None = None, column
 
 
 def _warnings(path: Path, train: Sequence[Row]) -> tuple[str, ...]:
-    if not one_label(train):
+    label = only_label(train)
+    if label is None:
         return ()
-    error = only_one_label(path, train)
+    error = nothing_to_tell_apart(path, label)
     return (f"{error.message} fix: {error.hint}",)
 
 

@@ -82,7 +82,7 @@ def _renamed(record: dict[str, Any], names: Mapping[str, str], path: Path, line:
             raise DataError(
                 f"{what} {name!r}, only {', '.join(map(repr, record)) or 'nothing'}.",
                 code="unknown_column",
-                hint=f"mend {'--text-column' if key in _TEXTS else '--label-column'}",
+                hint=f"give {'--text-column' if key in _TEXTS else '--label-column'} one of these names",
             )
         taken[key] = record[name]
     return taken

@@ -5,7 +5,7 @@ form's own are left alone (an id, a source), so a file may carry more than train
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -118,16 +118,24 @@ def labels_of(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def one_label(rows: Sequence[Row]) -> bool:
-    """Whether labelled or tagged rows have nothing to tell apart. Of several labels a row one may be there or not."""
-    several = any(isinstance(row, LabelledRow) and row.multi for row in rows)
-    return isinstance(rows[0], LabelledRow | TaggedRow) and not several and len(labels_of(rows)) < 2
+def only_label(rows: Iterable[Row]) -> str | None:
+    """The one label or tag that all rows have; None where they have several, or another form.
+
+    Reads no further than it must. Where a row may have several labels, one of them is enough.
+    """
+    found: set[str] = set()
+    for row in rows:
+        if not isinstance(row, LabelledRow | TaggedRow) or (isinstance(row, LabelledRow) and row.multi):
+            return None
+        found.update(labels_of((row,)))
+        if len(found) > 1:
+            return None
+    return next(iter(found), None)
 
 
-def only_one_label(path: Path, rows: Sequence[Row]) -> DataError:
-    """What is wrong with the rows of ``one_label``, and the way out."""
+def nothing_to_tell_apart(path: Path, label: str) -> DataError:
     return DataError(
-        f"all {len(rows)} rows of {path} have the label {labels_of(rows)[0]!r}: there is nothing to tell apart.",
+        f"every row of {path} has the label {label!r}: there is nothing to tell apart.",
         code="missing_labels",
         hint="add rows with another label, or name the column of the labels with --label-column",
     )
@@ -159,7 +167,8 @@ def iter_rows(
         _check_alike(first, row, path)
         yield row
     if first is None:
-        hint = "write rows under the header" if is_csv(path) else "write one JSON object per line"
+        table = "write rows under the header" if path.stat().st_size else "write a header (text,label) and rows under it"
+        hint = table if is_csv(path) else "write one JSON object per line"
         raise DataError(f"{path} holds no rows.", code="empty_file", hint=hint)
 
 

@@ -12,7 +12,7 @@ from umbel.core.settings import Settings
 from umbel.training.data.check import leaks
 from umbel.training.data.installed import INFO_FILE, DatasetInfo, find, installed
 from umbel.training.data.records import Columns, needed_part, part_of
-from umbel.training.data.rows import Row, check_there, iter_rows, one_label, only_one_label, read_rows, text_of
+from umbel.training.data.rows import Row, check_there, iter_rows, nothing_to_tell_apart, only_label, read_rows, text_of
 from umbel.training.data.splits import text_key, unit
 from umbel.training.data.spool import Spool, spool_rows
 from umbel.training.task import Task
@@ -67,17 +67,16 @@ def load_splits(task: Task, settings: Settings) -> Splits:
 def look_at(task: Task, settings: Settings, rows: int = 20) -> None:
     """Reads the first rows only: a wrong path, column or form is told before a backbone is loaded.
 
-    All of them where those have one label only, and no list of labels is known: that is told as early.
+    Where no list of labels is known it reads on to a second label: that there is none is told as early.
     """
     folder, info = _folder_of(task, settings)
     path = Path(task.data) if folder is None else needed_part(folder, "train")
     columns = Columns(task.text_column, task.label_column)
-    first = read_rows(path, task.output_head, limit=rows, columns=columns)
-    known = task.labels or (info.labels if info else ())
-    if not known and one_label(first):
-        found = read_rows(path, task.output_head, limit=task.limit, columns=columns)
-        if one_label(found):
-            raise only_one_label(path, found)
+    read_rows(path, task.output_head, limit=rows, columns=columns)
+    if not task.labels and not (info and info.labels):
+        label = only_label(iter_rows(path, task.output_head, limit=task.limit, columns=columns))
+        if label is not None:
+            raise nothing_to_tell_apart(path, label)
 
 
 def _folder_of(task: Task, settings: Settings) -> tuple[Path | None, DatasetInfo | None]:
