@@ -167,7 +167,9 @@ def iter_rows(
         _check_alike(first, row, path)
         yield row
     if first is None:
-        table = "write rows under the header" if path.stat().st_size else "write a header (text,label) and rows under it"
+        table = "write rows under the header"
+        if not path.stat().st_size:
+            table = "write a header (text,label) and rows under it"
         hint = table if is_csv(path) else "write one JSON object per line"
         raise DataError(f"{path} holds no rows.", code="empty_file", hint=hint)
 
