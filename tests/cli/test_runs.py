@@ -46,7 +46,7 @@ def test_a_run_whose_worker_fell_silent_reads_as_interrupted_and_its_time_stands
     for module in (command, alive):
         monkeypatch.setattr(module, "now_ms", lambda: 2**42)
     _, _, status, _, took = run("runs", "list").rows[0]
-    assert (status, took) == ("interrupted", "0 s")
+    assert (status, took) == ("interrupted", "0.0 s")
     assert "umbel runs resume run-" in run("runs", "show", "mood").out
 
 

@@ -77,7 +77,8 @@ def test_data_with_one_label_are_refused_before_there_is_a_run(run, files, regis
 
 
 def test_a_refused_task_beside_another_ends_its_run_as_failed(run, files, registry):
-    (files / "joy.jsonl").write_text('{"text": "a thing", "label": "glad"}\n' * 50)
+    alike = [{**row, "label": "glad"} for row in MOODS]
+    (files / "joy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in alike))
     assert run("train", str(files / "flip.toml"), str(files / "joy.toml"), "--quiet").code == 1
     (left,) = registry.runs.list(name="joy").items
     assert left.status == "failed"
