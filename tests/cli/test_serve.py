@@ -58,6 +58,7 @@ def test_a_server_greets_answers_and_leaves_with_0(served, run):
     _, log = process.communicate(timeout=30)
     assert process.returncode == 0
     assert "POST /v1/classify 200" in log
+    assert log.index("stopping: what runs is finished first") < log.rindex("stopped")
     assert "Traceback" not in log
 
 

@@ -5,6 +5,7 @@ not finished by then is told so, and the process exits with 0. A second signal e
 """
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from starlette.types import ASGIApp
 from umbel.core.errors import Interrupted, UsageError
 from umbel.engine.loop import EngineThread
 from umbel.server.service import Service
+
+log = logging.getLogger("umbel.server")
 
 MAX_CONNECTIONS = 4000
 _LOOK_AGAIN = 0.02
@@ -86,6 +89,8 @@ class Runner(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._begin)
 
     def _begin(self) -> None:
+        if not self.service.draining:
+            log.info("stopping: what runs is finished first")
         self.service.draining = True
         self._draining = self._draining or asyncio.create_task(self._drain())
 
@@ -105,3 +110,4 @@ def run(runner: Runner, listening: socket.socket) -> None:
     runner.run(sockets=[listening])
     if runner.forced:
         raise Interrupted("stopped before everything was answered.")
+    log.info("stopped")
