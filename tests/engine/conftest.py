@@ -54,11 +54,20 @@ def kernels(tmp_path_factory) -> Kernels:
     return Kernels.load(tmp_path_factory.mktemp("kernels"))
 
 
-@pytest.fixture(scope="session", params=["torch", "kernels"])
-def bf16(folder, request) -> Backbone:
+@pytest.fixture(scope="session")
+def by_torch(folder) -> Backbone:
+    return load_backbone(folder, dtype="bfloat16", packed=True)
+
+
+@pytest.fixture(scope="session")
+def by_kernels(folder, kernels) -> Backbone:
+    return load_backbone(folder, dtype="bfloat16", packed=True, kernels=kernels)
+
+
+@pytest.fixture(params=["by_torch", "by_kernels"])
+def bf16(request) -> Backbone:
     """As it is served: packed, by torch alone and by the compiled kernels."""
-    own = request.getfixturevalue("kernels") if request.param == "kernels" else None
-    return load_backbone(folder, dtype="bfloat16", packed=True, kernels=own)
+    return request.getfixturevalue(request.param)
 
 
 @dataclass
@@ -203,9 +212,9 @@ def lab(fp32) -> Iterator[Lab]:
     made.close()
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
-def any_lab(request, fp32, bf16) -> Iterator[Lab]:
-    """The lab in both dtypes."""
-    made = Lab(fp32 if request.param == "float32" else bf16)
+@pytest.fixture(params=["fp32", "by_torch", "by_kernels"])
+def any_lab(request) -> Iterator[Lab]:
+    """The lab in both dtypes, bf16 by torch and by the kernels."""
+    made = Lab(request.getfixturevalue(request.param))
     yield made
     made.close()
