@@ -53,7 +53,7 @@ def test_an_unknown_column_exits_2_and_names_its_flag_and_the_header(run, review
     answer = run("train", "--name", "v", "--data", reviews, "--task", "classify", *columns)
     assert answer.code == 2
     assert f"reviews.csv has no column '{wrong}', only 'id', 'review', 'verdict'." in answer.err
-    assert answer.err.splitlines()[-1].strip() == f"fix: mend {flag}"
+    assert answer.err.splitlines()[-1].strip() == f"fix: give {flag} one of these names"
 
 
 def test_a_file_is_answered_into_a_tsv_with_tabs_between_whatever_the_input_is(run, reviews, tmp_path):
