@@ -19,8 +19,8 @@ from umbel.backbone.backbone import Backbone
 from umbel.backbone.installed import find
 from umbel.backbone.loading import load_backbone
 from umbel.backbone.native import Kernels
+from umbel.core.anew import spinning, start_anew
 from umbel.core.settings import Settings
-from umbel.core.spinning import start_spinning
 from umbel.engine import Engine, GenerateRequest, Handle, Token
 
 SHARED, OWN = 256, 16
@@ -38,7 +38,7 @@ class Case:
 
 
 def main() -> None:
-    start_spinning()
+    start_anew(spinning)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=OUT / "memory.md")

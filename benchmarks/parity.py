@@ -162,9 +162,9 @@ def _exchange(bed: Bed, adapter: Adapter, oracles: Oracles, direction: str) -> I
     else:
         figure, bound = _far(fp32, peft_fp32), ATOL
     yield Cell(**told, dtype="float32", figure=figure, bound=bound, effect=effect)
-    theirs = _rms(oracles.answer(torch.bfloat16), truth)
+    theirs = rms(oracles.answer(torch.bfloat16), truth)
     bound = (REAL_HALF if bed.real else 1.25) * theirs + 0.01
-    yield Cell(**told, dtype="bfloat16", figure=_rms(half, truth), bound=bound, effect=effect)
+    yield Cell(**told, dtype="bfloat16", figure=rms(half, truth), bound=bound, effect=effect)
 
 
 def _served(bed: Bed, adapter: Adapter) -> Iterator[Cell]:
@@ -179,8 +179,8 @@ def _served(bed: Bed, adapter: Adapter) -> Iterator[Cell]:
         figure = _far(by_engine(bed.backbones[dtype], adapter), whole_passes[dtype])
         yield Cell(**told, dtype=dtype, figure=figure, bound=bound, effect=effect)
     half = bed.backbones["bfloat16"]
-    bound = 1.25 * _rms(whole_passes["bfloat16"], truth) + 0.01
-    yield Cell(**told, dtype="bfloat16", figure=_rms(by_engine(half, adapter), truth), bound=bound, effect=effect)
+    bound = 1.25 * rms(whole_passes["bfloat16"], truth) + 0.01
+    yield Cell(**told, dtype="bfloat16", figure=rms(by_engine(half, adapter), truth), bound=bound, effect=effect)
 
 
 def noisy_adapter(backbone: Backbone, method: str, head: OutputHead, *, real: bool = False) -> Adapter:
@@ -302,7 +302,7 @@ def _far(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max())
 
 
-def _rms(a: Tensor, b: Tensor) -> float:
+def rms(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).square().mean().sqrt())
 
 

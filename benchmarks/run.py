@@ -16,15 +16,15 @@ import torch
 from benchmarks.systems import HuggingFace, Round, System, Umbel
 from benchmarks.work import NEW_TOKENS, PROMPT_TOKENS, Work, works
 
+from umbel.core.anew import spinning, start_anew
 from umbel.core.settings import Settings
-from umbel.core.spinning import start_spinning
 
 BACKBONE = "smollm2-135m-instruct"
 OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 
 
 def main() -> None:
-    start_spinning()
+    start_anew(spinning)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="only the works of 32 requests")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each work, after one to warm up")

@@ -22,11 +22,11 @@ from typing import Any
 
 from benchmarks.run import BACKBONE, OUT, facts
 from benchmarks.training_systems import LORA, HuggingFace, Umbel, classifier, mixed_lengths, rows_of
+from umbel.cli.compact import compact_environ
 
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.loading import load_backbone
 from umbel.backbone.tiny import tiny_backbone
-from umbel.cli.compact import compact_environ
 from umbel.core.settings import Settings
 from umbel.training import Task, fit, tune
 from umbel.training.observer import Observer

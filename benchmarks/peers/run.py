@@ -21,8 +21,8 @@ from benchmarks.systems import HuggingFace, Round, System, Umbel
 from benchmarks.work import NEW_TOKENS, PROMPT_TOKENS, Work, works
 
 from umbel.backbone.pull import CATALOG
+from umbel.core.anew import spinning, start_anew
 from umbel.core.settings import Settings
-from umbel.core.spinning import start_spinning
 
 SHORT = ("1 request, bare backbone", "32 requests, bare backbone", "32 requests, 8 LoRAs")
 WARM_UP = 8
@@ -32,7 +32,7 @@ SETTLE = 0.3
 
 
 def main() -> None:
-    start_spinning()
+    start_anew(spinning)
     args = arguments()
     folder = Settings.load().backbones / BACKBONE
     log = ROOT / ".peers" / "log"

@@ -15,9 +15,9 @@ from benchmarks.systems import Round
 from benchmarks.work import LORA, Work, make_adapters, write_peft_folder
 
 from umbel.backbone.config import read_config
-from umbel.core.spinning import VARIABLES
+from umbel.core.anew import SPINS
 
-OURS = {"PYTHONPATH", *VARIABLES}
+OURS = {"PYTHONPATH", *SPINS}
 """Of the environment, what is for this process alone: a peer keeps its own way of waiting."""
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 32

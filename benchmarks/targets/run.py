@@ -21,8 +21,8 @@ from benchmarks.targets.found import Found
 from umbel.backbone.installed import find
 from umbel.backbone.loading import load_backbone
 from umbel.backbone.native import Kernels
+from umbel.core.anew import spinning, start_anew
 from umbel.core.settings import Settings
-from umbel.core.spinning import start_spinning
 
 Measure = Callable[[Bench], dict[str, Found]]
 PARTS: dict[str, Measure] = {
@@ -39,7 +39,7 @@ PARTS: dict[str, Measure] = {
 
 
 def main() -> None:
-    start_spinning()
+    start_anew(spinning)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="fewer rounds")
     parser.add_argument("--only", type=_parts, default=list(PARTS), metavar="LETTERS", help="such as c,d")

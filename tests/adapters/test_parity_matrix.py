@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from benchmarks.parity import METHODS, bed_of, cells, exchanged, make_bed
+from benchmarks.parity import METHODS, bed_of, by_engine, cells, exchanged, make_bed, noisy_adapter, rms
 
 from umbel.adapters import catalog
+from umbel.backbone.loading import load_backbone
+from umbel.backbone.native import Kernels
 from umbel.core.contract import OutputHead
 
 LLAMA3 = {
@@ -77,6 +79,22 @@ def test_it_holds_on_other_random_backbones(method, head, other, tmp_path):
     if method == "llama_adapter" and shape.heads * shape.head_dim != shape.hidden:
         pytest.skip("PEFT's AdaptionPrompt raises where heads x head_dim is not the hidden size")
     assert beyond(exchanged(other, method, head, tmp_path)) == []
+
+
+@pytest.fixture(scope="module")
+def compiled(bed, tmp_path_factory):
+    kernels = Kernels.load(tmp_path_factory.mktemp("kernels"))
+    return load_backbone(bed.folder, dtype="bfloat16", packed=True, kernels=kernels)
+
+
+@pytest.mark.parametrize("head", list(OutputHead), ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_by_the_kernels_it_is_as_near_to_float64_as_by_torch(method, head, bed, compiled):
+    adapter = noisy_adapter(bed.backbones["float32"], method, head)
+    truth = by_engine(bed.backbones["float64"], adapter)
+    by_torch, by_kernels = (by_engine(backbone, adapter) for backbone in (bed.backbones["bfloat16"], compiled))
+    assert not by_kernels.equal(by_torch)
+    assert rms(by_kernels, truth) <= 1.25 * rms(by_torch, truth) + 0.01
 
 
 @pytest.mark.smol

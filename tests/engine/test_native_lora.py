@@ -8,6 +8,7 @@ import torch
 from umbel.adapters.sites import SITES
 from umbel.backbone.loading import load_backbone
 from umbel.backbone.tiny import tiny_backbone
+from umbel.engine import rooms
 from umbel.engine.dressing import Dresser
 from umbel.engine.native_lora import NativeLora
 from umbel.engine.resident import make_resident
@@ -71,6 +72,7 @@ def truth(resident, layer, site, x, y, frozen):
     return out
 
 
+@torch.no_grad()
 def ask(sites, layer, site, x, y, frozen):
     return sites.linear(layer, site, x.clone(), y.clone(), frozen)
 
@@ -122,6 +124,67 @@ def test_a_slot_that_moved_is_read_where_it_is_now(residents, backbone):
     first.stack._swap(first, last)
     assert ask(dresser.dress([first, last], [], 2), 0, "qkv", x, y, frozen).equal(before)
     assert not before[0].equal(before[1])
+
+
+def test_weights_that_were_laid_out_anew_are_read_where_they_are_now(lab, backbone, monkeypatch):
+    """Where addresses cannot be reserved a stack is copied when it grows and when it shrinks, between two steps too."""
+    monkeypatch.setattr(rooms, "can_reserve", lambda device: False)
+    lab.backbone, bank = backbone, Bank(1 << 24)
+    digests = [lab.adapter("lora", seed, rank=4) for seed in range(9)]
+    made = [make_resident(digest, lab.source.adapters[digest], backbone) for digest in digests]
+    bank.insert(made[0])
+    dresser, frozen = Dresser(backbone.device, backbone.kernels), backbone.decoder.layers[0]
+    x, y = torch.ones(2, 1, 52).bfloat16(), torch.zeros(2, 1, 112).bfloat16()
+    before = ask(dresser.dress([made[0]], [], 2), 0, "qkv", x, y, frozen)
+    for resident in made[1:]:
+        bank.insert(resident)
+    for resident in made[1:]:
+        bank.evict(resident)
+    for tensor in made[0].stack.tensors.values():
+        assert tensor.shape[0] < 9  # it grew and shrank
+    after = dresser.dress([made[0]], [], 2)
+    moved = made[0].stack.tensors[0, "qkv.A"]
+    assert after.parts[0]._table[0, 0, 0] == moved[made[0].slot].data_ptr()
+    assert ask(after, 0, "qkv", x, y, frozen).equal(before)
+
+
+def test_what_a_memory_error_left_half_done_is_not_read_from_freed_memory(lab, backbone, monkeypatch):
+    monkeypatch.setattr(rooms, "can_reserve", lambda device: False)
+    lab.backbone, bank = backbone, Bank(1 << 24)
+    digests = [lab.adapter("lora", seed, rank=4) for seed in range(2)]
+    first, second = (make_resident(digest, lab.source.adapters[digest], backbone) for digest in digests)
+    bank.insert(first)
+    dresser = Dresser(backbone.device, backbone.kernels)
+    dresser.dress([first], [], 2)
+    made, zeros = [], rooms._zeros
+
+    def few(tensor, slots):
+        made.append(tensor)
+        if len(made) > 3:
+            raise MemoryError
+        return zeros(tensor, slots)
+
+    monkeypatch.setattr(rooms, "_zeros", few)
+    with pytest.raises(MemoryError):
+        bank.insert(second)
+    table = dresser.dress([first], [], 2).parts[0]._table
+    assert table[0, 0, 0] == first.stack.tensors[0, "qkv.A"][first.slot].data_ptr()
+
+
+@pytest.mark.parametrize("options", [{"lora_bias": True}, {"bias": "lora_only"}, {"token_rows": (1, 2)}])
+def test_what_the_kernel_does_not_do_stays_with_torch_and_is_done(options, lab, backbone):
+    """Biases and token rows lie beside LoRA in one adapter."""
+    lab.backbone, bank = backbone, Bank(1 << 24)
+    digest = lab.adapter("lora", 1, rank=4, **options)
+    resident = make_resident(digest, lab.source.adapters[digest], backbone)
+    bank.insert(resident)
+    native, plain = (Dresser(backbone.device, kernels) for kernels in (backbone.kernels, None))
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, 1, width, generator=generator).bfloat16() for width in (52, 112))
+    frozen = backbone.decoder.layers[0]
+    found, wanted = (ask(dresser.dress([resident] * 2, [], 2), 0, "qkv", x, y, frozen) for dresser in (native, plain))
+    assert found.equal(wanted)
+    assert not found.equal(y)
 
 
 @pytest.fixture

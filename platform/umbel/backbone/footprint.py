@@ -1,20 +1,22 @@
-"""Memory that a serving process holds for nobody, and how it is given back."""
+"""Memory that a process holds for nobody, and how it is given back."""
 
 import ctypes
 import os
 
 _CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """oneDNN's own, and the one that torch keeps in front of it."""
-_PRODUCTS = "128"
+PRODUCTS = 128
+"""Kept in each; more than a step of many adapters uses."""
 
 
 def keep_few_products() -> None:
     """What oneDNN compiled for a product is kept for 1,024 sizes, 0.6 MB each; a server meets as many sizes as there
-    are lengths of prompts. With 128 a step of rows that decode still finds all of its own; a size that is met again
-    later takes 0.5 ms to compile. Read at a process's first product; what the environment says stands.
+    are lengths of prompts, a training as its ragged rows make. With 128 a step of rows that decode still finds all of
+    its own; a size that is met again later takes 0.5 ms to compile. Read at a process's first product; what the
+    environment says stands.
     """
     for name in _CACHES:
-        os.environ.setdefault(name, _PRODUCTS)
+        os.environ.setdefault(name, str(PRODUCTS))
 
 
 def give_back_freed() -> None:

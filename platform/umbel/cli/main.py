@@ -12,10 +12,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from umbel.cli.commands import WIDTH, LazyGroup
-from umbel.cli.compact import answers, start_compact
 from umbel.cli.console import error_line, examples, print_error
+from umbel.cli.starting import start
 from umbel.core.errors import Interrupted, UmbelError, UsageError
-from umbel.core.spinning import start_spinning
 
 INTERRUPTED = 130
 
@@ -67,9 +66,7 @@ def main(args: Sequence[str]) -> int:
 
 def run() -> NoReturn:
     """The console's entry point."""
-    start_compact(sys.argv[1:])
-    if answers(sys.argv[1:]):
-        start_spinning()
+    start(sys.argv[1:])
     sys.exit(main(sys.argv[1:]))
 
 

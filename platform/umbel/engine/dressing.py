@@ -20,46 +20,46 @@ ALONE = 32
 Shorter chunks of like adapters share one."""
 Chunk = tuple[range, Resident | None]
 """(places in the batch of a prompt's tokens, what they wear)."""
+Taken = tuple[Sequence[Sites], Sequence[Resident | None], Sequence[Chunk]]
+"""(LoRA by the kernels, decoding rows and chunks without what it took)."""
 
 
 class Dresser:
     """Builds a step's ``Sites``. The decoding rows' part is kept as long as the same rows wear the same slots.
 
     Decoding rows and prompts are grouped apart: a chunk of 128 tokens of one adapter must not fill up the groups of
-    adapters that decode one token. With ``kernels`` LoRA needs no groups, and is taken out first.
+    adapters that decode one token. With ``kernels`` LoRA needs no such groups, and is taken out first.
     """
 
     def __init__(self, device: torch.device, kernels: Kernels | None = None) -> None:
         self._device, self._kernels = device, kernels
         self._key: object = None
         self._kept: list[Sites] = []
+        self._taken_key: object = None
+        self._taken: Taken = ([], (), ())
         self._layouts: WeakKeyDictionary[Stack, tuple[int, Layout | None]] = WeakKeyDictionary()
 
     def dress(self, decode: Sequence[Resident | None], chunks: Sequence[Chunk], batch: int) -> Sites:
         """Row i of the batch wears ``decode[i]``; a chunk says for itself which places it means."""
-        if self._kernels is not None:
-            return self._dress_natively(self._kernels, decode, chunks, batch)
-        key = batch, tuple(_place(resident) for resident in decode)
+        native, decode, chunks = self._native(decode, chunks)
+        key = batch, _places(decode)
         if key != self._key:
             self._key, self._kept = key, self.parts(list(enumerate(decode)), batch)
-        parts = self._kept + self._chunks(chunks, batch) if chunks else self._kept
+        parts = [*native, *self._kept, *self._chunks(chunks, batch)]
         return Composite(parts) if parts else BARE
 
-    def _dress_natively(
-        self, kernels: Kernels, decode: Sequence[Resident | None], chunks: Sequence[Chunk], batch: int
-    ) -> Sites:
+    def _native(self, decode: Sequence[Resident | None], chunks: Sequence[Chunk]) -> Taken:
         """Kept where no prompt is read and the same rows wear the same slots."""
-        key = None if chunks else (batch, tuple(_place(resident) for resident in decode))
-        if key is None or key != self._key:
+        if self._kernels is None:
+            return [], decode, chunks
+        key = None if chunks else _places(decode)
+        if key is None or key != self._taken_key:
             groups: dict[tuple[int, int], tuple[Layout, int, list[int]]] = {}
-            worn = [(places, r) for places, r in chunks if not self._take(groups, places, r)]
-            left = [None if self._take(groups, (place,), r) else r for place, r in enumerate(decode)]
-            parts = self.parts(list(enumerate(left)), batch) + self._chunks(worn, batch)
-            if groups:
-                shape = next(r.adapter.weights.shape for r in (*decode, *(r for _, r in chunks)) if r is not None)
-                parts.insert(0, NativeLora(kernels, list(groups.values()), shape))
-            self._key, self._kept = key, parts
-        return Composite(self._kept) if self._kept else BARE
+            left = [None if self._take(groups, (place,), worn) else worn for place, worn in enumerate(decode)]
+            unread = [(places, worn) for places, worn in chunks if not self._take(groups, places, worn)]
+            native = [NativeLora(self._kernels, list(groups.values()))] if groups else []
+            self._taken_key, self._taken = key, (native, left, unread)
+        return self._taken
 
     def _take(
         self, groups: dict[tuple[int, int], tuple[Layout, int, list[int]]], places: Iterable[int], worn: Resident | None
@@ -71,13 +71,14 @@ class Dresser:
         return True
 
     def _layout(self, stack: Stack) -> Layout | None:
-        at = next(iter(stack.tensors.values())).data_ptr()
         known = self._layouts.get(stack)
-        if known is None or known[0] != at:
-            known = self._layouts[stack] = at, Layout.of(stack) if fits(stack) else None
+        if known is None or known[0] != stack.rooms.moves:
+            known = self._layouts[stack] = stack.rooms.moves, Layout.of(stack) if fits(stack) else None
         return known[1]
 
     def _chunks(self, chunks: Sequence[Chunk], batch: int) -> list[Sites]:
+        if not chunks:
+            return []
         short = [(place, worn) for places, worn in chunks if len(places) < ALONE for place in places]
         parts = self.parts(short, batch)
         for places, worn in chunks:
@@ -106,7 +107,12 @@ class Dresser:
         ]
 
 
-def _place(resident: Resident | None) -> tuple[int, int] | None:
+def _places(decode: Sequence[Resident | None]) -> tuple[tuple[int, int, int] | None, ...]:
+    return tuple(_place(resident) for resident in decode)
+
+
+def _place(resident: Resident | None) -> tuple[int, int, int] | None:
+    """Changes with what the slot holds and with where it lies."""
     if resident is None or resident.stack is None:
         return None
-    return resident.stack.version, resident.slot
+    return resident.stack.version, resident.stack.rooms.moves, resident.slot

@@ -50,6 +50,7 @@ class Layout:
     step: np.ndarray
     most: int
     """The largest sum of ranks at any site."""
+    shape: BackboneShape
 
     @classmethod
     def of(cls, stack: Stack) -> "Layout":
@@ -59,7 +60,7 @@ class Layout:
             for place, site in enumerate(_SITES):
                 at = layer * len(_SITES) + place
                 _fill(base[at], step[at], stack, layer, site)
-        return cls(_plain(base), _plain(step), int(base["rank"].max()))
+        return cls(_plain(base), _plain(step), int(base["rank"].max()), stack.shape)
 
 
 def _plain(records: np.ndarray) -> np.ndarray:
@@ -101,7 +102,6 @@ class NativeLora(Sites):
         self,
         kernels: Kernels,
         groups: Sequence[tuple[Layout, int, Sequence[int]]],
-        shape: BackboneShape,
     ) -> None:
         self._run, self._threads = kernels.library.umbel_lora, torch.get_num_threads()
         self._count = len(groups)
@@ -113,7 +113,7 @@ class NativeLora(Sites):
         self._acts: list[bool] = np.any(self._table[:, :, 1] > 0, axis=1).tolist()
         self._at = self._table.ctypes.data
         self._site_bytes = self._table[0].nbytes
-        self._told = {site: self._tell(site, most, shape) for site in _SITES}
+        self._told = {site: self._tell(site, most, groups[0][0].shape) for site in _SITES}
 
     def _tell(self, site: str, most: int, shape: BackboneShape) -> _Site:
         d_in, d_out = shape.linear(SITES[site][0])[0], sum(shape.linear(name)[1] for name in SITES[site])

@@ -14,6 +14,8 @@ class Rooms(ABC):
     tensors: Fused
     held: int = 0
     """Slots that take memory."""
+    moves: int = 0
+    """How often tensors were laid out anew: pointers into them from before are stale."""
 
     @abstractmethod
     def need(self, slots: int) -> None:
@@ -76,6 +78,7 @@ class Doubling(Rooms):
     def _resize(self, slots: int, used: int) -> None:
         """Tensor by tensor, so that never two copies of all are held. If memory ends half way, ``held`` is unchanged
         and the next try starts anew."""
+        self.moves += 1
         for key, tensor in self.tensors.items():
             grown = _zeros(tensor[0], slots)
             grown[:used] = tensor[:used]

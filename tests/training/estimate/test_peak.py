@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from umbel.backbone.tiny import tiny_backbone
-from umbel.cli.compact import compact_environ
+from umbel.core.anew import compact
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells there what a process held at most")
 
@@ -64,7 +64,7 @@ def said(tmp_path_factory):
         common = {"name": "it", "data": str(data), "steps": 4, "max_length": 1000, "lr": 1e-4}
         works[name] = ({**common, **given}, checkpointing)
     order = json.dumps([str(folder), str(scratch / "home"), works])
-    environ = compact_environ(["train"], os.environ) or dict(os.environ)  # as umbel train runs
+    environ = compact(os.environ) or dict(os.environ)  # as umbel train runs
     command = [sys.executable, "-c", SCRIPT, order]
     ran = subprocess.run(command, check=True, capture_output=True, text=True, env=environ)
     return {name: numbers for name, *numbers in map(json.loads, ran.stdout.splitlines())}

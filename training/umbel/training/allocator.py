@@ -11,27 +11,21 @@ faults than they are worth.
 import ctypes
 import os
 import sys
-from collections.abc import MutableMapping
 
-KEPT = 128
-"""Kernels in each cache: more than a step of many adapters uses, at most. Making one again takes half a millisecond."""
+from umbel.backbone.footprint import keep_few_products
+
 LARGE = 8 << 20
 """Bytes of a block that is mapped by itself."""
-_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-"""oneDNN's own, and torch's in front of it. Both are read when the first product in bf16 is computed, and not again."""
-NO_CACHE = "glibc.malloc.tcache_count=0"
-"""In ``GLIBC_TUNABLES`` when a process starts, keeps the edges of freed blocks from lying between them as holes."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """glibc's names for them, in malloc.h."""
 _SPARE = 256 << 20
 """Free bytes at the heap's end that stay: giving them back after every step would cost time."""
 
 
-def bound_memory(environ: MutableMapping[str, str] = os.environ) -> None:
+def bound_memory() -> None:
     """For this process, from now on. What somebody set in the environment is left alone."""
-    for name in _CACHES:
-        environ.setdefault(name, str(KEPT))
-    if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in environ):
+    keep_few_products()
+    if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
         if mallopt is not None:
             mallopt(_MMAP_THRESHOLD, LARGE)

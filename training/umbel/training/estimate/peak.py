@@ -14,8 +14,9 @@ from torch.distributed.tensor import DTensor
 
 from umbel.adapters.head import HeadConfig
 from umbel.backbone.backbone import Backbone
+from umbel.backbone.footprint import PRODUCTS
 from umbel.backbone.shards import own_rows
-from umbel.training.allocator import KEPT, NO_CACHE
+from umbel.core.anew import NO_CACHE
 from umbel.training.estimate.estimate import MOMENTS
 from umbel.training.estimate.step import StepBytes, fake_step
 from umbel.training.estimate.work import Work, unpacked
@@ -198,5 +199,5 @@ def _held_now(backbone: Backbone, trainees: Sequence[Trainee]) -> int:
     except OSError:
         adapters = [tensor for trainee in trainees for tensor in trainee.tensors.values()]
         resident = _PROGRAM + _own_bytes([*backbone.decoder.parameters(), *adapters])
-    kernels = 2 * KEPT * _KERNEL if backbone.dtype == torch.bfloat16 else 0
+    kernels = 2 * PRODUCTS * _KERNEL if backbone.dtype == torch.bfloat16 else 0
     return resident + _LIBRARIES + kernels
