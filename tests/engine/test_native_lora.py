@@ -114,6 +114,26 @@ def test_a_row_has_the_same_bits_in_any_company_chunk_and_place(threads, residen
             assert ask(dresser.dress([None] * 3, chunks, 200), 1, "qkv", *moved, frozen)[3].equal(alone)
 
 
+def test_two_threads_give_the_bits_of_one(lab, kernels, tmp_path, set_threads):
+    """Work that is worth a second thread: what it left undone when the first goes on would be seen."""
+    folder = tiny_backbone(tmp_path / "wide", hidden_size=256, intermediate_size=512, num_hidden_layers=1)
+    lab.backbone = load_backbone(folder, dtype="bfloat16", packed=True, kernels=kernels)
+    bank = Bank(1 << 26)
+    digests = [lab.adapter("lora", seed, rank=rank) for seed, rank in enumerate((64, 64, 33))]
+    worn = [make_resident(digest, lab.source.adapters[digest], lab.backbone) for digest in digests]
+    for resident in worn:
+        bank.insert(resident)
+    dresser, frozen = Dresser(lab.backbone.device, kernels), lab.backbone.decoder.layers[0]
+    generator = torch.Generator().manual_seed(2)
+    x, y = (torch.randn(300, 1, width, generator=generator).bfloat16() for width in (256, 1024))
+    chunks = [(range(3, 203), worn[0]), (range(203, 300), worn[2])]
+    set_threads(1)
+    alone = ask(dresser.dress(worn, chunks, 300), 0, "gate_up", x, y, frozen)
+    set_threads(2)
+    for _ in range(50):
+        assert ask(dresser.dress(worn, chunks, 300), 0, "gate_up", x, y, frozen).equal(alone)
+
+
 def test_a_slot_that_moved_is_read_where_it_is_now(residents, backbone):
     first, last = residents[0], residents[-1]
     assert first.stack is last.stack
@@ -185,6 +205,18 @@ def test_what_the_kernel_does_not_do_stays_with_torch_and_is_done(options, lab, 
     found, wanted = (ask(dresser.dress([resident] * 2, [], 2), 0, "qkv", x, y, frozen) for dresser in (native, plain))
     assert found.equal(wanted)
     assert not found.equal(y)
+
+
+def test_a_stack_that_acts_on_embeddings_stays_with_torch(lab, backbone):
+    lab.backbone, bank = backbone, Bank(1 << 24)
+    digest = lab.adapter("lora", 1, rank=4, targets=("q_proj", "embed_tokens"))
+    resident = make_resident(digest, lab.source.adapters[digest], backbone)
+    bank.insert(resident)
+    native, plain = (Dresser(backbone.device, kernels) for kernels in (backbone.kernels, None))
+    tokens, x = torch.tensor([[3], [4]]), torch.zeros(2, 1, 52).bfloat16()
+    found, wanted = (d.dress([resident] * 2, [], 2).embed(x.clone(), tokens, tokens) for d in (native, plain))
+    assert found.equal(wanted)
+    assert found.any()
 
 
 @pytest.fixture

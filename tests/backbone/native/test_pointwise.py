@@ -27,9 +27,10 @@ def near(found, truth, scale=None):
     assert ((found.double() - truth).abs() <= ROUNDING * size + 1e-30).all()
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-3], ids=["plain", "small beside epsilon"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_rms_norm(pointwise, width):
-    x, weight = random(5, 2, width), random(width, seed=1)
+def test_rms_norm(pointwise, width, size):
+    x, weight = random(5, 2, width) * size, random(width, seed=1)
     wide = x.double()
     truth = wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
     near(pointwise.rms_norm(x, weight, 1e-5), truth)
