@@ -55,9 +55,8 @@ def test_loading_and_evicting_others_meanwhile_changes_nothing(any_lab):
     others = [any_lab.adapter("lora", 100 + i, rank=4) for i in range(8)]
     guests = []
     while engine.step():
-        idle = [r for r in engine.bank.residents.values() if not r.worn]
-        if idle:
-            engine.bank.evict(idle[0])
+        for idle in [r for r in engine.bank.residents.values() if not r.worn]:
+            engine.bank.evict(idle)
         if others:
             guests.append(engine.submit(any_lab.ask("guest", others.pop(), max_tokens=2)))
     assert engine.stats().evictions >= 8

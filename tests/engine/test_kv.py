@@ -7,8 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from umbel.core.shape import BackboneShape
-from umbel.engine.attention import CachedAttention, Span
+from umbel.engine.attention import CachedAttention
 from umbel.engine.kv import KVCache
+from umbel.engine.span import Span
 
 
 def shape_of(heads, kv_heads, head_dim=16):

@@ -5,7 +5,6 @@ Shape letters here:  R decoding rows   T tokens of a chunk   N query heads   G k
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,19 +13,8 @@ from torch.nn import functional as F
 from umbel.backbone.native import Kernels
 from umbel.core.shape import BackboneShape
 from umbel.engine.kv import KVCache
-from umbel.engine.native_attention import NativeDecode
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Consecutive tokens of one row in a flat step."""
-
-    slot: int
-    start: int
-    """Position of the first."""
-    count: int
-    at: int
-    """Place of the first in the batch."""
+from umbel.engine.native_attention import NativeDecode, NativePrompt
+from umbel.engine.span import Span
 
 
 class CachedAttention:
@@ -66,17 +54,20 @@ class CachedAttention:
             self.order = slot.argsort()
             at = at.index_select(0, self.order)
             self.hidden = (torch.arange(self.length, device=self.device) > at[:, None])[:, None, None]
-        self.masks = [self._causal(span) for span in spans]
+        self.native_prompt = NativePrompt(kernels, cache, shape, spans) if spans and kernels is not None else None
+        self.masked = [(span, self._causal(span)) for span in spans] if kernels is None else []
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B,N,1,D], k and v [B,G,1,D] -> [B,N,1,D]."""
         if not self.spans and q.shape[0] == self.rows:
             return self._decode(layer, q, k, v)
-        context = torch.empty_like(q)
+        context = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if self.rows:
             at = slice(0, self.rows)
             context[at] = self._decode(layer, q[at], k[at], v[at])
-        for span, mask in zip(self.spans, self.masks, strict=True):
+        if self.native_prompt is not None:
+            self.native_prompt(layer, q, k, v, context)
+        for span, mask in self.masked:
             at = slice(span.at, span.at + span.count)
             context[at] = self._chunk(layer, span, mask, q[at], k[at], v[at])
         used = self.rows + sum(span.count for span in self.spans)

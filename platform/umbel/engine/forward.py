@@ -12,12 +12,13 @@ from umbel.adapters.rows import Rows
 from umbel.adapters.wear import batch_of
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.decoder import Step
-from umbel.engine.attention import CachedAttention, Span
+from umbel.engine.attention import CachedAttention
 from umbel.engine.dressing import Chunk, Dresser
 from umbel.engine.kv import KVCache
 from umbel.engine.resident import Resident
 from umbel.engine.row import Row
 from umbel.engine.running import Plan
+from umbel.engine.span import Span
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""Attention of decoding rows by ``attention.c``.
+"""Attention of decoding rows by ``attention.c``, of chunks of prompts by ``prompt.c``.
 
-Shape letters here:  R decoding rows   N query heads   G key/value heads   D head width
+Shape letters here:  R decoding rows   B tokens of the step   N query heads   G key/value heads   D head width
 """
 
 import ctypes
@@ -12,21 +12,48 @@ from torch import Tensor
 from umbel.backbone.native import Kernels
 from umbel.core.shape import BackboneShape
 from umbel.engine.kv import KVCache, round_up
+from umbel.engine.span import Span
+
+_LEAST_PART = 16
+_MOST_PART = 128
+"""Tokens of one task. What it unpacks of the keys is used by all of them; what it holds stays in the core's cache."""
+_TASKS = 4
+"""Tasks of each thread, so that none waits long for the last."""
 
 
-class _Decode(ctypes.Structure):
-    """``Decode`` of attention.c."""
+class _Tensors(ctypes.Structure):
+    """What both structures of the C files begin with."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q", "k", "v")),
         *((name, ctypes.c_int64) for name in ("q_row", "q_head", "k_row", "k_head", "v_row", "v_head")),
         *((name, ctypes.c_void_p) for name in ("keys", "values")),
         *((name, ctypes.c_int64) for name in ("slot_stride", "head_stride")),
-        *((name, ctypes.c_void_p) for name in ("context", "slots", "positions")),
+        ("context", ctypes.c_void_p),
+    )
+
+
+class _Decode(_Tensors):
+    """``Decode`` of attention.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("slots", "positions")),
         *((name, ctypes.c_int64) for name in ("rows", "kv_heads", "group", "d")),
         ("scale", ctypes.c_float),
         ("scores", ctypes.c_void_p),
         ("room", ctypes.c_int64),
+    )
+
+
+class _Prompt(_Tensors):
+    """``Prompt`` of prompt.c."""
+
+    _fields_ = (
+        ("spans", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("count", "kv_heads", "group", "d")),
+        ("scale", ctypes.c_float),
+        ("part", ctypes.c_int64),
+        ("scratch", ctypes.c_void_p),
     )
 
 
@@ -53,10 +80,45 @@ class NativeDecode:
         """Rotated q [R,N,1,D], k and v [R,G,1,D], features side by side -> [R,N,1,D]."""
         assert q.stride(3) == k.stride(3) == v.stride(3) == 1
         context = torch.empty(q.shape, dtype=q.dtype)
-        told, (keys, values) = self._told, self._cache.layer(layer)
-        told.q, told.q_row, told.q_head = q.data_ptr(), q.stride(0), q.stride(1)
-        told.k, told.k_row, told.k_head = k.data_ptr(), k.stride(0), k.stride(1)
-        told.v, told.v_row, told.v_head = v.data_ptr(), v.stride(0), v.stride(1)
-        told.keys, told.values, told.context = keys.data_ptr(), values.data_ptr(), context.data_ptr()
-        self._run(ctypes.byref(told), self._threads)
+        _tell(self._told, self._cache.layer(layer), q, k, v, context)
+        self._run(ctypes.byref(self._told), self._threads)
         return context
+
+
+class NativePrompt:
+    """One step's chunks of prompts."""
+
+    def __init__(self, kernels: Kernels, cache: KVCache, shape: BackboneShape, spans: Sequence[Span]) -> None:
+        self._run, self._cache = kernels.library.umbel_prompt, cache
+        self._threads = torch.get_num_threads()
+        group = shape.heads // shape.kv_heads
+        part = _part(sum(span.count for span in spans) * shape.kv_heads, self._threads)
+        room = kernels.library.umbel_prompt_room(part, group, shape.head_dim)
+        self._spans = torch.tensor([(span.slot, span.start, span.count, span.at) for span in spans])
+        self._scratch = torch.empty(self._threads, room)
+        slab = cache.layer(0)[0]
+        self._told = _Prompt(
+            slot_stride=slab.stride(0), head_stride=slab.stride(1),
+            spans=self._spans.data_ptr(), count=len(spans), kv_heads=shape.kv_heads, group=group, d=shape.head_dim,
+            scale=shape.head_dim**-0.5, part=part, scratch=self._scratch.data_ptr(),
+        )  # fmt: skip
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: Tensor) -> None:
+        """Rotated q [B,N,1,D], k and v [B,G,1,D], features side by side; fills the spans' rows of context [B,N,1,D]."""
+        assert q.stride(3) == k.stride(3) == v.stride(3) == 1
+        assert context.is_contiguous()
+        _tell(self._told, self._cache.layer(layer), q, k, v, context)
+        self._run(ctypes.byref(self._told), self._threads)
+
+
+def _part(tokens: int, threads: int) -> int:
+    """Tokens of one task, where all key heads together have so many to do."""
+    return min(max(round_up(tokens // (threads * _TASKS), _LEAST_PART), _LEAST_PART), _MOST_PART)
+
+
+def _tell(told: _Tensors, slabs: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, context: Tensor) -> None:
+    keys, values = slabs
+    told.q, told.q_row, told.q_head = q.data_ptr(), q.stride(0), q.stride(1)
+    told.k, told.k_row, told.k_head = k.data_ptr(), k.stride(0), k.stride(1)
+    told.v, told.v_row, told.v_head = v.data_ptr(), v.stride(0), v.stride(1)
+    told.keys, told.values, told.context = keys.data_ptr(), values.data_ptr(), context.data_ptr()

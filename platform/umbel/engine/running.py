@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 
-from umbel.engine.attention import Span
 from umbel.engine.kv import KVCache
 from umbel.engine.prefixes import Prefixes
 from umbel.engine.row import Row
+from umbel.engine.span import Span
 
 LEAST_CHUNK = 16
 """Prompt tokens that a step takes even when decoding rows use up its budget."""

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.decoder import Step
-from umbel.engine.attention import CachedAttention, Span
+from umbel.engine.attention import CachedAttention
 from umbel.engine.kv import KVCache
+from umbel.engine.span import Span
 
 COMPANY = (2, 3, 8, 32)
 _SITES = ("qkv", "o", "gate_up", "down")
@@ -139,7 +140,7 @@ def _check_step(backbone: Backbone, generator: torch.Generator) -> Check:
 
 def _prefill(backbone: Backbone, cache: KVCache, tokens: Tensor) -> None:
     count = tokens.shape[0]
-    attention = CachedAttention(cache, backbone.shape, [], [Span(0, 0, count, 0)])
+    attention = CachedAttention(cache, backbone.shape, [], [Span(0, 0, count, 0)], kernels=backbone.kernels)
     backbone.decoder(tokens[:, None], Step(torch.arange(count, device=tokens.device)[:, None], attention, decoding=0))
 
 

@@ -1,0 +1,214 @@
+/* Chunks of prompts: writes the keys and values of a chunk's tokens, then attends from each token to all places up to
+   its own.
+
+   Keys are taken in blocks that begin at the same places whatever the chunk, and a token's softmax is carried from block
+   to block (Milakov and Gimelshein 2018; Dao et al. 2022), so that its bits do not depend on where prompts were cut, nor
+   on who is read beside it, and nothing as large as chunk times context is ever held. */
+
+#include "vectors.h"
+
+typedef struct {
+    int64_t slot, start, count, at;
+} Span;
+
+typedef struct {
+    const bf16 *q, *k, *v; /* rotated, [rows, heads, d] */
+    int64_t q_row, q_head, k_row, k_head, v_row, v_head;
+    bf16 *keys, *values; /* [slots, kv_heads, places, d] */
+    int64_t slot_stride, head_stride;
+    bf16 *context; /* [rows, heads, d] */
+    const Span *spans;
+    int64_t count, kv_heads, group, d;
+    float scale;
+    int64_t part;   /* tokens of one task */
+    float *scratch; /* [threads, umbel_prompt_room()] */
+} Prompt;
+
+#define TILE 6  /* query rows (a token's head each) that share a pass over a block */
+#define BLOCK 128 /* keys */
+
+INLINE int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+typedef struct {
+    int64_t rows, wide_d;
+    float *q;       /* [rows, wide_d] */
+    float *mixed;   /* [rows, wide_d], not yet divided by ``sums`` */
+    float *tops;    /* [rows] */
+    float *sums;    /* [rows] */
+    float *keys;    /* [d, BLOCK] */
+    float *values;  /* [BLOCK, wide_d] */
+    float *weights; /* [TILE, BLOCK] */
+} Desk;
+
+int64_t umbel_prompt_room(int64_t part, int64_t group, int64_t d) {
+    int64_t rows = up(part * group, TILE), wide_d = up(d, LANES);
+    return 2 * rows * wide_d + 2 * up(rows, LANES) + 2 * BLOCK * wide_d + TILE * BLOCK;
+}
+
+INLINE Desk desk(float *at, int64_t tokens, int64_t group, int64_t d) {
+    Desk s = {.rows = up(tokens * group, TILE), .wide_d = up(d, LANES)};
+    s.q = at, at += s.rows * s.wide_d;
+    s.mixed = at, at += s.rows * s.wide_d;
+    s.tops = at, at += up(s.rows, LANES);
+    s.sums = at, at += up(s.rows, LANES);
+    s.keys = at, at += BLOCK * s.wide_d;
+    s.values = at, at += BLOCK * s.wide_d;
+    s.weights = at;
+    return s;
+}
+
+INLINE f32x16 load(const float *p) {
+    f32x16 x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+INLINE void keep(float *p, f32x16 x) { memcpy(p, &x, sizeof x); }
+
+/* y [TILE, v vectors] += a [TILE, depth] b [depth, v vectors], after y was multiplied by ``by``. */
+INLINE void product(
+    const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t depth, float *y, int64_t y_row,
+    const float *by, const int v
+) {
+    f32x16 sums[TILE][4];
+    for (int i = 0; i < TILE; i++)
+        for (int j = 0; j < v; j++) sums[i][j] = by ? load(y + i * y_row + j * LANES) * all(by[i]) : all(0.0f);
+    for (int64_t k = 0; k < depth; k++) {
+        f32x16 bs[4];
+        for (int j = 0; j < v; j++) bs[j] = load(b + k * b_row + j * LANES);
+        for (int i = 0; i < TILE; i++) {
+            f32x16 x = all(a[i * a_row + k]);
+            for (int j = 0; j < v; j++) sums[i][j] += x * bs[j];
+        }
+    }
+    for (int i = 0; i < TILE; i++)
+        for (int j = 0; j < v; j++) keep(y + i * y_row + j * LANES, sums[i][j]);
+}
+
+/* The same for ``width`` columns, a multiple of LANES. */
+INLINE void multiply(
+    const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t depth, float *y, int64_t y_row,
+    const float *by, int64_t width
+) {
+    int64_t c = 0;
+    for (; c + 4 * LANES <= width; c += 4 * LANES) product(a, a_row, b + c, b_row, depth, y + c, y_row, by, 4);
+    for (; c + 2 * LANES <= width; c += 2 * LANES) product(a, a_row, b + c, b_row, depth, y + c, y_row, by, 2);
+    for (; c < width; c += LANES) product(a, a_row, b + c, b_row, depth, y + c, y_row, by, 1);
+}
+
+INLINE void widen(const bf16 *from, float *to, int64_t d, int64_t wide_d) {
+    int64_t c = 0;
+    for (; c + LANES <= d; c += LANES) keep(to + c, wide16(from + c));
+    for (; c < wide_d; c++) to[c] = c < d ? wide(from[c]) : 0.0f;
+}
+
+/* ``count`` places as floats: keys with places side by side, values as they lie. */
+INLINE void unpack(const bf16 *keys, const bf16 *values, int64_t count, int64_t d, const Desk *s) {
+    for (int64_t l = 0; l < count; l++) {
+        widen(values + l * d, s->values + l * s->wide_d, d, s->wide_d);
+        for (int64_t c = 0; c < d; c++) s->keys[c * BLOCK + l] = wide(keys[l * d + c]);
+    }
+    for (int64_t l = count; l < up(count, LANES); l++)
+        for (int64_t c = 0; c < d; c++) s->keys[c * BLOCK + l] = 0.0f;
+}
+
+/* A row's scores of a block -> weights, zero beyond the ``seen`` first of ``width``; returns what to multiply by what
+   was mixed before. */
+INLINE float weigh(float *scores, int64_t seen, int64_t width, float scale, float *top, float *sum) {
+    float before = *top;
+    f32x16 tops = all(before);
+    for (int64_t l = seen < 0 ? 0 : seen; l < width; l++) scores[l] = -INFINITY;
+    for (int64_t l = 0; l < width; l += LANES) {
+        f32x16 x = load(scores + l) * all(scale);
+        i32x16 more = (x > tops) | (x != x);
+        tops = (f32x16)(((i32x16)x & more) | ((i32x16)tops & ~more));
+        keep(scores + l, x);
+    }
+    for (int i = 0; i < LANES; i++) *top = tops[i] > *top || tops[i] != tops[i] ? tops[i] : *top;
+    f32x16 sums = all(0.0f);
+    for (int64_t l = 0; l < width; l += LANES) {
+        f32x16 x = exp16(load(scores + l) - all(*top));
+        sums += x;
+        keep(scores + l, x);
+    }
+    float by = exp16(all(before - *top))[0];
+    *sum = *sum * by + sum16(sums);
+    return by;
+}
+
+/* Query rows ``r`` to ``r + TILE`` with the ``count`` places at ``from``; row r stands at place ``first + r / group``. */
+INLINE void tile(const Prompt *p, const Desk *s, int64_t r, int64_t first, int64_t from, int64_t count) {
+    int64_t most = first + (r + TILE - 1) / p->group + 1 - from;
+    if (most <= 0) return;
+    int64_t depth = most < count ? most : count, width = up(depth, LANES), d = s->wide_d;
+    float by[TILE];
+    multiply(s->q + r * d, d, s->keys, BLOCK, p->d, s->weights, BLOCK, NULL, width);
+    for (int i = 0; i < TILE; i++) {
+        int64_t seen = first + (r + i) / p->group + 1 - from;
+        by[i] = weigh(s->weights + i * BLOCK, seen, width, p->scale, s->tops + r + i, s->sums + r + i);
+    }
+    multiply(s->weights, BLOCK, s->values, d, depth, s->mixed + r * d, d, by, d);
+}
+
+INLINE void begin(const Prompt *p, const Desk *s, int64_t at, int64_t tokens, int64_t g) {
+    memset(s->q, 0, s->rows * s->wide_d * sizeof(float));
+    memset(s->mixed, 0, s->rows * s->wide_d * sizeof(float));
+    for (int64_t r = 0; r < s->rows; r++) s->tops[r] = -INFINITY, s->sums[r] = 0.0f;
+    for (int64_t r = 0; r < tokens * p->group; r++) {
+        const bf16 *q = p->q + (at + r / p->group) * p->q_row + (g * p->group + r % p->group) * p->q_head;
+        widen(q, s->q + r * s->wide_d, p->d, s->wide_d);
+    }
+}
+
+INLINE void end(const Prompt *p, const Desk *s, int64_t at, int64_t tokens, int64_t g) {
+    for (int64_t r = 0; r < tokens * p->group; r++) {
+        int64_t head = g * p->group + r % p->group, heads = p->kv_heads * p->group, c = 0;
+        bf16 *context = p->context + ((at + r / p->group) * heads + head) * p->d;
+        const float *mixed = s->mixed + r * s->wide_d;
+        for (; c + LANES <= p->d; c += LANES) narrow16(context + c, load(mixed + c) / all(s->sums[r]));
+        for (; c < p->d; c++) context[c] = narrow(mixed[c] / s->sums[r]);
+    }
+}
+
+/* ``tokens`` of a span from its ``skip``-th on, with the query heads of key head ``g``. */
+static void attend(const Prompt *p, const Span *span, int64_t skip, int64_t tokens, int64_t g, float *scratch) {
+    Desk s = desk(scratch, tokens, p->group, p->d);
+    int64_t first = span->start + skip, length = first + tokens, base = span->slot * p->slot_stride + g * p->head_stride;
+    begin(p, &s, span->at + skip, tokens, g);
+    for (int64_t from = 0; from < length; from += BLOCK) {
+        int64_t count = length - from < BLOCK ? length - from : BLOCK;
+        unpack(p->keys + base + from * p->d, p->values + base + from * p->d, count, p->d, &s);
+        for (int64_t r = 0; r < s.rows; r += TILE) tile(p, &s, r, first, from, count);
+    }
+    end(p, &s, span->at + skip, tokens, g);
+}
+
+static void write(const Prompt *p, const Span *span, int64_t g) {
+    int64_t base = span->slot * p->slot_stride + g * p->head_stride;
+    for (int64_t t = 0; t < span->count; t++) {
+        int64_t to = base + (span->start + t) * p->d, row = span->at + t;
+        memcpy(p->keys + to, p->k + row * p->k_row + g * p->k_head, p->d * sizeof(bf16));
+        memcpy(p->values + to, p->v + row * p->v_row + g * p->v_head, p->d * sizeof(bf16));
+    }
+}
+
+void umbel_prompt(const Prompt *p, int threads) {
+    int64_t room = umbel_prompt_room(p->part, p->group, p->d), tasks = 0;
+    for (int64_t i = 0; i < p->count; i++) tasks += (p->spans[i].count + p->part - 1) / p->part;
+#pragma omp parallel num_threads(threads)
+    {
+        int me = 0;
+#ifdef _OPENMP
+        me = omp_get_thread_num();
+#endif
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < p->count * p->kv_heads; i++) write(p, p->spans + i / p->kv_heads, i % p->kv_heads);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < tasks * p->kv_heads; task++) {
+            int64_t skip = task / p->kv_heads * p->part, i = 0;
+            for (; skip >= up(p->spans[i].count, p->part); i++) skip -= up(p->spans[i].count, p->part);
+            int64_t left = p->spans[i].count - skip;
+            attend(p, p->spans + i, skip, left < p->part ? left : p->part, task % p->kv_heads, p->scratch + me * room);
+        }
+    }
+}
