@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.systems import InMemory
 from benchmarks.targets.drive import Driver
+from benchmarks.targets.machine import Machine
 from benchmarks.targets.stock import Stock
 from benchmarks.work import Work, make_adapters
 
@@ -27,6 +28,11 @@ class Bench:
 
     def rounds(self, full: int, short: int) -> range:
         return range(short if self.short else full)
+
+    @cached_property
+    def machine(self) -> Machine:
+        """What every row divides by. Made when a row first asks for it."""
+        return Machine()
 
     @cached_property
     def stock(self) -> Stock:

@@ -37,7 +37,7 @@ class Amount:
 
 
 def measure(bench: Bench) -> dict[str, Found]:
-    machine = Machine()
+    machine = bench.machine
     known = {ROW_OF[work.name]: work for work in works(short=True) if work.name in ROW_OF}
     ready = {row: bench.in_memory(work) for row, work in known.items()}
     seconds: dict[str, list[float]] = {row: [] for row in known}

@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 from benchmarks.systems import InMemory
-from benchmarks.targets import run, table
+from benchmarks.targets import machine, run, table
 from benchmarks.targets.crowd import Folders
 from benchmarks.targets.drive import Driver, ask
 from benchmarks.targets.found import Found, percentile
@@ -113,3 +113,24 @@ def test_a_request_that_fails_stops_the_measuring(driver):
     driver.ask(ask([1], f"sha256:{1:064x}", new_tokens=1))
     with pytest.raises(UmbelError):
         driver.finish()
+
+
+def test_the_buffer_that_is_read_for_bandwidth_is_larger_than_the_last_cache(tmp_path):
+    for number, size in enumerate(("32K", "1024K", "8192K")):
+        (tmp_path / f"index{number}").mkdir()
+        (tmp_path / f"index{number}" / "size").write_text(f"{size}\n")
+    assert machine.last_cache(tmp_path) == 8 << 20
+    assert machine.last_cache(tmp_path / "none") == 0
+
+
+def test_a_probe_that_was_disturbed_does_not_lower_the_machines_limit(monkeypatch):
+    """Another process on a core makes one probe slow; the ratio of a whole run must not hang on when that was."""
+    monkeypatch.setattr(machine, "_LEAST", 1 << 20)
+    monkeypatch.setattr(machine, "_SIDE", 64)
+    probed, seen = machine.Machine(), []
+    for _ in range(20):
+        probed.probe(1)
+        seen.append((probed.bandwidth, probed.flops))
+    assert seen == sorted(seen)
+    assert [flops for _, flops in seen] == sorted(flops for _, flops in seen)
+    assert min(seen[0]) > 0
