@@ -60,7 +60,7 @@ bench-targets: assets  ## Measure the engine's own targets, print the table (ARG
 fresh: assets  ## Measure how much an untrained adapter of each method changes SmolLM2's logits
 	$(BIN)/python -m benchmarks.fresh
 
-bench-training: assets  ## Measure training beside HF + PEFT and itself (ARGS=--short: eight minutes)
+bench-training: assets  ## Measure training beside HF + PEFT and itself (ARGS=--short: twelve minutes)
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
 bench-tuning: assets  ## Full, partial and head-only fine-tuning beside adapters; goes on where it stopped

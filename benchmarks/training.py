@@ -1,7 +1,7 @@
 """`make bench-training`: how fast umbel trains, beside Hugging Face + PEFT and beside itself without what it does.
 
-Writes docs/benchmarks/training.md and training.json. ``--short`` takes fewer rounds and leaves out the full grid, in
-less than eight minutes on two cores; ``--tiny`` tries every part on a toy backbone in seconds and writes nothing.
+Writes docs/benchmarks/training.md and training.json. ``--short`` takes fewer rounds, in about twelve minutes on two
+cores; ``--tiny`` tries every part on a toy backbone and writes nothing.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from typing import Any
 
 from benchmarks.run import BACKBONE, OUT, facts
 from benchmarks.training_systems import LORA, HuggingFace, Umbel, classifier, mixed_lengths, rows_of
-from umbel.cli.compact import compact_environ
 
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.loading import load_backbone
 from umbel.backbone.tiny import tiny_backbone
+from umbel.core.anew import compact
 from umbel.core.settings import Settings
 from umbel.training import Task, fit, tune
 from umbel.training.observer import Observer
@@ -47,7 +47,6 @@ class Size:
     rows: int
     sweep_rows: int
     sweep_steps: int
-    grid: bool
     data: str
 
 
@@ -149,7 +148,8 @@ class Clock(Observer):
 
 
 def sweeping(backbone: Backbone, size: Size) -> list[Found]:
-    """8 learning rates by halving, over one full run at the rule's rate; with the grid, how far the winner is off."""
+    """8 learning rates by halving, over one full run at the rule's rate; and how far the winner is from the best of
+    all eight trained to their end."""
     task = Task(
         name="bench", data=size.data, task="classify", limit=size.sweep_rows, steps=size.sweep_steps, batch_size=8,
         validation_limit=64, test_limit=1, options=LORA,
@@ -167,8 +167,6 @@ def sweeping(backbone: Backbone, size: Size) -> list[Found]:
             "sweep of 8 learning rates, time over one full run", all_of_them.seconds / one.seconds, 3, 2,
             less_is_better=True, detail=f"steps of each rate: {table}",
         )  # fmt: skip
-        if not size.grid:
-            return [ratio]
         full = fit(backbone, grid.candidates, settings=settings)
     losses = [each.best.loss for each in full if each.best is not None]
     regret = max(0.0, won.best.loss - min(losses))
@@ -185,6 +183,8 @@ class Held:
     batch: int
     steps: int = 6
     checkpointing: str = "none"
+    dtype: str = "auto"
+    """Of the backbone; auto is its checkpoint's, bf16."""
     options: dict[str, Any] = field(default_factory=lambda: {"task": "classify", "options": LORA})
 
 
@@ -192,9 +192,17 @@ HELD = {
     "LoRA, ragged rows, 40 steps": Held(8, 72, 16, steps=40),
     "LoRA, long rows": Held(200, 200, 8),
     "LoRA, long rows, recomputed": Held(200, 200, 8, checkpointing="full"),
+    "LoRA, fp32": Held(20, 60, 16, dtype="fp32"),
+    "output head only": Held(20, 60, 16, options={"task": "classify", "method": "none"}),
     "prefix, answers": Held(40, 120, 8, options={"task": "generate", "method": "prefix"}),
+    "LLaMA-Adapter, answers": Held(40, 120, 8, options={"task": "generate", "method": "llama_adapter"}),
     "IA3, one row of 1,000": Held(1000, 1000, 1, steps=3, options={"task": "classify", "method": "ia3"}),
     "last 4 layers trained": Held(40, 100, 8, options={"task": "classify", "train": "layers=last:4"}),
+    "last 8 layers trained": Held(40, 100, 8, options={"task": "classify", "train": "layers=last:8"}),
+    "all of it trained": Held(20, 60, 8, steps=3, options={"task": "generate", "train": "all"}),
+    "all of it, in fp32": Held(
+        20, 60, 8, steps=3, dtype="fp32", options={"task": "classify", "train": "all", "precision": "fp32"}
+    ),
 }
 
 
@@ -205,7 +213,7 @@ def memory(size: Size) -> list[Found]:
 
 def _memory(size: Size, kind: str) -> Found:
     command = [sys.executable, "-m", "benchmarks.training", "--measure-memory", kind, "--folder", str(size.folder)]
-    environ = compact_environ(["train"], os.environ) or dict(os.environ)  # as umbel train runs
+    environ = compact(os.environ) or dict(os.environ)  # as umbel train runs
     ran = subprocess.run(command, check=True, capture_output=True, text=True, env=environ)
     said = json.loads(ran.stdout.splitlines()[-1])
     error = 100 * abs(said["planned"] - said["held"]) / said["held"]
@@ -224,7 +232,7 @@ def measure_memory(kind: str, folder: Path) -> None:
         )
         clock, settings = Clock(), Settings.load(Path(scratch))
         more: dict[str, Any] = {"settings": settings, "observer": clock, "checkpointing": held.checkpointing}
-        backbone = load_backbone(folder)
+        backbone = load_backbone(folder, dtype=held.dtype)
         tune(backbone, task, **more) if task.selection.tunes else fit(backbone, [task], **more)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"planned": clock.plan.memory, "held": peak * (1 if sys.platform == "darwin" else 1024)}))
@@ -281,7 +289,7 @@ def page(found: list[Found], size: Size) -> str:
         "",
         f"{size.folder.name}; umbel and what it is measured against take turns in one run, {size.rounds} rounds after",
         "one to warm up. Random rows of 8 to 40 tokens, but for the sweep, which trains on tweets-sentiment.",
-        "`make bench-training` prints this page again; `ARGS=--short` in less than eight minutes.",
+        "`make bench-training` prints this page again; `ARGS=--short` in about twelve minutes.",
         "",
         "| what | measured | floor | wanted | | detail |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -292,7 +300,7 @@ def page(found: list[Found], size: Size) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--short", action="store_true", help="fewer rounds, and no full grid beside the sweep")
+    parser.add_argument("--short", action="store_true", help="fewer rounds")
     parser.add_argument("--tiny", action="store_true", help="a toy backbone: tries the parts, measures nothing")
     parser.add_argument("--measure-memory", metavar="KIND", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -313,7 +321,7 @@ def main() -> None:
 def real(*, short: bool) -> Size:
     folder = Settings.load().backbones / BACKBONE
     rounds, rows = (4, 48) if short else (12, 96)
-    return Size(folder, rounds, rows, sweep_rows=400, sweep_steps=64, grid=not short, data="tweets-sentiment")
+    return Size(folder, rounds, rows, sweep_rows=400, sweep_steps=64, data="tweets-sentiment")
 
 
 def tiny(scratch: Path) -> Size:
@@ -321,7 +329,7 @@ def tiny(scratch: Path) -> Size:
     data = scratch / "rows.jsonl"
     lines = ({"text": f"{'good' if i % 2 else 'bad'} thing {i}", "label": LABELS_OF[i % 2]} for i in range(200))
     data.write_text("".join(json.dumps(each) + "\n" for each in lines))
-    return Size(folder, rounds=2, rows=32, sweep_rows=160, sweep_steps=32, grid=True, data=str(data))
+    return Size(folder, rounds=2, rows=32, sweep_rows=160, sweep_steps=32, data=str(data))
 
 
 if __name__ == "__main__":
