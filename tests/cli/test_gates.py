@@ -56,6 +56,13 @@ def test_a_version_that_passes_is_promoted_with_the_gate_as_reason_and_the_evalu
     assert "gate accuracy>=0, forgetting<=1000, brier<=2: passed" in answer.out
 
 
+def test_a_first_version_that_passes_is_champion_by_its_gate(train, registry):
+    assert train("--gate", "accuracy>=0").code == 0
+    (event,) = registry.aliases.history("joy")
+    assert (event.target, event.reason) == (1, "passed its gate: accuracy>=0")
+    assert event.evidence == registry.evaluations.list(name="joy", number=1)[0].id
+
+
 def test_a_first_version_that_beats_no_constant_answer_is_champion_with_a_warning(train, registry):
     answer = train("--lr", "1e-9")
     assert answer.code == 0

@@ -1,5 +1,6 @@
 import pytest
 
+from umbel.core.clock import now_ms
 from umbel.registry.records import Scope
 
 
@@ -168,3 +169,24 @@ def test_models_are_the_backbone_and_whoever_can_answer(client, home):
     assert found["tiny"]["parent"] is None
     assert found["mood"] | {"root": "mood:1", "parent": "tiny", "output_head": "classify"} == found["mood"]
     assert "retired" not in found
+
+
+def test_a_deprecated_version_says_so_in_every_answer_from_the_next_request_on(client, two, home, may):
+    """By the registry, as ``umbel adapters deprecate`` does beside a running server."""
+    ask = {"model": "pair:1", "input": "x"}
+    before = client.post("/v1/classify", json=ask)
+    assert "deprecation" not in before.headers
+    assert client.get("/v1/models/pair:1").json()["state"] == "ready"
+    since = home.registry.versions.deprecate("pair:1", reason="pair:2 is better") and now_ms()
+    answer = client.post("/v1/classify", json=ask)
+    assert answer.json()["data"] == before.json()["data"]
+    assert abs(int(answer.headers["deprecation"].removeprefix("@")) - since // 1000) <= 2
+    assert answer.headers["link"].startswith('</v1/adapters/pair/versions/1>; rel="deprecation"')
+    told = client.get("/v1/adapters/pair/versions/1").json()
+    assert (told["state"], told["reason"]) == ("deprecated", "pair:2 is better")
+    found = client.get("/v1/models/pair:1").json()
+    assert (found["state"], found["reason"]) == ("deprecated", "pair:2 is better")
+    both = client.post("/v1/classify", json={"model": ["pair:2", "pair:1"], "input": "x"})
+    assert both.headers["deprecation"] == answer.headers["deprecation"]
+    assert "versions/2" not in both.headers["link"]
+    assert "deprecation" not in client.post("/v1/classify", json={"model": "pair:2", "input": "x"}).headers

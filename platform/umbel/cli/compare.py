@@ -13,9 +13,13 @@ from umbel.cli.eval import (
     Limit,
     Metric,
     TextColumn,
+    Unseen,
     judge,
     keep,
+    known_of_all,
+    left_out,
     need_different,
+    warn_of_trained,
 )
 from umbel.cli.opened import open_registry
 from umbel.core.errors import AdapterRefused, UsageError
@@ -39,6 +43,7 @@ Version = Annotated[str, typer.Argument(help="name:3, name@alias, or the backbon
         "umbel compare sentiment:1 sentiment:2 --data tweets-sentiment",
         "umbel compare pronounce smollm2-135m-instruct --data pronounce --limit 200",
         "umbel compare sentiment@champion sentiment@canary --data held-out.jsonl --json",
+        "umbel compare mood:1 mood:2 --data tweets.csv --unseen   (only rows that neither was trained on)",
     )
 )
 def compare(
@@ -47,6 +52,7 @@ def compare(
     data: Data,
     metric: Metric = None,
     limit: Limit = None,
+    unseen: Unseen = False,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     confidence: Annotated[float, typer.Option(help="Of the interval.", min=0.5, max=0.999)] = 0.95,
@@ -68,16 +74,21 @@ def compare(
         need_different(*names)
         _same_question(registry, names, {place.name for place in places})
         root = _common_root(registry, names, places)
+        known = known_of_all(registry, settings, names, {place.name for place in places}, data, columns)
         asking: dict[str, Any] = {"metric": metric, "limit": limit, "columns": columns, "quiet": quiet}
+        asking["without"] = left_out(known) if unseen else ()
         judged = _judge_each(registry, settings, names, places, data, **asking)
         kept = [
             None if name == place.name else keep(registry, name, questions, report, settings.quantise)
             for name, place, (report, questions, _) in zip(names, places, judged, strict=True)
         ]
     found = paired(judged[0][0], judged[1][0], judged[0][1], confidence=confidence)
+    warn_of_trained(known, judged[0][1])
     on = [place.name for place in places]
     if as_json:
-        return print_json(_as_json(names, judged[0][1], judged[0][0].primary, found, kept) | {"backbones": on})
+        told = _as_json(names, judged[0][1], judged[0][0].primary, found, kept) | {"backbones": on}
+        trained = [None if each is None else each.count(judged[0][1]) for each in known]
+        return print_json(told | {"trained_on_a": trained[0], "trained_on_b": trained[1]})
     facts = [("backbones", _told_apart(on, root))] if root is not None else []
     return _print(names, judged, found, kept, facts)
 

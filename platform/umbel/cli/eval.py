@@ -1,5 +1,6 @@
 """``umbel eval``: score one version, or the bare backbone, on a dataset."""
 
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from umbel.evaluation.answering import Asker
     from umbel.evaluation.questions import Questions
     from umbel.evaluation.scoring import Report
+    from umbel.evaluation.seen import Known
     from umbel.registry.registry import Registry
     from umbel.training.data.records import Columns
 
@@ -29,6 +31,7 @@ LabelColumn = Annotated[
 ]
 Metric = Annotated[str | None, typer.Option(help="Decides; default is the dataset's own.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first rows.", min=1)]
+Unseen = Annotated[bool, typer.Option("--unseen", help="Leave out rows that a version was trained on.")]
 BackboneName = Annotated[str | None, typer.Option("--backbone", help="Needed only where there are several.")]
 
 
@@ -38,6 +41,7 @@ BackboneName = Annotated[str | None, typer.Option("--backbone", help="Needed onl
         "umbel eval pronounce:2 --data pronounce --limit 500",
         "umbel eval pronounce:2 --data pronounce --gate 'phoneme_error_rate<=0.25, forgetting<=0.1'",
         "umbel eval sentiment --data reviews.csv --text-column review --label-column stars",
+        "umbel eval mood --data tweets.csv --unseen   (only the rows that its training left out)",
         "umbel eval sentiment --data tweets-sentiment --quantise int8",
         "umbel eval smollm2-135m-instruct --data pronounce --limit 100   (the bare backbone)",
     )
@@ -47,6 +51,7 @@ def evaluate(
     data: Data,
     metric: Metric = None,
     limit: Limit = None,
+    unseen: Unseen = False,
     gate: Annotated[
         str | None,
         typer.Option(help="Exit with 5 unless 'accuracy>=0.8, forgetting<=0.1' holds.", metavar="CONDITIONS"),
@@ -71,19 +76,21 @@ def evaluate(
     loaded = open_backbone(settings, backbone, version, quantise)
     with open_registry() as registry:
         asker = Asker(loaded, registry)
+        [known] = known_of_all(registry, settings, [version], {loaded.name}, data, columns)
         report, questions, name = judge(
-            registry, asker, version, data, settings,
-            metric=metric, limit=limit, columns=columns, gate=wanted, quiet=quiet,
+            registry, asker, version, data, settings, metric=metric, limit=limit, columns=columns,
+            without=left_out([known]) if unseen else (), gate=wanted, quiet=quiet,
         )  # fmt: skip
         values = report.summary | (_probed(registry, loaded, name) if wanted and _probes(wanted) else {})
         kept = None if name == loaded.name else keep(registry, name, questions, report, loaded.quantised)
         asker.close()
     if as_json:
         facts = {"version": name, "suite": questions.suite, "evaluation": kept, "rows": len(questions.rows)}
-        facts["quantised"] = loaded.quantised
+        facts |= {"quantised": loaded.quantised, "trained_on": None if known is None else known.count(questions)}
         print_json(facts | values)
     else:
         _print(name, questions, report, kept, loaded)
+    warn_of_trained([known], questions)
     if wanted is not None and (failures := wanted.failures(values)):
         raise GateFailed(f"{name} did not pass the gate: {'; '.join(failures)}.", hint="keep the version you have")
 
@@ -115,7 +122,8 @@ def open_backbone(settings: Settings, name: str | None, model: str, quantise: st
 
 def judge(
     registry: "Registry", asker: "Asker", version: str, data: str, settings: Settings,
-    *, metric: str | None, limit: int | None, columns: "Columns", gate: "Gate | None" = None, quiet: bool,
+    *, metric: str | None, limit: int | None, columns: "Columns", without: Collection[str] = (),
+    gate: "Gate | None" = None, quiet: bool,
 ) -> tuple["Report", "Questions", str]:  # fmt: skip
     """(report, questions, name as ``name:3``) of a version or of the bare backbone."""
     from umbel.evaluation.gates import check_metrics
@@ -135,9 +143,38 @@ def judge(
     if gate is not None:
         check_metrics(gate, contract.output_head)
     also = [each for each in gate.metrics if each in metrics_of(contract.output_head)] if gate else []
-    questions = load_questions(data, contract.output_head, settings, limit=limit, columns=columns)
+    questions = load_questions(data, contract.output_head, settings, limit=limit, columns=columns, without=without)
     answers = asker.ask(digest, contract, questions, say=lambda line: say(f"{name}: {line}"))
     return score(questions, answers, metric=metric, also=also), questions, name
+
+
+def known_of_all(
+    registry: "Registry", settings: Settings, names: Sequence[str], bare: Collection[str], data: str, columns: "Columns"
+) -> "list[Known | None]":
+    """What each version was trained on, among the texts of ``data``; None for the ``bare`` backbones."""
+    from umbel.evaluation.questions import keys_of, load_questions
+    from umbel.evaluation.seen import known_of
+
+    refs = [None if name in bare else registry.resolve(name) for name in names]
+    first = next((ref for ref in refs if ref is not None), None)
+    if first is None:
+        return [None for _ in names]
+    head = registry.fetch(first.digest).manifest.contract.output_head
+    among = frozenset(keys_of(load_questions(data, head, settings, columns=columns).rows))
+    return [None if ref is None else known_of(registry, str(ref), data, settings, among=among) for ref in refs]
+
+
+def left_out(known: "Sequence[Known | None]") -> frozenset[str]:
+    """What --unseen leaves out; the bare backbone has no training that is known of."""
+    from umbel.evaluation.seen import unseen_by
+
+    return unseen_by([each for each in known if each is not None])
+
+
+def warn_of_trained(known: "Sequence[Known | None]", questions: "Questions") -> None:
+    for each in known:
+        if each is not None and (warning := each.warning(questions)):
+            typer.echo(warning, err=True)
 
 
 def check_backbone(fingerprint: str, loaded: "Backbone", name: str) -> None:

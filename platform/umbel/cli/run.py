@@ -20,6 +20,7 @@ from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
     from umbel.client import AsyncClient
+    from umbel.core.wire.base import Model
 
 app = typer.Typer(help="Ask one adapter, from the shell or a file.")
 
@@ -86,6 +87,7 @@ async def _run(
         )
     async with _client(model, *where) as client:
         found = await client.model(model)
+        _warn(found)
         head = OutputHead(found.output_head or OutputHead.GENERATE)
         if "abstain_below" in options and head is not OutputHead.CLASSIFY:
             raise UsageError(f"{model} is no classifier: it has no label to keep back.", hint="omit --abstain-below")
@@ -194,17 +196,10 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _warn(settings: Settings, model: str) -> None:
-    """Says on stderr that a version is advised against, and why. The backbone and experiments are no versions."""
-    from umbel.registry.registry import Registry
-
-    with Registry.open(settings) as registry:
-        try:
-            version = registry.versions.get(str(registry.resolve(model)))
-        except NotFound:
-            return
-    if version.state == "deprecated":
-        typer.echo(f"beware: {version.ref} is deprecated: {version.reason}", err=True)
+def _warn(found: "Model") -> None:
+    """Says on stderr that a version is advised against, and why."""
+    if found.state == "deprecated":
+        typer.echo(f"beware: {found.root} is deprecated: {found.reason}", err=True)
 
 
 @asynccontextmanager
@@ -222,7 +217,6 @@ async def _client(
         return
     settings = Settings.load()
     chosen = choose_for(settings, backbone, [model])
-    _warn(settings, model)
     loaded = load(settings, chosen, dtype, quantise)
     async with local_client(settings, loaded) as local:
         yield local

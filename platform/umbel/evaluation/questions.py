@@ -1,6 +1,6 @@
 """Rows of a dataset as questions and right answers, whatever their form."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from umbel.training.data.rows import (
     read_rows,
     text_of,
 )
+from umbel.training.data.splits import text_key
 
 _DEFAULT_METRIC = {
     OutputHead.CLASSIFY: "accuracy",
@@ -48,19 +49,39 @@ class Questions:
 
 
 def load_questions(
-    data: str, head: OutputHead, settings: Settings, *, limit: int | None = None, columns: Columns = AS_NAMED
+    data: str,
+    head: OutputHead,
+    settings: Settings,
+    *,
+    limit: int | None = None,
+    columns: Columns = AS_NAMED,
+    without: Collection[str] = (),
 ) -> Questions:
     """A JSONL or CSV file, a dataset's folder, or the name of a dataset of the home (its test split).
 
-    Raises NotFound or DataError naming file, line and the form expected.
+    ``without``: keys of texts that are left out before ``limit`` counts. Raises NotFound or DataError naming file,
+    line and the form expected.
     """
     path, info = _file_of(data, settings)
-    rows = read_rows(path, head, limit=limit, columns=columns)
+    rows = read_rows(path, head, limit=None if without else limit, columns=columns)
+    if without:
+        rows = [row for row, key in zip(rows, keys_of(rows), strict=True) if key not in without][:limit]
+        if not rows:
+            raise DataError(
+                f"every row of {path} was seen in training.",
+                code="nothing_unseen",
+                hint="give rows that were kept from training, or leave --unseen out",
+            )
     metric = info.metric if info is not None and info.output_head is head else _DEFAULT_METRIC.get(head)
     if metric is None:
         raise DataError(f"no metric scores a {head} head yet.", code="no_metric")
     name = path.stem if info is None else f"{path.parent.name}/{path.stem}"
     return questions_of(rows, head, metric, name)
+
+
+def keys_of(rows: Iterable[Row]) -> list[str]:
+    """What tells whether a row's text was trained on: equal for near copies."""
+    return [text_key(text_of(row)) for row in rows]
 
 
 def questions_of(rows: list[Row], head: OutputHead, metric: str, name: str) -> Questions:

@@ -11,13 +11,13 @@ from umbel.core.contract import Contract, OutputHead
 from umbel.core.wire.base import Usage
 from umbel.core.wire.pooled import PooledReply, PooledRequest
 from umbel.engine import Timing
-from umbel.server.answers import reply, target_headers
+from umbel.server.answers import reply
 from umbel.server.enrolling import Caller
 from umbel.server.pooling import Pooled, pool
 from umbel.server.rows import server_timing, unless_gone
 from umbel.server.security import tenant_of
 from umbel.server.service import Service
-from umbel.server.target import Target
+from umbel.server.target import Target, headers_of
 
 Item = TypeVar("Item")
 
@@ -60,7 +60,7 @@ async def keyed(
 
     items, pooled = await unless_gone(request, ask())
     timings: list[Timing] = [timing for one in pooled for timing in one.timings]
-    headers = {**target_headers(targets), **server_timing(timings)}
+    headers = {**headers_of(targets), **server_timing(timings)}
     return reply(_body(body, kind, targets, items, Usage.total([one.usage for one in pooled])), headers)
 
 

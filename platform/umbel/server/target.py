@@ -5,6 +5,7 @@ Never one in place of the other: whatever cannot be resolved is an error that na
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ from umbel.core.forms import Form, other_form, told
 from umbel.core.protocols import VersionRef
 from umbel.core.wire.server import Resident
 from umbel.registry import Registry
-from umbel.registry.records import Experiment, Version
+from umbel.registry.records import Experiment, Standing, Version, VersionState
 from umbel.server.enrolling import Caller, Enroller, Enrolment
 
 log = logging.getLogger("umbel.server")
@@ -70,16 +71,39 @@ class Target:
     number: int | None
     enrolment: Enrolment | None = None
     """Where an experiment's name led here."""
+    deprecated: int | None = None
+    """Since when (UTC milliseconds) its version is advised against."""
 
     @property
     def headers(self) -> dict[str, str]:
-        enrolled = self.enrolment.headers if self.enrolment else {}
-        return {"X-Umbel-Adapter": self.shown, "X-Umbel-Digest": self.digest, **enrolled}
+        return headers_of([self])
 
     @property
     def fingerprint(self) -> str:
         """OpenAI's ``system_fingerprint``: equal as long as equal requests give equal answers."""
         return f"fp_{self.digest.removeprefix('sha256:')[:12]}"
+
+
+def headers_of(targets: Sequence[Target]) -> dict[str, str]:
+    """What every answer carries. Of several models they are listed in the request's order; at most one of them is an
+    experiment."""
+    enrolled = [target.enrolment.headers for target in targets if target.enrolment]
+    return {
+        "X-Umbel-Adapter": ", ".join(target.shown for target in targets),
+        "X-Umbel-Digest": ", ".join(target.digest for target in targets),
+        **(enrolled[0] if enrolled else {}),
+        **_deprecation(targets),
+    }
+
+
+def _deprecation(targets: Sequence[Target]) -> dict[str, str]:
+    """RFC 9745: since when, the earliest of several, and where the reason stands."""
+    since = {target.shown: target.deprecated for target in targets if target.deprecated is not None}
+    if not since:
+        return {}
+    of = {target.shown: f"/v1/adapters/{target.name}/versions/{target.number}" for target in targets}
+    links = ", ".join(f'<{of[shown]}>; rel="deprecation"; type="application/json"' for shown in since)
+    return {"Deprecation": f"@{min(since.values()) // 1000}", "Link": links}
 
 
 class Targets:
@@ -92,7 +116,7 @@ class Targets:
         self._known: OrderedDict[str, Target] = OrderedDict()
         """By ``name:3@digest``."""
         self._names: OrderedDict[str, str] = OrderedDict()
-        self._last: OrderedDict[str, VersionRef] = OrderedDict()
+        self._last: OrderedDict[str, Standing] = OrderedDict()
         """What a word meant last, for when the database is down."""
 
     async def find(self, model: str, *heads: OutputHead, caller: Caller | None = None) -> Target:
@@ -140,7 +164,9 @@ class Targets:
         return replace(await self._version(str(version)), enrolment=enrolment)
 
     async def _version(self, model: str) -> Target:
-        return await self._of(await self._resolve(model))
+        standing = await self._resolve(model)
+        target = await self._of(standing.ref)
+        return replace(target, deprecated=standing.since) if standing.state == VersionState.DEPRECATED else target
 
     async def _of(self, ref: VersionRef) -> Target:
         key = f"{ref}@{ref.digest}"
@@ -150,15 +176,15 @@ class Targets:
             _remember(self._names, ref.digest, str(ref))
         return self._known[key]
 
-    async def _resolve(self, model: str) -> VersionRef:
+    async def _resolve(self, model: str) -> Standing:
         try:
-            ref = await to_thread.run_sync(self.registry.resolve, model)
+            standing = await to_thread.run_sync(self.registry.versions.standing, model)
         except Unavailable as error:
             if error.code != "database_unavailable" or model not in self._last:
                 raise
             return self._last[model]
-        _remember(self._last, model, ref)
-        return ref
+        _remember(self._last, model, standing)
+        return standing
 
     def _target(self, ref: VersionRef, version: Version) -> Target:
         if version.backbone != self.backbone.fingerprint:

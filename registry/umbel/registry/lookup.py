@@ -8,9 +8,10 @@ from sqlalchemy.orm import Session
 
 from umbel.core.errors import Conflict, NotFound, Unavailable
 from umbel.core.names import CHAMPION, LATEST, AdapterRef
+from umbel.core.protocols import VersionRef
 from umbel.registry.convert import LOADED
 from umbel.registry.models import AdapterRow, AliasRow, BackboneRow, NameRow, VersionRow
-from umbel.registry.records import SERVABLE, VersionState
+from umbel.registry.records import SERVABLE, Standing, VersionState
 
 Ts = TypeVarTuple("Ts")
 
@@ -58,16 +59,16 @@ def version_row(session: Session, ref: AdapterRef) -> VersionRow:
     return row
 
 
-def resolved(session: Session, ref: AdapterRef) -> tuple[int, str]:
-    """Number and digest of a version that may answer; raises as ``AdapterSource.resolve`` says."""
-    columns = select(VersionRow.number, VersionRow.digest, VersionRow.state, VersionRow.reason)
+def resolved(session: Session, ref: AdapterRef) -> Standing:
+    """A version that may answer; raises as ``AdapterSource.resolve`` says."""
+    columns = select(VersionRow.number, VersionRow.digest, VersionRow.state, VersionRow.reason, VersionRow.state_at)
     found = session.execute(_matching(columns, ref)).one_or_none()
     if found is None:
         raise _missing(session, ref)
-    number, digest, state, reason = found
+    number, digest, state, reason, since = found
     refuse_deleted(ref, state)
     refuse_unservable(ref, number, digest, state, reason)
-    return number, digest
+    return Standing(VersionRef(ref.name, number, digest), VersionState(state), reason, since)
 
 
 def refuse_deleted(ref: AdapterRef, state: str) -> None:

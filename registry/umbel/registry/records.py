@@ -69,6 +69,17 @@ class Page(Generic[T]):
     next: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a reference means now, and whether it is advised against."""
+
+    ref: VersionRef
+    state: VersionState
+    reason: str | None
+    since: int
+    """When it came into this state."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
     """One immutable upload. ``state``, ``reason``, ``aliases`` and ``metrics`` are as of the moment of reading."""

@@ -15,7 +15,7 @@ from umbel.registry.database import Database, upsert
 from umbel.registry.diff import diff
 from umbel.registry.draft import check_metrics
 from umbel.registry.models import AliasRow, ArmRow, ExperimentRow, VersionMetricRow, VersionRow
-from umbel.registry.records import ExperimentStatus, Page, Version, VersionDiff, VersionState
+from umbel.registry.records import ExperimentStatus, Page, Standing, Version, VersionDiff, VersionState
 
 
 class Versions:
@@ -24,10 +24,13 @@ class Versions:
 
     def resolve(self, model: str) -> VersionRef:
         """See ``AdapterSource.resolve``. One query."""
+        return self.standing(model).ref
+
+    def standing(self, model: str) -> Standing:
+        """As ``resolve``, with the version's state: one query too."""
         ref = AdapterRef.parse(model)
         with self.database.read() as session:
-            number, digest = lookup.resolved(session, ref)
-        return VersionRef(ref.name, number, digest)
+            return lookup.resolved(session, ref)
 
     def get(self, ref: str) -> Version:
         """The version that ``ref`` names, in whatever state but deleted."""

@@ -4,6 +4,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -123,7 +124,8 @@ class Finisher:
         cost = serving_cost(trained.adapter, self.backbone)
         finding = None if judged is None else replace(judged.finding(trained.task.name), notes=notes)
         effects = _effects(forgetting, cost, gate, failures)
-        version = self._publish(trained, finding, effects, crown=not failures) if self.publish else None
+        # With a gate it is the gate that makes a champion, of a first version too, and the history says so.
+        version = self._publish(trained, finding, effects, crown=gate is None) if self.publish else None
         kept = self._keep(version, judged) if version is not None and judged is not None else None
         if version is not None and gate is not None and not failures:
             version = self._promote(version, f"passed its gate: {gate}", kept)
@@ -327,9 +329,12 @@ def _tell_how(outcome: Outcome, version: "Version", backbone: str) -> None:
 
 
 def _data_flags(task: "Task") -> str:
-    """As a shell takes them: the data with the file's own names for its columns."""
-    given = {"--data": task.data, "--text-column": task.text_column, "--label-column": task.label_column}
-    return " ".join(f"{flag} {shlex.quote(value)}" for flag, value in given.items() if value is not None)
+    """As a shell takes them: rows kept from training, with the file's own names for its columns."""
+    data = task.test or task.data
+    given = {"--data": data, "--text-column": task.text_column, "--label-column": task.label_column}
+    told = [f"{flag} {shlex.quote(value)}" for flag, value in given.items() if value is not None]
+    one_file = task.test is None and Path(task.data).is_file()
+    return " ".join([*told, "--unseen"] if one_file else told)
 
 
 def fail_at_gates(outcomes: Sequence[Outcome]) -> None:

@@ -133,6 +133,10 @@ class Model(Reply):
     digest: str | None = None
     output_head: str | None = None
     method: str | None = None
+    state: str | None = None
+    """Of a version: ready, or deprecated, which answers as before with a word of warning."""
+    reason: str | None = None
+    """Why it is in this state."""
     quantised: str | None = None
     """Form of the backbone's linears here (int8, int4 or nf4); of a version the form that it was trained on."""
     arms: dict[str, str] | None = None

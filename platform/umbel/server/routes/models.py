@@ -45,6 +45,8 @@ async def model(model: str, service: ServiceDep) -> Model:
         digest=version.digest,
         output_head=version.output_head,
         method=version.method,
+        state=version.state,
+        reason=version.reason,
         quantised=version.contract.quantised,
     )
 
@@ -112,5 +114,7 @@ def _adapter(found: Adapter, card: BackboneCard) -> Model:
         digest=found.shown.digest,
         output_head=found.shown.output_head,
         method=found.shown.method,
+        state=found.shown.state,
+        reason=found.shown.reason,
         quantised=found.shown.contract.quantised,
     )

@@ -1,7 +1,7 @@
 """Finds a task's data and splits it: train, validation, and a test that training never sees."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,24 @@ class Splits:
 def load_splits(task: Task, settings: Settings) -> Splits:
     """Reads a task's files. Raises NotFound or DataError naming file and line."""
     folder, info = _folder_of(task, settings)
+    paths = paths_of(task, settings)
+    parts = read_parts(task, paths, settings)
+    return Splits(
+        train=parts["train"][: task.limit],
+        validation=parts["validation"],
+        test=parts["test"],
+        digest=digest_of(paths),
+        name=folder.name if folder is not None else Path(task.data).name,
+        labels=info.labels if info else (),
+        metric=info.metric if info and info.output_head is task.output_head else None,
+        licence=info.licence if info else None,
+        leaks=leaks(parts["train"][: task.limit], parts["test"]),
+    )
+
+
+def paths_of(task: Task, settings: Settings) -> dict[str, Path]:
+    """The files of a task's splits; those that are missing are taken out of train. Raises NotFound."""
+    folder, _ = _folder_of(task, settings)
     files = {"validation": task.validation, "test": task.test}
     paths = {split: Path(given) for split, given in files.items() if given}
     paths["train"] = Path(task.data) if folder is None else needed_part(folder, "train")
@@ -49,19 +67,12 @@ def load_splits(task: Task, settings: Settings) -> Splits:
         for split in files:
             if split not in paths and part_of(folder, split).is_file():
                 paths[split] = part_of(folder, split)
-    parts = _read(task, paths, settings)
-    _fill_from_train(task, parts)
-    return Splits(
-        train=parts["train"][: task.limit],
-        validation=parts["validation"],
-        test=parts["test"],
-        digest=digest_json({f"{split}.jsonl": digest_file(path) for split, path in paths.items()}),
-        name=folder.name if folder is not None else Path(task.data).name,
-        labels=info.labels if info else (),
-        metric=info.metric if info and info.output_head is task.output_head else None,
-        licence=info.licence if info else None,
-        leaks=leaks(parts["train"][: task.limit], parts["test"]),
-    )
+    return paths
+
+
+def digest_of(paths: Mapping[str, Path]) -> str:
+    """Of all files that splits come from; for a pulled dataset, the dataset's own."""
+    return digest_json({f"{split}.jsonl": digest_file(path) for split, path in paths.items()})
 
 
 def look_at(task: Task, settings: Settings, rows: int = 20) -> None:
@@ -99,7 +110,14 @@ def _folder_of(task: Task, settings: Settings) -> tuple[Path | None, DatasetInfo
     return found.folder, found.info
 
 
-def _read(task: Task, paths: dict[str, Path], settings: Settings) -> dict[str, Sequence[Row]]:
+def read_parts(task: Task, paths: Mapping[str, Path], settings: Settings) -> dict[str, Sequence[Row]]:
+    """Train, validation and test, before ``limit``. Raises DataError naming file and line."""
+    parts = _read(task, paths, settings)
+    _fill_from_train(task, parts)
+    return parts
+
+
+def _read(task: Task, paths: Mapping[str, Path], settings: Settings) -> dict[str, Sequence[Row]]:
     """A limit reads no more than it must, but only where no other split is to be taken out of train."""
     whole = {"validation", "test"} <= paths.keys()
     limit = task.limit if whole else None
