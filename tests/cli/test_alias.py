@@ -56,7 +56,7 @@ def test_who_looked_before_somebody_else_moved_it_loses(run, registry, monkeypat
         (["promote", "mood"], 2, "which version"),
         (["promote", "mood:9"], 3, "no mood:9"),
         (["promote", "mood:2", "--expect", "3"], 4, "points at mood:1"),
-        (["rollback", "mood"], 4, "never anywhere else"),
+        (["rollback", "mood"], 4, "mood@champion is at mood:1, and nothing is before that"),
         (["rollback", "nope"], 3, "no adapter 'nope'"),
     ],
 )
@@ -77,6 +77,23 @@ def test_a_promote_takes_the_bare_name_and_a_rollback_gives_it_back(run, registr
     assert registry.resolve("mood").number == 1
     moves = [(event.kind, event.reason, event.evidence) for event in registry.aliases.history("mood", "champion")]
     assert moves[1:] == [("set", "won", "exp-1"), ("rollback", "worse", "eval-2")]
+
+
+def test_a_rollback_with_nothing_before_it_says_where_the_name_is_and_how_to_name_a_version(run):
+    run("promote", "mood:2")
+    assert run("rollback", "mood").code == 0
+    answer = run("rollback", "mood")
+    assert answer.code == 4
+    assert "mood@champion is at mood:1, and nothing is before that" in answer.err
+    assert "umbel promote mood:NUMBER" in answer.err
+
+
+def test_a_rollback_to_a_yanked_version_names_it_and_one_of_a_removed_alias_says_so(run):
+    run("alias", "set", "mood", "canary", "2")
+    run("adapters", "yank", "mood:3", "--reason", "leaks")
+    assert "what it was before (mood:3) answers no more" in run("rollback", "mood", "-a", "canary").err
+    run("alias", "rm", "mood", "canary")
+    assert run("rollback", "mood", "-a", "canary").out == "mood@canary answers with mood:2 again (was removed)\n"
 
 
 def test_another_alias_rolls_back_too(run):

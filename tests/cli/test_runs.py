@@ -53,8 +53,16 @@ def test_a_run_whose_worker_fell_silent_reads_as_interrupted_and_its_time_stands
 def test_a_run_whose_process_is_dead_reads_as_interrupted_at_once(run, registry):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    registry.runs.start(name="mood", params={}, seed=1, owner=f"{socket.gethostname()}:{dead.pid}")
+    gone = registry.runs.start(name="mood", params={}, seed=1, owner=f"{socket.gethostname()}:{dead.pid}")
     assert run("runs", "list").rows[0][2] == "interrupted"
+    works = registry.start(name="tone", params={}, seed=1)
+    told = json.loads(run("runs", "list", "--json").out)["items"]
+    assert {each["id"]: each["status"] for each in told} == {gone: "interrupted", works: "running"}
+    assert json.loads(run("runs", "show", "mood", "--json").out)["run"]["status"] == "interrupted"
+    for status, wanted in (("interrupted", gone), ("running", works)):
+        assert [row[0] for row in run("runs", "list", "--status", status).rows] == [wanted]
+        assert [row[0] for row in run("runs", "list", "--status", status, "--limit", "1").rows] == [wanted]
+    assert "running, succeeded, failed, cancelled, interrupted" in run("runs", "list", "--status", "dead").err
 
 
 def test_a_run_is_shown_by_id_or_as_the_newest_of_its_adapter(run, trained):

@@ -211,6 +211,21 @@ def test_a_description_can_be_changed(registry, publish):
     assert registry.adapters.describe("sentiment", "moods").description == "moods"
 
 
+def test_lists_describe_an_adapter_as_its_champion_does(registry, publish):
+    def published(words, weights):
+        contract = Contract(output_head="classify", labels=("a", "b"), description=words)
+        return publish(weights=weights, contract=contract, description=words)
+
+    published("old words", b"1")
+    published("new words", b"2")
+    assert registry.adapters.get("sentiment").description == "old words"
+    assert registry.versions.get("sentiment:2").contract.description == "new words"
+    registry.aliases.promote("sentiment:2")
+    assert registry.adapters.get("sentiment").description == "new words"
+    registry.aliases.rollback("sentiment")
+    assert registry.adapters.list().items[0].description == "old words"
+
+
 def test_versions_are_listed_newest_first_in_pages(registry, publish):
     for number in range(1, 6):
         publish(weights=bytes([number]))

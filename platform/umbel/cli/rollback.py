@@ -32,5 +32,6 @@ def rollback(
         event = registry.aliases.rollback(name, alias, expect=expect, reason=reason, evidence=evidence)
     if as_json:
         return print_json(event)
+    was = f"was {name}:{event.origin}" if event.origin is not None else "was removed"
     who = name if alias == CHAMPION else f"{name}@{alias}"
-    return typer.echo(f"{who} answers with {name}:{event.target} again (was {name}:{event.origin})")
+    return typer.echo(f"{who} answers with {name}:{event.target} again ({was})")

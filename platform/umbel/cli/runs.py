@@ -6,6 +6,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,11 +35,13 @@ from umbel.core.errors import Conflict, NotFound, UsageError
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
-    from umbel.registry.records import MetricPoint, Run, RunEvent
+    from umbel.registry.records import MetricPoint, Page, Run, RunEvent
     from umbel.registry.registry import Registry
 
 app = typer.Typer(no_args_is_help=True, help="Follow, resume and cancel training runs.")
 
+_INTERRUPTED = "interrupted"
+"""What `running` in the registry means where nobody works on it any more."""
 POLL_SECONDS = 0.5
 """How often `logs -f` looks."""
 
@@ -50,7 +53,7 @@ def list_(
     name: Annotated[str | None, typer.Option("--name", help="Only this adapter's.", metavar="NAME")] = None,
     status: Annotated[
         str | None,
-        typer.Option("--status", help="queued, running, succeeded, failed or cancelled.", metavar="STATUS"),
+        typer.Option("--status", help="queued, running, interrupted, succeeded, failed or cancelled.", metavar="STATUS"),
     ] = None,
     limit: Limit = 50,
     page: PageCursor = None,
@@ -58,11 +61,9 @@ def list_(
 ) -> None:
     """List runs, newest first."""
     with open_registry() as registry:
-        from umbel.registry.records import RunStatus
-
-        found = registry.runs.list(name=name, status=one_of(RunStatus, status, "--status"), limit=limit, cursor=page)
+        found = _listed(registry, name, status, limit, page)
     if as_json:
-        return print_json(found)
+        return print_json({"items": [_plain(run) for run in found.items], "next": found.next})
     rows = [(run.id, run.name, _status(run), human_age(run.created_at, now_ms()), _took(run)) for run in found.items]
     empty = "No run is like that." if name or status else "No run yet. Start one: umbel train --help"
     print_table(("RUN", "NAME", "STATUS", "CREATED", "TOOK"), rows, empty=empty)
@@ -97,7 +98,7 @@ def show(
     if csv is not None:
         write_csv(points, csv)
     if as_json:
-        return print_json({"run": found, "points": points})
+        return print_json({"run": _plain(found), "points": points})
     print_facts(tuple(_facts(found)))
     return _print_curves(drawn, curve)
 
@@ -164,9 +165,35 @@ def _find(registry: "Registry", run: str) -> "Run":
         return newest[0]
 
 
+def _listed(
+    registry: "Registry", name: str | None, status: str | None, limit: int, cursor: str | None
+) -> "Page[Run]":
+    """The registry keeps ``running`` of a run whose process is gone: which of them are is told here, run by run."""
+    from umbel.registry.records import Page, RunStatus
+
+    if status not in (_INTERRUPTED, "running"):
+        kept = one_of(RunStatus, status, "--status", _INTERRUPTED)
+        return registry.runs.list(name=name, status=kept, limit=limit, cursor=cursor)
+    while True:
+        found = registry.runs.list(name=name, status=RunStatus.RUNNING, limit=limit, cursor=cursor)
+        items = tuple(run for run in found.items if _word(run) == status)
+        cursor = found.next
+        if items or cursor is None:
+            return Page(items, cursor)
+
+
+def _word(run: "Run") -> str:
+    """Its status, the same in tables, filters and JSON."""
+    return _INTERRUPTED if interrupted(run, Settings.load()) else str(run.status)
+
+
+def _plain(run: "Run") -> dict[str, Any]:
+    return {**asdict(run), "status": _word(run)}
+
+
 def _status(run: "Run") -> str:
-    if interrupted(run, Settings.load()):
-        return "interrupted"
+    if _word(run) == _INTERRUPTED:
+        return _INTERRUPTED
     return "running, to be cancelled" if run.status == "running" and run.cancel_requested else run.status
 
 

@@ -9,15 +9,15 @@ from umbel.core.errors import UsageError
 Word = TypeVar("Word", bound=StrEnum)
 
 
-def one_of(words: type[Word], given: str | None, option: str) -> Word | None:
-    """The member that ``given`` names; None stays None."""
+def one_of(words: type[Word], given: str | None, option: str, *also: str) -> Word | None:
+    """The member that ``given`` names; None stays None. ``also``: words that the caller understands beside them."""
     if given is None:
         return None
     try:
         return words(given)
     except ValueError:
         raise UsageError(
-            f"{option} {given!r} is not one.", param=option.lstrip("-"), hint=f"use {', '.join(words)}"
+            f"{option} {given!r} is not one.", param=option.lstrip("-"), hint=f"use {', '.join((*words, *also))}"
         ) from None
 
 

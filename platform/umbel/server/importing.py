@@ -119,4 +119,5 @@ def _contract(contract: Contract, asked: UploadFields, *, own: bool) -> Contract
             param=key,
             hint=f"leave {key} out",
         )
-    return Contract.model_validate({**contract.model_dump(), **differ})
+    described = {} if asked.description is None else {"description": asked.description}
+    return Contract.model_validate({**contract.model_dump(), **differ, **described})

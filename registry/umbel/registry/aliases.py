@@ -154,12 +154,21 @@ def move(
 def _place(
     session: Session, adapter: AdapterRow, alias: str, row: AliasRow | None, number: int | None, actor: str
 ) -> None:
+    if alias == CHAMPION and number is not None:
+        _describe(session, adapter, number)
     if number is None:
         session.delete(row)
     elif row is None:
         session.add(AliasRow(adapter_id=adapter.id, alias=alias, number=number, updated_by=actor, updated_at=now_ms()))
     else:
         row.number, row.updated_by, row.updated_at = number, actor, now_ms()
+
+
+def _describe(session: Session, adapter: AdapterRow, number: int) -> None:
+    """What lists say of an adapter is what its champion says of itself."""
+    mine = (VersionRow.adapter_id == adapter.id, VersionRow.number == number)
+    own = (session.scalar(select(VersionRow.contract).where(*mine)) or {}).get("description")
+    adapter.description = own or adapter.description
 
 
 def _expect(session: Session, adapter: AdapterRow, alias: str, expect: int | None) -> None:
@@ -199,10 +208,20 @@ def _before(session: Session, adapter: AdapterRow, alias: str) -> int:
     for number in reversed(trail[:-1]):
         if number in usable and number != trail[-1]:
             return number
-    raise Conflict(
-        f"{adapter.name}@{alias} was never anywhere else that can still answer.",
+    raise _nothing_before(adapter.name, alias, trail)
+
+
+def _nothing_before(name: str, alias: str, trail: Sequence[int | None]) -> Conflict:
+    """Says where the alias stands, what of its past cannot answer, and how to name a version instead."""
+    now = trail[-1] if trail else None
+    where = f"is at {name}:{now}" if now is not None else "is nowhere"
+    gone = dict.fromkeys(f"{name}:{number}" for number in trail[:-1] if number not in (None, now))
+    before = f"what it was before ({', '.join(gone)}) answers no more" if gone else "nothing is before that"
+    to = f"umbel promote {name}:NUMBER" if alias == CHAMPION else f"umbel alias set {name}:NUMBER {alias}"
+    return Conflict(
+        f"{name}@{alias} {where}, and {before}.",
         code="nothing_to_roll_back",
-        hint=f"umbel alias set {adapter.name}:NUMBER {alias}",
+        hint=f"name the version: {to} (umbel adapters show {name} lists them)",
     )
 
 

@@ -150,8 +150,8 @@ def _adapter(session: Session, draft: Draft) -> AdapterRow:
     adapter = lookup.adapter_row(session, draft.name, lock=True)
     _check_backbone(session, adapter, draft.backbone)
     adapter.backbone, adapter.removed_at = draft.backbone, None
-    if draft.description is not None:
-        adapter.description = draft.description
+    if draft.description is not None and not adapter.description:
+        adapter.description = draft.description  # else its champion's: a later version's own is in its contract
     put_tags(session, adapter, draft.tags)
     return adapter
 

@@ -4,6 +4,7 @@ What is stored is always what umbel itself would write, so two folders that mean
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -35,7 +36,7 @@ For = Annotated[
     ),
 ]
 Noop = Annotated[bool, typer.Option("--allow-noop", help="Even if it changes nothing (for tests).")]
-Description = Annotated[str | None, typer.Option("--description", help="What the adapter does.", metavar="TEXT")]
+Description = Annotated[str | None, typer.Option("--description", help="What this version does.", metavar="TEXT")]
 Tag = Annotated[list[str] | None, typer.Option("--tag", help="May be given again.", metavar="K=V")]
 
 
@@ -191,6 +192,8 @@ def _publish(
     def reads_back(staged: Path) -> None:
         import_folder(staged, adapter.weights.shape, backbone=base.fingerprint)
 
+    if description is not None:
+        adapter = replace(adapter, contract=adapter.contract.model_copy(update={"description": description}))
     started = now_ms()
     card = folder / CARD_FILE
     version = registry.publish(

@@ -35,6 +35,7 @@ app = typer.Typer()
 
 Ref = Annotated[str, typer.Argument(help="name, name:3, name@alias or name@sha256:...", metavar="NAME[:N]")]
 
+_EMPTY: tuple[object, ...] = (None, "", False, {}, [], ())
 _VERSIONS = 20
 """Rows of the table of versions; --json has as many."""
 
@@ -134,6 +135,7 @@ def _what(version: "Version") -> Iterable[tuple[str, object]]:
     decoding = contract.decoding.model_dump(exclude_defaults=True) if generates else {}
     return (
         ("version", version.ref),
+        ("description", contract.description or None),
         ("digest", version.digest),
         ("method", version.method),
         ("config", _settings(version.config.get("method", version.config))),
@@ -171,7 +173,7 @@ def _standing(version: "Version") -> Iterable[tuple[str, object]]:
 
 def _settings(values: Mapping[str, Any]) -> str:
     """``rank 8, alpha 16``; what is empty says nothing."""
-    return "; ".join(f"{key} {setting(value)}" for key, value in values.items() if value not in (None, "", False, {}))
+    return "; ".join(f"{key} {setting(value)}" for key, value in values.items() if value not in _EMPTY)
 
 
 def _lineage(registry: "Registry", version: "Version") -> "list[VersionRef]":

@@ -158,7 +158,7 @@ class UploadFields(Request):
     template: str | None = None
     max_length: Annotated[int, Field(ge=1)] | None = None
     description: Annotated[str, Field(max_length=2000)] | None = None
-    """Of the adapter, as lists show it."""
+    """Of this version; lists show their adapter's champion's."""
     allow_noop: bool = False
     """Take it even if it changes nothing (for tests)."""
     backbone: str | None = None
