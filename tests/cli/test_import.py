@@ -70,6 +70,34 @@ def test_an_export_is_published_as_the_version_it_was(run, registry, tmp_path):
     assert (copy.digest, copy.card) == (first.digest, first.card)
 
 
+def test_figures_travel_with_an_export_as_reported_and_sort_the_list(run, registry, tmp_path):
+    target = tmp_path / "out"
+    run("adapters", "export", "mood:2", str(target))
+    answer = run("adapters", "publish", str(target), "--name", "copy")
+    assert "accuracy 0.81" in answer.out
+    assert registry.versions.get("copy:1").metrics == {"accuracy": 0.81}
+    told = run("adapters", "show", "copy:1").out
+    assert "reported" in told
+    assert "not measured here" in told
+    listed = run("adapters", "list", "--sort", "metric:accuracy", "--desc").rows
+    assert [row[0] for row in listed[:2]] == ["copy", "tone"]
+
+
+def test_figures_of_other_bytes_are_left_out_and_broken_ones_are_refused(run, registry, tmp_path):
+    first, second = tmp_path / "1", tmp_path / "2"
+    run("adapters", "export", "mood:2", str(first))
+    run("adapters", "export", "mood:3", str(second))
+    (second / "metrics.json").write_bytes((first / "metrics.json").read_bytes())
+    answer = run("adapters", "publish", str(second), "--name", "copy")
+    assert answer.code == 0
+    assert "is of other bytes" in answer.err
+    assert registry.versions.get("copy:1").metrics == {}
+    (first / "metrics.json").write_text('{"accuracy": 1}')
+    answer = run("adapters", "publish", str(first), "--name", "third")
+    assert answer.code == 2
+    assert "metrics.json is not what umbel exports" in answer.err
+
+
 def test_the_backbone_is_the_one_that_umbel_json_names(run, registry, folder, tmp_path):
     run("pull", "backbone", str(tiny_backbone(tmp_path / "other", seed=7)))
     answer = run("adapters", "publish", str(folder(own=True)), "--name", "bound")

@@ -14,7 +14,7 @@ from umbel.backbone.loading import load_backbone
 from umbel.backbone.tiny import tiny_backbone
 from umbel.core.contract import Contract
 from umbel.evaluation.forgetting import Probe
-from umbel.evaluation.serving_cost import bank_bytes, serving_cost
+from umbel.evaluation.serving_cost import ServingCost, bank_bytes, serving_cost, within
 
 METHODS = {
     "lora": {"rank": 2, "targets": ("q_proj", "down_proj", "lm_head")},
@@ -123,3 +123,18 @@ def test_every_method_is_timed_beside_the_bare_backbone(backbone, method):
     cost = serving_cost(adapter_of(backbone, method, noise=0.1), backbone)
     assert min(cost.prompt_ms, cost.prompt_bare_ms, cost.decode_ms, cost.decode_bare_ms) > 0
     assert cost.bytes > 0
+    assert cost.prompt_added_ms[0] <= cost.prompt_added_ms[1]
+
+
+def test_time_that_the_rounds_do_not_show_is_no_figure_and_never_below_zero():
+    on, off = [5.0, 9.0, 5.2, 4.8, 5.1, 1.0, 5.0, 4.9, 5.3], [5.0] * 9
+    noisy = within(on, off)
+    assert noisy == pytest.approx((-0.2, 0.3))  # neither the 9.0 nor the 1.0
+    times = {"prompt_ms": 4.9, "prompt_bare_ms": 5.0, "decode_ms": 8.0, "decode_bare_ms": 5.0}
+    cost = ServingCost(bytes=1, **times, prompt_added_ms=noisy, decode_added_ms=within([8.0, *[8.1] * 8], off))
+    assert cost.sentences == [
+        "no measurable time (at most 0.3 ms) to a step of 2 prompts of 32 tokens (5.0 ms)",
+        "3.1 ms (3.1 to 3.1) to a step of 8 rows (5.0 ms)",
+    ]
+    quicker = ServingCost(bytes=1, **times, prompt_added_ms=(-2.0, -1.0), decode_added_ms=(1.0, 4.0))
+    assert quicker.sentences[0] == "no measurable time to a step of 2 prompts of 32 tokens (5.0 ms)"

@@ -61,16 +61,18 @@ def test_a_training_that_changed_nothing_is_refused(tasks, backbone, settings, r
 
 
 def test_the_card_says_what_it_is_what_it_was_trained_on_and_how_good_it_is(tasks, backbone, settings):
-    (trained,) = fit(backbone, [replace(tasks["mood"], description="How it feels.")], settings=settings)
+    (trained,) = fit(
+        backbone, [replace(tasks["mood"], description="How it feels.", licence="CC-BY-4.0")], settings=settings
+    )
     finding = Finding(
         metric="accuracy", value=0.8125, low=0.7, high=0.9, rows=64, baselines={'always "glad"': 0.5},
         against=[BETTER], notes=["not compared with mood:1: its labels are a, b"],
         others={"macro_f1": 0.8, "calibration_error": 0.0321, "brier": 0.3},
         calibration=[(0.6, 0.7, 12, 0.65, 0.75)],
     )  # fmt: skip
-    card = card_of(trained, backbone="tiny", licence="MIT", finding=finding, effects=EFFECTS)
+    card = card_of(trained, backbone="tiny", licence="Apache-2.0", finding=finding, effects=EFFECTS)
     front = card.split("---")[1]
-    for line in ("base_model: tiny", "library_name: peft", "license: mit", "tags: [umbel, lora, classify]"):
+    for line in ("base_model: tiny", "library_name: peft", "license: cc-by-4.0", "tags: [umbel, lora, classify]"):
         assert line in front
     for part in (
         "# mood",
@@ -88,10 +90,25 @@ def test_the_card_says_what_it_is_what_it_was_trained_on_and_how_good_it_is(task
         "| general questions right | 75.0% | 50.0% |",
         "Memory while it is served: 1,234 bytes.",
         "Gate `accuracy>=0.8`: passed.",
+        "| licence of the backbone | Apache-2.0 |",
     ):
         assert part in card
     assert trained.prepared.splits.digest in card
-    assert card == card_of(trained, backbone="tiny", licence="MIT", finding=finding, effects=EFFECTS)
+    assert card == card_of(trained, backbone="tiny", licence="Apache-2.0", finding=finding, effects=EFFECTS)
+
+
+@pytest.mark.parametrize("name", ["mood", "speech", "height"])
+def test_a_card_holds_no_row_of_the_data_and_no_licence_that_nobody_gave(name, tasks, backbone, settings):
+    from umbel.training.card import sample
+    from umbel.training.data.rows import text_of
+
+    (trained,) = fit(backbone, [tasks[name]], settings=settings)
+    card = card_of(trained, backbone="tiny", licence="Apache-2.0", finding=None)
+    splits = trained.prepared.splits
+    rows = [text_of(row) for part in (splits.train, splits.validation, splits.test) for row in part]
+    assert sample(trained) in rows
+    assert not [text for text in rows if len(text) > 5 and text in card]
+    assert "license" not in card.split("---")[1]
 
 
 def test_a_card_without_held_out_rows_says_so(tasks, backbone, settings):

@@ -53,7 +53,9 @@ def list_(
     name: Annotated[str | None, typer.Option("--name", help="Only this adapter's.", metavar="NAME")] = None,
     status: Annotated[
         str | None,
-        typer.Option("--status", help="queued, running, interrupted, succeeded, failed or cancelled.", metavar="STATUS"),
+        typer.Option(
+            "--status", help="queued, running, interrupted, succeeded, failed or cancelled.", metavar="STATUS"
+        ),
     ] = None,
     limit: Limit = 50,
     page: PageCursor = None,
@@ -165,9 +167,7 @@ def _find(registry: "Registry", run: str) -> "Run":
         return newest[0]
 
 
-def _listed(
-    registry: "Registry", name: str | None, status: str | None, limit: int, cursor: str | None
-) -> "Page[Run]":
+def _listed(registry: "Registry", name: str | None, status: str | None, limit: int, cursor: str | None) -> "Page[Run]":
     """The registry keeps ``running`` of a run whose process is gone: which of them are is told here, run by run."""
     from umbel.registry.records import Page, RunStatus
 

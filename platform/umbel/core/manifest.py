@@ -15,6 +15,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 UMBEL_FILE = "umbel.json"
 CARD_FILE = "README.md"
+METRICS_FILE = "metrics.json"
+"""Beside an exported version, no part of it: what was measured of these very bytes, by their digest."""
 EXTRA_FILE = "umbel_extra.safetensors"
 """Tensors that PEFT's format cannot carry."""
 ADAPTER_FILES = (WEIGHTS_FILE, EXTRA_FILE, CONFIG_FILE, UMBEL_FILE, CARD_FILE)

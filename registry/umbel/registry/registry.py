@@ -1,11 +1,13 @@
 """The registry as others see it: one object per home, made of small parts that share a database and a store."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from umbel.core.contract import Contract
+from umbel.core.manifest import METRICS_FILE
 from umbel.core.protocols import StoredAdapter, VersionRef
 from umbel.core.settings import Settings
 from umbel.registry import migrate
@@ -85,9 +87,13 @@ class Registry:
         return self._fetcher.fetch(digest)
 
     def export(self, ref: str, folder: Path) -> Path:
-        """A copy of a version's files with its card as README.md; the folder must be new or empty."""
+        """A copy of a version's files with its card as README.md and its metrics; the folder must be new or empty."""
         version = self.versions.get(ref)
-        return self._fetcher.export(version.digest, folder, version.card)
+        exported = self._fetcher.export(version.digest, folder, version.card)
+        if version.metrics:
+            told = {"digest": version.digest, "metrics": dict(version.metrics)}
+            (exported / METRICS_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        return exported
 
     def publish(
         self,

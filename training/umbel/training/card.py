@@ -82,19 +82,22 @@ def card_of(
     finding: Finding | None,
     effects: Effects | None = None,
 ) -> str:
-    """Markdown. Equal trainings give equal cards: no time and no host in it."""
+    """Markdown. Equal trainings give equal cards: no time and no host in it, and no row of the data.
+
+    ``licence`` is the backbone's; the version's own is what its task says, or none.
+    """
     assert trained.adapter is not None
     assert trained.plan is not None
     assert trained.prepared is not None
     task, plan = trained.task, trained.plan
     parts = [
-        _front_matter(trained, backbone, licence),
+        _front_matter(trained, backbone),
         f"# {task.name}",
         task.description or f"A {plan.method} adapter with a {plan.output_head} head on {backbone}.",
         _results(finding),
         _calibration(finding),
         _effects(effects, trained),
-        "## Data\n\n" + _table(_data(trained, plan)),
+        "## Data\n\n" + _table([*_data(trained, plan), ("licence of the backbone", licence or "not stated")]),
         "## Training\n\n" + _table(_training(trained, plan)),
         _curve(trained),
         _sweep(trained),
@@ -103,7 +106,8 @@ def card_of(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(trained: TrainedAdapter, backbone: str, licence: str | None) -> str:
+def _front_matter(trained: TrainedAdapter, backbone: str) -> str:
+    licence = trained.task.licence
     assert trained.plan is not None
     tags = ["umbel", trained.plan.method, str(trained.plan.output_head)]
     lines = [
@@ -183,7 +187,7 @@ def _data(trained: TrainedAdapter, plan: TaskPlan) -> list[tuple[str, str]]:
     found = [
         ("dataset", plan.data),
         ("digest", trained.prepared.splits.digest),
-        ("licence", trained.prepared.splits.licence or "not stated"),
+        ("licence of the data", trained.prepared.splits.licence or "not stated"),
         ("rows", f"{plan.train_rows:,} train, {plan.validation_rows:,} validation, {plan.test_rows:,} test"),
         ("tokens", f"{plan.tokens:,} in the training rows, longest {plan.longest}"),
     ]
@@ -248,13 +252,17 @@ def _use(trained: TrainedAdapter) -> str:
     assert trained.plan is not None
     own = trained.plan.backbone_parameters > 0
     commands = try_commands(
-        trained.task.name, trained.plan.output_head, sample(trained), own_backbone=own, form=_form(trained)
+        trained.task.name, trained.plan.output_head, _ANY_TEXT, own_backbone=own, form=_form(trained)
     )
     return "\n\n".join(f"```{language}\n{text}\n```" for language, text in commands.items())
 
 
+_ANY_TEXT = "a text of yours"
+"""In a card, which travels: a row of the data may be nobody else's business."""
+
+
 def sample(trained: TrainedAdapter) -> str:
-    """A text to try it with: the first held-out one, or the first of training."""
+    """A text to try it with, for whoever trained it: the first held-out one, or the first of training."""
     assert trained.prepared is not None
     row = (trained.prepared.test or trained.prepared.splits.train)[0]
     if isinstance(row, ChatRow):

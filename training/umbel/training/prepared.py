@@ -52,7 +52,20 @@ class Preparing:
 
 
 OF_DATA = frozenset(field.name for field in fields(Task)) - {
-    *("name", "method", "options", "parent", "epochs", "steps", "batch_size", "micro_batch", "lr", "warmup", "decay"),
+    *(
+        "name",
+        "licence",
+        "method",
+        "options",
+        "parent",
+        "epochs",
+        "steps",
+        "batch_size",
+        "micro_batch",
+        "lr",
+        "warmup",
+        "decay",
+    ),
     *("weight_decay", "clip", "seed", "trunk_cache", "eval_every", "patience"),
     *("head_depth", "head_width", "head_activation", "head_dropout", "pooling"),
 }

@@ -68,6 +68,8 @@ class Task:
     """Most tokens of a generated answer; a quarter more than the longest one in the training rows."""
     description: str = ""
     """One line for lists and the card."""
+    licence: str | None = None
+    """Of the version, such as apache-2.0, for its card; where not given the card states none."""
 
     epochs: float = 3.0
     """Passes over the training rows; ``steps`` says it otherwise."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from umbel.cli.adapters.converting import converted
+from umbel.cli.adapters.reported import keep_reported, read_reported
+from umbel.cli.cells import number
 from umbel.cli.console import Json, examples, human_bytes, human_count, print_facts, print_json
 from umbel.cli.opened import open_registry
 from umbel.cli.words import commas, pairs
@@ -194,6 +196,7 @@ def _publish(
 
     if description is not None:
         adapter = replace(adapter, contract=adapter.contract.model_copy(update={"description": description}))
+    read_reported(folder)  # a wrong one is told before anything is published
     started = now_ms()
     card = folder / CARD_FILE
     version = registry.publish(
@@ -209,7 +212,10 @@ def _publish(
         description=description,
         tags=tags,
     )
-    return print_json(version) if as_json else _print(version, base, new=version.created_at >= started)
+    new = version.created_at >= started
+    if new:
+        version = keep_reported(registry, version, folder)
+    return print_json(version) if as_json else _print(version, base, new=new)
 
 
 def _print(version: "Version", base: "Backbone", *, new: bool) -> None:
@@ -223,6 +229,7 @@ def _print(version: "Version", base: "Backbone", *, new: bool) -> None:
             ("parameters", human_count(version.n_params or 0)),
             ("size", human_bytes(version.bytes)),
             ("backbone", base.name),
+            ("reported", [f"{key} {number(value)}" for key, value in version.metrics.items()]),
             ("aliases", ", ".join(version.aliases) or "none"),
         )
     )

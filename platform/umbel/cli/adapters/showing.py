@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umbel.cli.adapters.reported import is_reported
 from umbel.cli.alias import print_history
 from umbel.cli.cells import metrics, number, setting, tags
 from umbel.cli.console import (
@@ -118,7 +119,7 @@ def _show_version(registry: "Registry", ref: str, as_json: bool) -> None:
     ]
     if as_json:
         return print_json({"version": version, "lineage": lineage, "history": moves})
-    print_facts((*_what(version), *_origin(registry, version, lineage), *_standing(version)))
+    print_facts((*_what(version), *_origin(registry, version, lineage), *_standing(registry, version)))
     print_heading("Files")
     rows = [(file.path, human_bytes(file.bytes), file.digest) for file in version.files]
     print_table(("PATH", "SIZE", "DIGEST"), rows, empty="None.")
@@ -162,12 +163,15 @@ def _origin(registry: "Registry", version: "Version", lineage: "list[VersionRef]
     )
 
 
-def _standing(version: "Version") -> Iterable[tuple[str, object]]:
+def _standing(registry: "Registry", version: "Version") -> Iterable[tuple[str, object]]:
     because = f": {version.reason}" if version.reason else ""
+    figures = [f"{key} {number(value)}" for key, value in version.metrics.items()]
+    reported = bool(figures) and is_reported(registry, version)
     return (
         ("state", f"{version.state}{because}"),
         ("aliases", " ".join(version.aliases) or None),
-        ("metrics", [f"{key} {number(value)}" for key, value in version.metrics.items()]),
+        ("metrics", figures if not reported else None),
+        ("reported", [*figures, "(by whoever exported it; not measured here)"] if reported else None),
     )
 
 

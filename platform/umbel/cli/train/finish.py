@@ -293,16 +293,9 @@ def _beside(outcome: Outcome) -> list[tuple[str, object]]:
     skills = f"general questions {effects.general_off:.0%} to {effects.general:.0%} right"
     own = outcome.trained.plan is not None and outcome.trained.plan.precision is not None
     off = "beside the backbone that it was trained from" if own else "none with it off"
-    added = [
-        f"{on - off:+.1f} ms to {what} ({off:.1f} ms)"
-        for what, on, off in (
-            ("a step of 2 prompts of 32 tokens", cost.prompt_ms, cost.prompt_bare_ms),
-            ("one of 8 rows", cost.decode_ms, cost.decode_bare_ms),
-        )
-    ]
     return [
         ("forgetting", f"{effects.forgetting:+.1%} perplexity, {skills}; {off}"),
-        ("serving", f"adds {human_bytes(cost.bytes)}, {', '.join(added)}"),
+        ("serving", [f"adds {human_bytes(cost.bytes)}", *(f"     {sentence}" for sentence in cost.sentences)]),
     ]
 
 
