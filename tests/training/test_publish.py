@@ -61,9 +61,8 @@ def test_a_training_that_changed_nothing_is_refused(tasks, backbone, settings, r
 
 
 def test_the_card_says_what_it_is_what_it_was_trained_on_and_how_good_it_is(tasks, backbone, settings):
-    (trained,) = fit(
-        backbone, [replace(tasks["mood"], description="How it feels.", licence="CC-BY-4.0")], settings=settings
-    )
+    task = replace(tasks["mood"], description="How it feels.", licence="CC-BY-4.0")
+    (trained,) = fit(backbone, [task], settings=settings)
     finding = Finding(
         metric="accuracy", value=0.8125, low=0.7, high=0.9, rows=64, baselines={'always "glad"': 0.5},
         against=[BETTER], notes=["not compared with mood:1: its labels are a, b"],

@@ -76,9 +76,15 @@ def serving_cost(adapter: Adapter, backbone: Backbone) -> ServingCost:
             times.setdefault(name, []).append(_ms(on))
             times.setdefault(f"{name}_bare", []).append(_ms(off))
     measured = {name: values[1:] for name, values in times.items()}  # the first round warms up
-    found = {f"{name}_ms": median(values) for name, values in measured.items()}
-    added = {f"{name}_added_ms": within(measured[name], measured[f"{name}_bare"]) for name in ("prompt", "decode")}
-    return ServingCost(bytes=bank_bytes(adapter, backbone), **found, **added)
+    return ServingCost(
+        bytes=bank_bytes(adapter, backbone),
+        prompt_ms=median(measured["prompt"]),
+        prompt_bare_ms=median(measured["prompt_bare"]),
+        decode_ms=median(measured["decode"]),
+        decode_bare_ms=median(measured["decode_bare"]),
+        prompt_added_ms=within(measured["prompt"], measured["prompt_bare"]),
+        decode_added_ms=within(measured["decode"], measured["decode_bare"]),
+    )
 
 
 def within(on: Sequence[float], off: Sequence[float]) -> tuple[float, float]:

@@ -121,10 +121,10 @@ class Registry:
 
         ``backbone`` is a fingerprint, ``dataset`` a digest, ``parent`` a reference that cannot move (``name:3``).
         ``description`` is the adapter's where it has none; a version's own is its contract's, which lists show while
-        it is champion. A README.md among the files is the card unless ``card`` is given. ``validate`` sees a folder with the files
-        (not the card) and raises what it thinks; then nothing is kept. The first version of an adapter becomes its
-        champion unless ``crown`` is off, later ones never do by themselves. Raises AdapterRefused, Conflict
-        (``backbone_mismatch``, ``name_taken``) or Unavailable (``store_unavailable``).
+        it is champion. A README.md among the files is the card unless ``card`` is given. ``validate`` sees a folder
+        with the files (not the card) and raises what it thinks; then nothing is kept. The first version of an adapter
+        becomes its champion unless ``crown`` is off, later ones never do by themselves. Raises AdapterRefused,
+        Conflict (``backbone_mismatch``, ``name_taken``) or Unavailable (``store_unavailable``).
         """
         kept, card = split_card(files, card)
         draft = Draft(
