@@ -10,25 +10,17 @@ from dataclasses import dataclass, field
 
 import torch
 
+from umbel.cli.load_shape import Clocked
 from umbel.engine import Engine, Finished, GenerateRequest, Handle, Token
 
 
 @dataclass(slots=True, eq=False)
-class Seen:
+class Seen(Clocked):
     """One request, in seconds of ``time.perf_counter``."""
 
     adapter: str | None
     asked: float
     arrivals: list[float] = field(default_factory=list)
-
-    @property
-    def first(self) -> float:
-        """Seconds to the first token."""
-        return self.arrivals[0] - self.asked
-
-    @property
-    def gaps(self) -> list[float]:
-        return [later - earlier for earlier, later in itertools.pairwise(self.arrivals)]
 
 
 class Driver:

@@ -44,7 +44,7 @@ def test_with_a_task_tokens_are_looked_at_too(run, rows):
     many = [{"text": f"{word} number {i}", "label": word} for i in range(20) for word in ("sun", "rain")]
     answer = run("data", "check", rows(*many), "--task", "classify", "--max-length", "10")
     assert answer.code == 0, answer.err
-    assert "also in train" in answer.out
+    assert "in train" in answer.out
     assert "training rows are cut" in answer.out
 
 
@@ -79,3 +79,18 @@ def test_a_folder_without_the_split_is_told_with_every_name_that_would_do(run, t
     assert answer.code == 3
     assert f"has no {split}.jsonl, {split}.csv or {split}.tsv." in answer.err
     assert "fix: name its files so" in answer.err
+
+
+def test_the_table_of_a_large_dataset_breaks_no_word_at_80_columns(capsys, monkeypatch):
+    from umbel.cli import data
+    from umbel.training.data.trial import SplitReport, Trial
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    counts = {"median": 32, "p95": 51, "longest": 77, "truncated": 0, "left_out": 0, "duplicates": 2306}
+    split = SplitReport(rows=33_498, tokens=1_047_745, **counts, balance={})
+    found = {"name": "x", "digest": "sha256:0", "labels": (), "contradictions": 0, "findings": []}
+    data._print(Trial(splits={"validation": split}, leaks={"validation": 0}, **found))
+    header, row = capsys.readouterr().out.split("Splits")[1].splitlines()[1:3]
+    assert header.split() == "split rows tokens p50 p95 max cut left out copies in train".split()
+    assert row.split() == "validation 33,498 1,047,745 32 51 77 0 0 2306 0".split()

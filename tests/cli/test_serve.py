@@ -33,6 +33,17 @@ def served(stocked):
     process.communicate()
 
 
+def test_where_no_server_is_the_fix_starts_one_or_names_another_unless_its_address_was_given(run, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("UMBEL_URL", nowhere)
+    assert "fix: start one: umbel serve; for one at another address: umbel ps --url" in run("ps").err
+    given = run("ps", "--url", nowhere)
+    assert given.code == 1
+    assert "--url" not in given.err
+
+
 def test_a_server_greets_answers_and_leaves_with_0(served, run):
     process, lines = served
     url = lines[-1].removeprefix(READY)

@@ -38,6 +38,15 @@ def workers(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
     return [each for each in psutil.Process(launcher.pid).children() if "umbel.cli" in " ".join(each.cmdline())]
 
 
+def test_wrong_data_are_told_once_however_many_processes(stocked, task):
+    (task.parent / "flip.jsonl").write_text('{"prompt": "a ->", "completion": " b"}\n{"prompt": 1}\n')
+    launcher = start(task, home=stocked)
+    _out, err = launcher.communicate(timeout=100)
+    assert launcher.returncode == 2
+    assert err.count("error:") == 1
+    assert "line 2" in err
+
+
 WHOLE = ("--train", "all", "--steps", "40")
 
 

@@ -99,7 +99,7 @@ def _print(report: "Trial") -> None:
     print_facts([("data", report.name), ("digest", report.digest), ("labels", ", ".join(report.labels) or None)])
     print_heading("Splits")
     print_table(
-        ["split", "rows", "tokens", "median", "p95", "longest", "cut", "left out", "copies", "also in train"],
+        ["split", "rows", "tokens", "p50", "p95", "max", "cut", "left out", "copies", "in train"],
         [
             [
                 name, human_count(s.rows), human_count(s.tokens), s.median, s.p95, s.longest, s.truncated, s.left_out,

@@ -52,8 +52,25 @@ class Shape:
         return [draw.choices(ids, k=self.prompt_tokens) for _ in range(self.requests)]
 
 
+class Clocked:
+    """What was asked at one instant and answered at others, in seconds of one clock."""
+
+    __slots__ = ()
+    asked: float
+    arrivals: list[float]
+
+    @property
+    def first(self) -> float:
+        """Seconds to the first token."""
+        return self.arrivals[0] - self.asked
+
+    @property
+    def gaps(self) -> list[float]:
+        return [later - earlier for earlier, later in itertools.pairwise(self.arrivals)]
+
+
 @dataclass(slots=True)
-class Seen:
+class Seen(Clocked):
     """One request: seconds from the start of the load."""
 
     model: str
@@ -61,14 +78,6 @@ class Seen:
     arrivals: list[float] = field(default_factory=list)
     tokens: int = 0
     error: UmbelError | None = None
-
-    @property
-    def first(self) -> float:
-        return self.arrivals[0] - self.asked
-
-    @property
-    def gaps(self) -> list[float]:
-        return [later - earlier for earlier, later in itertools.pairwise(self.arrivals)]
 
 
 @dataclass(frozen=True, slots=True)

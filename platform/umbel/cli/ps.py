@@ -15,6 +15,8 @@ from umbel.cli.console import (
     print_table,
 )
 
+from umbel.core.errors import Unavailable
+
 if TYPE_CHECKING:
     from umbel.core.wire.server import Status
 
@@ -30,7 +32,12 @@ def ps(
     from umbel.client import Client
 
     with Client(url, timeout=10.0) as client:
-        found = client.status()
+        try:
+            found = client.status()
+        except Unavailable as error:
+            if error.code == "server_unreachable" and url is None:
+                error.hint = "start one: umbel serve; for one at another address: umbel ps --url http://HOST:PORT"
+            raise
     if as_json:
         return print_json(found)
     ended = ", ".join(f"{human_count(count)} {reason}" for reason, count in sorted(found.finished.items()))

@@ -52,21 +52,8 @@ class Preparing:
 
 
 OF_DATA = frozenset(field.name for field in fields(Task)) - {
-    *(
-        "name",
-        "licence",
-        "method",
-        "options",
-        "parent",
-        "epochs",
-        "steps",
-        "batch_size",
-        "micro_batch",
-        "lr",
-        "warmup",
-        "decay",
-    ),
-    *("weight_decay", "clip", "seed", "trunk_cache", "eval_every", "patience"),
+    *("name", "method", "options", "parent", "epochs", "steps", "batch_size", "micro_batch", "lr", "warmup", "decay"),
+    *("weight_decay", "clip", "seed", "trunk_cache", "eval_every", "patience", "licence"),
     *("head_depth", "head_width", "head_activation", "head_dropout", "pooling"),
 }
 """What of a task its rows, contract and metric hang on: all but how it learns."""

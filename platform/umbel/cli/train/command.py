@@ -149,15 +149,18 @@ def train(
     asked: dict[str, Any] = {"dtype": dtype, "checkpointing": checkpointing, "pack": pack, "backbone": backbone}
     if queue:
         return enqueue(tasks or [], asked, nproc=nproc, as_json=as_json)
+    only = tasks[0] if tasks is not None and len(tasks) == 1 else None
+    if only is not None and not spread.under_torchrun():  # before there are others who would tell it too
+        look_at(only, settings)
     if nproc is not None and not spread.under_torchrun():
         return launch(sys.argv[1:], nproc, max_restarts=max_restarts)
-    if tasks is not None and len(tasks) == 1:
-        look_at(tasks[0], settings)
     with (
         spread.over_processes(device, strategy, wrap=wrap, offload=cpu_offload) as mates,
         open_registry() as registry,
         ExitStack() as held,
     ):
+        if only is not None and spread.under_torchrun():
+            look_at(only, settings)
         how = settle(registry, settings, resume, **asked)
         named = how.backbone or _backbone_of(settings, resume) or _backbone_of_parent(settings, tasks)
         form = form_of_run(registry, settings, resume, quantise) if resume else one_form(tasks or [])

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from umbel.cli.console import human_bytes, human_count, human_seconds
+from umbel.cli.console import human_bytes, human_count, human_number, human_seconds
 from umbel.core.forms import told
 
 if TYPE_CHECKING:
@@ -93,8 +93,9 @@ def _sweep_facts(plan: "FitPlan", sweep: "Halving") -> Facts:
 
 
 def _machine_facts(plan: "FitPlan") -> Facts:
+    threads = human_number(plan.threads, "thread")
     return [
-        ("backbone", f"{plan.backbone}, {plan.dtype}{_form(plan)} on {plan.device}, {plan.threads} threads"),
+        ("backbone", f"{plan.backbone}, {plan.dtype}{_form(plan)} on {plan.device}, {threads}"),
         ("needs about", f"{human_bytes(plan.memory)} of memory and {human_seconds(plan.seconds)}"),
     ]
 
