@@ -1,6 +1,7 @@
 """``umbel data check``: what is wrong is told before anybody trains on it."""
 
 import json
+import re
 
 import pytest
 
@@ -92,5 +93,5 @@ def test_the_table_of_a_large_dataset_breaks_no_word_at_80_columns(capsys, monke
     found = {"name": "x", "digest": "sha256:0", "labels": (), "contradictions": 0, "findings": []}
     data._print(Trial(splits={"validation": split}, leaks={"validation": 0}, **found))
     header, row = capsys.readouterr().out.split("Splits")[1].splitlines()[1:3]
-    assert header.split() == "split rows tokens p50 p95 max cut left out copies in train".split()
-    assert row.split() == "validation 33,498 1,047,745 32 51 77 0 0 2306 0".split()
+    assert re.sub(" +", " ", header.strip()) == "split rows tokens p50 p95 max cut left out copies in train"
+    assert re.sub(" +", " ", row.strip()) == "validation 33,498 1,047,745 32 51 77 0 0 2306 0"

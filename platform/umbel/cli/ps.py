@@ -14,7 +14,6 @@ from umbel.cli.console import (
     print_json,
     print_table,
 )
-
 from umbel.core.errors import Unavailable
 
 if TYPE_CHECKING:
