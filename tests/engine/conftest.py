@@ -1,7 +1,7 @@
 """A tiny backbone, adapters with random weights in a source in memory, and an engine on them: the lab."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from umbel.core.errors import NotFound
 from umbel.core.manifest import Manifest
 from umbel.core.protocols import StoredAdapter, VersionRef
 from umbel.engine import Answer, Engine, GenerateRequest, PoolRequest
+from umbel.engine.resident import Resident, make_resident
+from umbel.engine.slots import Bank
 
 GENERATE = Contract(output_head=OutputHead.GENERATE)
 LABELS = ("bad", "fair", "good")
@@ -62,6 +64,22 @@ def by_torch(folder) -> Backbone:
 @pytest.fixture(scope="session")
 def by_kernels(folder, kernels) -> Backbone:
     return load_backbone(folder, dtype="bfloat16", packed=True, kernels=kernels)
+
+
+@pytest.fixture(scope="session")
+def odd(tmp_path_factory, kernels) -> Backbone:
+    """Widths that fill no vector, and biases."""
+    sizes = {"hidden_size": 52, "intermediate_size": 72, "num_attention_heads": 4, "head_dim": 14,
+             "num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True}  # fmt: skip
+    folder = tiny_backbone(tmp_path_factory.mktemp("odd") / "odd", **sizes)
+    return load_backbone(folder, dtype="bfloat16", packed=True, kernels=kernels)
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["by_torch", "by_kernels"])
@@ -124,6 +142,15 @@ class Lab:
         digest = digest_bytes(repr((method, seed, contract, scale, options, fingerprint)).encode())
         self.source.adapters[digest] = replace(fresh, digest=digest, name=f"{method}-{seed}:1")
         return digest
+
+    def residents(self, method: str, kinds: Sequence[Mapping[str, Any]]) -> list[Resident]:
+        """One of each kind and a second of the first, in a bank."""
+        bank = Bank(1 << 26)
+        digests = [self.adapter(method, seed, **options) for seed, options in enumerate([*kinds, kinds[0]])]
+        found = [make_resident(digest, self.source.adapters[digest], self.backbone) for digest in digests]
+        for resident in found:
+            bank.insert(resident)
+        return found
 
     def zoo(self) -> list[str | None]:
         """One of everything that generates, two of one shape, and the bare backbone."""

@@ -25,24 +25,16 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory, kernels):
-    """Widths that fill no vector, and biases, since DoRA's scale leaves them out."""
-    sizes = {"hidden_size": 52, "intermediate_size": 72, "num_attention_heads": 4, "head_dim": 14,
-             "num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True}  # fmt: skip
-    folder = tiny_backbone(tmp_path_factory.mktemp("odd") / "odd", **sizes)
-    return load_backbone(folder, dtype="bfloat16", packed=True, kernels=kernels)
+@pytest.fixture
+def backbone(odd):
+    """Its biases matter: DoRA's scale leaves them out."""
+    return odd
 
 
 @pytest.fixture
 def residents(lab, backbone):
-    """One of each kind and two of one, in a bank."""
-    lab.backbone, bank = backbone, Bank(1 << 24)
-    digests = [lab.adapter("lora", seed, **options) for seed, options in enumerate([*KINDS.values(), KINDS["blocks"]])]
-    found = [make_resident(digest, lab.source.adapters[digest], backbone) for digest in digests]
-    for resident in found:
-        bank.insert(resident)
-    return found
+    lab.backbone = backbone
+    return lab.residents("lora", list(KINDS.values()))
 
 
 def truth(resident, layer, site, x, y, frozen):
@@ -217,10 +209,3 @@ def test_a_stack_that_acts_on_embeddings_stays_with_torch(lab, backbone):
     found, wanted = (d.dress([resident] * 2, [], 2).embed(x.clone(), tokens, tokens) for d in (native, plain))
     assert found.equal(wanted)
     assert found.any()
-
-
-@pytest.fixture
-def set_threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)

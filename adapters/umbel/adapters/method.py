@@ -124,6 +124,9 @@ class Weights(ABC):
 class Batch(Sites):
     """Adapters of one stack in one batch. Subclasses override sites."""
 
+    in_answers: ClassVar[bool] = True
+    """Whether it does anything to tokens of answers; one that only fills places before the text does not."""
+
     def __init__(self, stack: Mapping[Key, Tensor], rows: Rows, shape: BackboneShape, dropout: Dropout | None) -> None:
         self.stack = stack
         self.rows = rows

@@ -9,7 +9,11 @@ from umbel.adapters.rows import plan_rows
 from umbel.adapters.sites import BARE, Composite, Sites
 from umbel.adapters.wear import batch_of
 from umbel.backbone.native import Kernels
-from umbel.engine.native_lora import Layout, NativeLora, fits
+from umbel.engine.native_bottleneck import NativeBottleneck
+from umbel.engine.native_gated import NativeGated
+from umbel.engine.native_lora import NativeLora
+from umbel.engine.native_part import Layout, NativePart
+from umbel.engine.native_scales import NativeScales
 from umbel.engine.resident import Resident
 from umbel.engine.slots import Stack
 
@@ -21,14 +25,18 @@ Shorter chunks of like adapters share one."""
 Chunk = tuple[range, Resident | None]
 """(places in the batch of a prompt's tokens, what they wear)."""
 Taken = tuple[Sequence[Sites], Sequence[Resident | None], Sequence[Chunk]]
-"""(LoRA by the kernels, decoding rows and chunks without what it took)."""
+"""(what kernels do, decoding rows and chunks without what they took)."""
+_KINDS: tuple[type[NativePart], ...] = (NativeLora, NativeBottleneck, NativeGated, NativeScales)
+_Laid = tuple[type[NativePart], Layout]
+_Groups = dict[type[NativePart], dict[tuple[int, int], tuple[Layout, int, list[int]]]]
+"""By kernel, then by stack and slot."""
 
 
 class Dresser:
     """Builds a step's ``Sites``. The decoding rows' part is kept as long as the same rows wear the same slots.
 
     Decoding rows and prompts are grouped apart: a chunk of 128 tokens of one adapter must not fill up the groups of
-    adapters that decode one token. With ``kernels`` LoRA needs no such groups, and is taken out first.
+    adapters that decode one token. What ``kernels`` can do needs no such groups, and is taken out first.
     """
 
     def __init__(self, device: torch.device, kernels: Kernels | None = None) -> None:
@@ -37,14 +45,15 @@ class Dresser:
         self._kept: list[Sites] = []
         self._taken_key: object = None
         self._taken: Taken = ([], (), ())
-        self._layouts: WeakKeyDictionary[Stack, tuple[int, Layout | None]] = WeakKeyDictionary()
+        self._layouts: WeakKeyDictionary[Stack, tuple[int, _Laid | None]] = WeakKeyDictionary()
 
     def dress(self, decode: Sequence[Resident | None], chunks: Sequence[Chunk], batch: int) -> Sites:
         """Row i of the batch wears ``decode[i]``; a chunk says for itself which places it means."""
         native, decode, chunks = self._native(decode, chunks)
         key = batch, _places(decode)
         if key != self._key:
-            self._key, self._kept = key, self.parts(list(enumerate(decode)), batch)
+            acting = [(place, worn) for place, worn in enumerate(decode) if worn is not None and _in_answers(worn)]
+            self._key, self._kept = key, self.parts(acting, batch)
         parts = [*native, *self._kept, *self._chunks(chunks, batch)]
         return Composite(parts) if parts else BARE
 
@@ -54,26 +63,27 @@ class Dresser:
             return [], decode, chunks
         key = None if chunks else _places(decode)
         if key is None or key != self._taken_key:
-            groups: dict[tuple[int, int], tuple[Layout, int, list[int]]] = {}
+            groups: _Groups = {}
             left = [None if self._take(groups, (place,), worn) else worn for place, worn in enumerate(decode)]
             unread = [(places, worn) for places, worn in chunks if not self._take(groups, places, worn)]
-            native = [NativeLora(self._kernels, list(groups.values()))] if groups else []
+            native = [kind(self._kernels, list(own.values())) for kind, own in groups.items()]
             self._taken_key, self._taken = key, (native, left, unread)
         return self._taken
 
-    def _take(
-        self, groups: dict[tuple[int, int], tuple[Layout, int, list[int]]], places: Iterable[int], worn: Resident | None
-    ) -> bool:
+    def _take(self, groups: _Groups, places: Iterable[int], worn: Resident | None) -> bool:
         """Adds places to the group of the slot that they wear, if it is one for the kernels."""
-        if worn is None or worn.stack is None or (layout := self._layout(worn.stack)) is None:
+        if worn is None or worn.stack is None or (laid := self._layout(worn.stack)) is None:
             return False
-        groups.setdefault((worn.stack.number, worn.slot), (layout, worn.slot, []))[2].extend(places)
+        kind, layout = laid
+        own = groups.setdefault(kind, {})
+        own.setdefault((worn.stack.number, worn.slot), (layout, worn.slot, []))[2].extend(places)
         return True
 
-    def _layout(self, stack: Stack) -> Layout | None:
+    def _layout(self, stack: Stack) -> _Laid | None:
         known = self._layouts.get(stack)
         if known is None or known[0] != stack.rooms.moves:
-            known = self._layouts[stack] = stack.rooms.moves, Layout.of(stack) if fits(stack) else None
+            kind = next((kind for kind in _KINDS if kind.fits(stack)), None)
+            known = self._layouts[stack] = stack.rooms.moves, None if kind is None else (kind, kind.layout(stack))
         return known[1]
 
     def _chunks(self, chunks: Sequence[Chunk], batch: int) -> list[Sites]:
@@ -105,6 +115,10 @@ class Dresser:
             for stack, (at, slots) in rows.items()
             for laid in plan_rows(at, slots, batch=batch, device=self._device)
         ]
+
+
+def _in_answers(worn: Resident) -> bool:
+    return worn.stack is not None and worn.stack.method.batch.in_answers
 
 
 def _places(decode: Sequence[Resident | None]) -> tuple[tuple[int, int, int] | None, ...]:

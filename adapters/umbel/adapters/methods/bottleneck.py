@@ -21,7 +21,7 @@ from umbel.adapters.sites import Frozen
 from umbel.core.errors import ConfigError
 from umbel.core.shape import BackboneShape
 
-_ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +36,8 @@ class BottleneckConfig:
     def __post_init__(self) -> None:
         if self.width < 1:
             raise ConfigError(f"width must be at least 1, got {self.width}.", param="width")
-        if self.activation not in _ACTIVATIONS:
-            raise ConfigError(f"there is no activation {self.activation!r}.", hint=f"choose from {list(_ACTIVATIONS)}")
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(f"there is no activation {self.activation!r}.", hint=f"choose from {list(ACTIVATIONS)}")
 
 
 class BottleneckWeights(Weights):
@@ -64,11 +64,11 @@ class BottleneckWeights(Weights):
         return cls(config, shape, tensors)
 
     def fuse(self, layers: Sequence[Frozen] | None) -> Fused:
-        """The activation is part of the key: adapters with different ones do not share a stack."""
+        """down and up [W, H]. The activation is part of the key: adapters with different ones do not share a stack."""
         fused: Fused = {}
         for layer in range(self.shape.layers):
             path, kind = _path(layer), self.config.activation
-            fused[layer, f"down.{kind}"] = self.tensors[f"{path}.down.weight"].t().contiguous()
+            fused[layer, f"down.{kind}"] = self.tensors[f"{path}.down.weight"]
             fused[layer, "down.bias"] = self.tensors[f"{path}.down.bias"].view(1, -1)
             fused[layer, "up"] = self.tensors[f"{path}.up.weight"].t().contiguous()
             fused[layer, "up.bias"] = self.tensors[f"{path}.up.bias"].view(1, -1)
@@ -85,12 +85,12 @@ class BottleneckBatch(Batch):
     def after(self, layer: int, part: str, x: Tensor, h: Tensor) -> Tensor:
         if part != "mlp":
             return h
-        kind = next(kind for kind in _ACTIVATIONS if (layer, f"down.{kind}") in self.stack)
+        kind = next(kind for kind in ACTIVATIONS if (layer, f"down.{kind}") in self.stack)
         h_SMH = self.rows.take(h)
         if torch.is_grad_enabled():
             h = h.clone()  # ``add`` writes into it, and the product keeps what it read for the backward pass
-        inner = product(h_SMH, self._of(layer, f"down.{kind}"), self._of(layer, "down.bias"))
-        return self.rows.add(h, product(_ACTIVATIONS[kind](inner), self._of(layer, "up"), self._of(layer, "up.bias")))
+        inner = product(h_SMH, self._of(layer, f"down.{kind}").transpose(1, 2), self._of(layer, "down.bias"))
+        return self.rows.add(h, product(ACTIVATIONS[kind](inner), self._of(layer, "up"), self._of(layer, "up.bias")))
 
     def _of(self, layer: int, what: str) -> Tensor:
         return self.rows.of(self.stack[layer, what])

@@ -77,6 +77,8 @@ class _SeenEmbeddings(Sites):
 class PromptBatch(Batch):
     """Overwrites the embeddings at positions below V."""
 
+    in_answers = False
+
     def embed(self, x: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
         prompt_SVH = self.rows.of(self.stack[EMBEDDING, "prompt"])
         x_SMH, places_SM = self.rows.take(x), self.rows.tokens(positions)

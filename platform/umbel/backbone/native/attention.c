@@ -3,7 +3,7 @@
    A row's sums have one order, however long the rows beside it are. The query heads of one key head share a pass over
    the keys and one over the values, so that each is read once. */
 
-#include "vectors.h"
+#include "scores.h"
 
 typedef struct {
     const bf16 *q, *k, *v; /* rotated, [rows, heads, d] */
@@ -17,71 +17,6 @@ typedef struct {
     float *scores; /* [threads, group, room] */
     int64_t room;
 } Decode;
-
-#define AT_ONCE 4 /* query heads that share a pass */
-#define AHEAD 16  /* places that are fetched before they are read */
-
-
-/* q k^T of ``n`` query heads with ``m`` places, scaled; m is 1 or 4, and the sums are the same. */
-INLINE void score(
-    const bf16 *const *q, const bf16 *key, int64_t d, float scale, float *out, int64_t room, const int n, const int m
-) {
-    f32x16 sums[AT_ONCE][4];
-    for (int i = 0; i < n; i++)
-        for (int j = 0; j < m; j++) sums[i][j] = all(0.0f);
-    int64_t c = 0;
-#ifdef __AVX512BF16__
-    for (; c + 2 * LANES <= d; c += 2 * LANES) {
-        __m512bh ks[4];
-        for (int j = 0; j < m; j++) ks[j] = (__m512bh)_mm512_loadu_si512(key + j * d + c);
-        for (int i = 0; i < n; i++) {
-            __m512bh qs = (__m512bh)_mm512_loadu_si512(q[i] + c);
-            for (int j = 0; j < m; j++) sums[i][j] = (f32x16)_mm512_dpbf16_ps((__m512)sums[i][j], qs, ks[j]);
-        }
-    }
-#endif
-    for (; c + LANES <= d; c += LANES)
-        for (int j = 0; j < m; j++) {
-            f32x16 ks = wide16(key + j * d + c);
-            for (int i = 0; i < n; i++) sums[i][j] += wide16(q[i] + c) * ks;
-        }
-    for (int i = 0; i < n; i++) {
-        float found[4];
-        if (m == 4) sum16_of_4(sums[i], found);
-        else found[0] = sum16(sums[i][0]);
-        for (int j = 0; j < m; j++) {
-            for (int64_t l = c; l < d; l++) found[j] += wide(q[i][l]) * wide(key[j * d + l]);
-            out[i * room + j] = found[j] * scale;
-        }
-    }
-}
-
-INLINE void score_all(
-    const bf16 *const *q, const bf16 *keys, int64_t d, int64_t count, float scale, float *out, int64_t room, const int n
-) {
-    int64_t l = 0;
-    for (; l + 4 <= count; l += 4) {
-        for (int64_t ahead = 0; ahead < 4 * d; ahead += LINE) __builtin_prefetch(keys + (l + AHEAD) * d + ahead);
-        score(q, keys + l * d, d, scale, out + l, room, n, 4);
-    }
-    for (; l < count; l++) score(q, keys + l * d, d, scale, out + l, room, n, 1);
-}
-
-/* Scores -> weights that are not yet divided by their sum, which is returned. */
-INLINE float weigh(float *scores, int64_t count) {
-    float top = scores[0];
-    for (int64_t l = 1; l < count; l++) top = scores[l] > top || scores[l] != scores[l] ? scores[l] : top;
-    for (int64_t l = count; l % LANES; l++) scores[l] = -INFINITY;
-    f32x16 sums = all(0.0f);
-    for (int64_t l = 0; l < count; l += LANES) {
-        f32x16 x;
-        memcpy(&x, scores + l, sizeof x);
-        x = exp16(x - all(top));
-        sums += x;
-        memcpy(scores + l, &x, sizeof x);
-    }
-    return sum16(sums);
-}
 
 /* ``v`` vectors of the context of ``n`` query heads, from feature ``c`` on. */
 INLINE void mix(

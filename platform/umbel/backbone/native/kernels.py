@@ -21,8 +21,8 @@ from umbel.core.errors import Unavailable
 from umbel.core.settings import Settings
 
 _HERE = Path(__file__).parent
-_SOURCES = ("lora.c", "attention.c", "prompt.c", "pointwise.c")
-_HEADERS = ("vectors.h",)
+_SOURCES = ("lora.c", "attention.c", "gated.c", "prompt.c", "pointwise.c")
+_HEADERS = ("vectors.h", "scores.h")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 120
 
@@ -45,7 +45,8 @@ class Kernels:
             library = ctypes.CDLL(str(path))
         except OSError as error:
             raise _unavailable(f"{path.name} cannot be loaded: {error}.", "delete it and start again") from error
-        library.umbel_lora.restype = library.umbel_decode.restype = library.umbel_prompt.restype = None
+        for name in ("lora", "decode", "gated", "prompt", "scale"):
+            getattr(library, f"umbel_{name}").restype = None
         library.umbel_prompt_room.restype = ctypes.c_int64
         library.umbel_prompt_room.argtypes = [ctypes.c_int64] * 3
         return cls(library, path)

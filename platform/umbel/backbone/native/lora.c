@@ -1,6 +1,8 @@
-/* LoRA at one site for all rows of a step, whatever adapters and ranks they have:
+/* Low-rank corrections at one site for all rows of a step, whatever adapters and ranks they have:
 
-       y = y + (x A^T) B                      DoRA:  y = b + m (y - b + (x A^T) B)
+       LoRA         y = y + (x A^T) B
+       DoRA         y = b + m (y - b + (x A^T) B)
+       bottleneck   y = y + f(x A^T + a) B + c          x may be y itself: all of it is read before any is written
 
    A row's sums have one order, whatever stands beside it. Every adapter's weights are read once in a step, from where
    they lie; nothing is gathered, filled up or copied. */
@@ -25,6 +27,9 @@ typedef struct {
     int64_t count;
     Segment segments[SEGMENTS]; /* rank 0: none */
     const float *scale[SEGMENTS]; /* DoRA's m, one for each column of the segment; NULL: plain LoRA */
+    const bf16 *inner; /* a, one for each rank, or NULL */
+    const bf16 *outer; /* c, one for each column of y, or NULL; not beside m */
+    int64_t activation;
 } Group;
 
 typedef struct {
@@ -38,11 +43,24 @@ typedef struct {
     int64_t most;
 } Site;
 
+enum { NONE, RELU, GELU, SILU };
+
 #define RANKS 4
 #define ROWS 4
 #define COLUMNS 64
 
-/* ``n`` rows times ``m`` ranks of x A^T. */
+/* f(x + bias) of one number; NaN stays NaN. */
+static float activated(const Group *g, int64_t rank, float x) {
+    if (g->inner) x += wide(g->inner[rank]);
+    switch (g->activation) {
+    case RELU: return x < 0.0f ? 0.0f : x;
+    case GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+    case SILU: return x / (1.0f + expf(-x));
+    default: return x;
+    }
+}
+
+/* ``n`` rows times ``m`` ranks of x A^T, activated. */
 INLINE void down(const Site *s, const Group *g, int64_t row, int64_t rank, const int n, const int m) {
     const bf16 *x[ROWS], *a[RANKS];
     f32x16 sums[ROWS][RANKS];
@@ -73,7 +91,7 @@ INLINE void down(const Site *s, const Group *g, int64_t row, int64_t rank, const
         for (int j = 0; j < m; j++) {
             float sum = sum16(sums[i][j]);
             for (int64_t l = k; l < s->d; l++) sum += wide(x[i][l]) * wide(a[j][l]);
-            s->h[(g->first + row + i) * s->most + rank + j] = sum;
+            s->h[(g->first + row + i) * s->most + rank + j] = activated(g, rank + j, sum);
         }
 }
 
@@ -96,9 +114,10 @@ INLINE void up(
     f32x16 sums[ROWS][COLUMNS / LANES];
     const float *h[ROWS];
     const bf16 *b = t->b + column / t->block * t->rank * t->block + column % t->block;
+    const bf16 *outer = g->outer ? g->outer + t->column + column : NULL;
     for (int i = 0; i < n; i++) {
         h[i] = s->h + (g->first + row + i) * s->most + t->from;
-        for (int j = 0; j < v; j++) sums[i][j] = all(0.0f);
+        for (int j = 0; j < v; j++) sums[i][j] = outer ? wide16(outer + j * LANES) : all(0.0f);
     }
     for (int64_t r = 0; r < t->rank; r++, b += t->block) {
         f32x16 bs[COLUMNS / LANES];
@@ -137,7 +156,7 @@ static void rest(const Site *s, const Group *g, const Segment *t, const float *s
         bf16 *y = s->y + s->rows[row] * s->y_stride + t->column;
         for (int64_t c = column; c < end; c++) {
             const bf16 *b = t->b + c / t->block * t->rank * t->block + c % t->block;
-            float delta = 0.0f, bias = s->bias ? wide(s->bias[t->column + c]) : 0.0f;
+            float delta = g->outer ? wide(g->outer[t->column + c]) : 0.0f, bias = s->bias ? wide(s->bias[t->column + c]) : 0.0f;
             for (int64_t r = 0; r < t->rank; r++) delta += h[r] * wide(b[r * t->block]);
             y[c] = narrow(changed(wide(y[c]), delta, scale, c, bias));
         }

@@ -78,3 +78,33 @@ void umbel_rotate(
         }
     }
 }
+
+typedef struct {
+    const float *scale; /* [width], or NULL: these rows stay */
+    int64_t first, count; /* of its rows in ``rows`` */
+} Scaled;
+
+/* (IA)3: y = scale * y, in place, for all rows of a step; ``rows`` says which of them belong to which scale. */
+void umbel_scale(
+    bf16 *y, int64_t width, const int32_t *rows, const Scaled *groups, int64_t count, int64_t all_rows, int threads
+) {
+#pragma omp parallel num_threads(threads) if (all_rows * width > SMALL)
+    {
+        int me = 0, threads_here = 1;
+#ifdef _OPENMP
+        me = omp_get_thread_num(), threads_here = omp_get_num_threads();
+#endif
+        for (const Scaled *g = groups; g < groups + count; g++)
+            for (int64_t i = g->first; g->scale && i < g->first + g->count; i++) {
+                if (i % threads_here != me) continue;
+                bf16 *to = y + rows[i] * width;
+                int64_t c = 0;
+                for (; c + LANES <= width; c += LANES) {
+                    f32x16 scale;
+                    memcpy(&scale, g->scale + c, sizeof scale);
+                    narrow16(to + c, wide16(to + c) * scale);
+                }
+                for (; c < width; c++) to[c] = narrow(wide(to[c]) * g->scale[c]);
+            }
+    }
+}

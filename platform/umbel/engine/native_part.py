@@ -1,0 +1,104 @@
+"""What the kernels of adapters share: groups of rows that wear one slot, as a table of pointers for each call.
+
+A table is an array of the C file's ``Group``, whose members all have eight bytes: [places, groups, fields] int64. A
+place is a layer, or a site of one. Pointers are to where the bank keeps the weights; nothing is copied.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from umbel.adapters.method import Key
+from umbel.adapters.sites import Sites
+from umbel.backbone.native import Kernels
+from umbel.core.shape import BackboneShape
+from umbel.engine.slots import Stack
+
+
+class Record:
+    """``Group`` of a C file at each place: its value for slot i is ``base + i * step``, both [places, fields]."""
+
+    def __init__(self, fields: Sequence[str], places: int) -> None:
+        self.fields = tuple(fields)
+        self.base, self.step = (np.zeros((places, len(fields)), np.int64) for _ in range(2))
+
+    def put(self, place: int, **values: int) -> None:
+        """The same for all slots."""
+        for name, value in values.items():
+            self.base[place, self.fields.index(name)] = value
+
+    def point(self, place: int, field: str, tensor: Tensor | None, offset: int = 0) -> None:
+        """To each slot's part of a stack's tensor, ``offset`` bytes into it; None leaves NULL."""
+        if tensor is not None:
+            assert tensor[0].is_contiguous()
+            at = self.fields.index(field)
+            self.base[place, at] = tensor.data_ptr() + offset
+            self.step[place, at] = tensor.stride(0) * tensor.element_size()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Where a stack's weights lie, as long as it is not laid out anew."""
+
+    record: Record
+    most: int
+    """Of what the kernel needs room for in each row: ranks, or keys."""
+    shape: BackboneShape
+
+
+Group = tuple[Layout, int, Sequence[int]]
+"""(where the stack lies, a slot of it, places of the batch that wear it)."""
+
+
+class NativePart(Sites):
+    """One kernel's adapters in one batch, of any stacks that ``fits`` says yes to."""
+
+    acts: str
+    """The field of ``Group`` that is 0 at places where an adapter does nothing."""
+
+    @classmethod
+    def fits(cls, stack: Stack) -> bool:
+        """Whether all that the stack's adapters do in a layer is what the kernel does, in its dtypes."""
+        raise NotImplementedError
+
+    @classmethod
+    def layout(cls, stack: Stack) -> Layout:
+        raise NotImplementedError
+
+    def __init__(self, kernels: Kernels, groups: Sequence[Group]) -> None:
+        self._kernels, self._threads, self._count = kernels, torch.get_num_threads(), len(groups)
+        self._shape, self._most = groups[0][0].shape, max(layout.most for layout, _, _ in groups)
+        self._rows = torch.tensor([row for _, _, places in groups for row in places], dtype=torch.int32)
+        self._table = _table(groups)
+        acts = groups[0][0].record.fields.index(self.acts)
+        self._acting: list[bool] = np.any(self._table[:, :, acts] != 0, axis=1).tolist()
+        self._base, self._bytes = int(self._table.ctypes.data), int(self._table[0].nbytes)
+
+    def _at(self, place: int) -> int:
+        """Address of the groups of a place."""
+        return self._base + place * self._bytes
+
+
+def _table(groups: Sequence[Group]) -> np.ndarray:
+    """Fields ``first`` and ``count`` are where a group's rows begin among all, and how many they are."""
+    record = groups[0][0].record
+    table = np.empty((len(record.base), len(groups), len(record.fields)), np.int64)
+    at, first = [record.fields.index(name) for name in ("first", "count")], 0
+    for i, (layout, slot, places) in enumerate(groups):
+        np.multiply(layout.record.step, slot, out=table[:, i])
+        table[:, i] += layout.record.base
+        table[:, i, at] = first, len(places)
+        first += len(places)
+    return table
+
+
+def dtypes_are(stack: Stack, wide: Sequence[str] = ()) -> bool:
+    """bf16, and fp32 where the last part of the name is one of ``wide``."""
+
+    def wanted(key: Key) -> torch.dtype:
+        return torch.float32 if key[1].rsplit(".", 1)[-1] in wide else torch.bfloat16
+
+    return all(tensor.dtype == wanted(key) for key, tensor in stack.tensors.items())
