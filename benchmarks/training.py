@@ -9,7 +9,6 @@ import json
 import math
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from umbel.backbone.backbone import Backbone
 from umbel.backbone.loading import load_backbone
 from umbel.backbone.tiny import tiny_backbone
 from umbel.core.anew import compact
+from umbel.core.held import most_held
 from umbel.core.settings import Settings
 from umbel.training import Task, fit, tune
 from umbel.training.observer import Observer
@@ -234,8 +234,7 @@ def measure_memory(kind: str, folder: Path) -> None:
         more: dict[str, Any] = {"settings": settings, "observer": clock, "checkpointing": held.checkpointing}
         backbone = load_backbone(folder, dtype=held.dtype)
         tune(backbone, task, **more) if task.selection.tunes else fit(backbone, [task], **more)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"planned": clock.plan.memory, "held": peak * (1 if sys.platform == "darwin" else 1024)}))
+    print(json.dumps({"planned": clock.plan.memory, "held": most_held()}))
 
 
 def _rows_of_words(held: Held) -> Iterator[dict[str, str]]:

@@ -8,7 +8,6 @@ stopped run goes on where it was. `--seeds 5` adds seeds, `--steps 100` is anoth
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from typing import Any
 
 from benchmarks.methods import Mean
 from benchmarks.run import BACKBONE, OUT, facts
+
+from umbel.core.held import most_held
 
 WAYS: dict[str, dict[str, Any]] = {
     "head": {"train": "head"},
@@ -98,7 +99,7 @@ def cell(way: str, seed: int, budget: Mapping[str, Any]) -> dict[str, Any]:
         trained = sum(checkpoint_views(served.decoder)[name].nbytes for name in tuned.changed)
     else:
         (found,), served, trained = fit(backbone, [task], settings=settings), backbone, 0
-    seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds, peak = time.perf_counter() - began, most_held()
     assert found.adapter is not None
     assert found.plan is not None
     forgetting = Probe(served, backbone).of(found.adapter)

@@ -1,11 +1,10 @@
 """``umbel bench`` without a server: an engine's thread as what takes the load."""
 
-import resource
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from umbel.cli.load_shape import Ask
 from umbel.core.contract import OutputHead
+from umbel.core.held import most_held
 from umbel.engine import EngineThread, Finished, GenerateRequest, Pooled, PoolRequest, Request, Token
 from umbel.server.target import Target
 
@@ -34,8 +33,6 @@ def memory(thread: EngineThread) -> Callable[[], Awaitable[dict[str, int]]]:
 
     async def read() -> dict[str, int]:
         stats = thread.stats()
-        unit = 1 if sys.platform == "darwin" else 1024
-        whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return {"process": whole, "adapters": stats.adapter_bytes, "keys and values": stats.kv_bytes_reserved}
+        return {"process": most_held(), "adapters": stats.adapter_bytes, "keys and values": stats.kv_bytes_reserved}
 
     return read

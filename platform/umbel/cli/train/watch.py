@@ -8,6 +8,7 @@ from typing import TextIO
 
 from umbel.cli.console import human_bytes, human_seconds
 from umbel.cli.train.plan import plan_lines
+from umbel.core.held import most_held
 from umbel.training.observer import Observer
 from umbel.training.plan import FitPlan
 from umbel.training.trainee import Trainee, Validation
@@ -95,7 +96,7 @@ class Watch(Observer):
             f"lr {max(rates):.1e}",
             f"{self._tokens / spent:.0f} tok/s",
             f"{human_seconds(spent / taken * (total - done))} left",
-            human_bytes(_memory()),
+            human_bytes(most_held()),
         ]
         return "  ".join(parts)
 
@@ -134,11 +135,3 @@ class _LiveLine:
 
     def close(self) -> None:
         self.live.stop()
-
-
-def _memory() -> int:
-    """Bytes that this process has held at most."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

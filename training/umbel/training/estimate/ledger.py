@@ -4,9 +4,12 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+_PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm}
 
 
 class Ledger(TorchDispatchMode):
@@ -14,13 +17,14 @@ class Ledger(TorchDispatchMode):
 
     ``trained`` are the tensors that get a gradient, each with what a byte of it weighs: sharding divides gradients, and
     masters may be wider than what is computed with. ``peak`` is the largest sum over time of activations and weighed
-    gradients. Works on real tensors as on fake ones.
+    gradients. ``products`` are the different sizes of matrix products. Works on real tensors as on fake ones.
     """
 
     def __init__(self, known: Iterable[Tensor], trained: Mapping[Tensor, float]) -> None:
         super().__init__()
         self.activations = 0
         self.gradients = self.peak = 0.0
+        self.products: set[tuple[torch.Size, ...]] = set()
         self._sizes: dict[int, int] = {}
         self._weights: dict[int, float] = {}
         self._storages = [tensor.untyped_storage() for tensor in known]  # held: an id is one's own only while one lives
@@ -32,6 +36,8 @@ class Ledger(TorchDispatchMode):
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         made = function(*args, **(kwargs or {}))
+        if getattr(function, "overloadpacket", None) in _PRODUCTS:
+            self.products.add(tuple(each.shape for each in args if isinstance(each, Tensor)))
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor):
                 self._note(leaf)

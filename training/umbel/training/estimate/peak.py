@@ -17,6 +17,7 @@ from umbel.backbone.backbone import Backbone
 from umbel.backbone.footprint import PRODUCTS
 from umbel.backbone.shards import own_rows
 from umbel.core.anew import NO_CACHE
+from umbel.core.held import most_held
 from umbel.training.estimate.estimate import MOMENTS
 from umbel.training.estimate.step import StepBytes, fake_step
 from umbel.training.estimate.work import Work, unpacked
@@ -31,11 +32,12 @@ _PROGRAM = 450_000_000
 """Bytes of Python, torch and the tokenizer where the system does not say what a process holds."""
 _LIBRARIES = 25_000_000
 """Bytes of torch's libraries that the first step reads; measured."""
-_KERNEL = 375_000
-"""Bytes of one of the kernels that oneDNN makes for bf16, of which two caches hold their own; measured."""
-_HOLES = 0.35
-"""Of all that the layers make of a pass, what glibc cannot use again while its threads cache small blocks: edges of
-freed blocks are kept apart. ``umbel train`` runs without that cache; measured."""
+_KERNEL = 580_000
+"""Bytes of what oneDNN makes for one size of a bf16 product; measured with ``ONEDNN_VERBOSE=profile_create``."""
+_HOLES, _HOLES_COMPACT = 0.35, 0.08
+"""Of all that the layers make of a pass, also where it is made again, what lies free between blocks in use and fits
+nothing that comes. The first is while glibc's threads cache small blocks, so that edges of freed blocks are kept apart;
+``umbel train`` runs without that cache. Measured."""
 _LOOKED_AT = 6
 """Windows that are laid out in search of the largest pass: those with the most places."""
 
@@ -50,14 +52,19 @@ class _Pass:
     def length(self) -> int:
         return max(sum(seat.length for seat in line) for line in lines_of(self.seats))
 
+    @property
+    def places(self) -> int:
+        return len(lines_of(self.seats)) * self.length
+
     def cost(self, backbone: Backbone) -> int:
         """Grows with what its activations take."""
-        return len(lines_of(self.seats)) * self.length * (per_place(backbone) + 3 * backbone.shape.heads * self.length)
+        return self.places * (per_place(backbone) + 3 * backbone.shape.heads * self.length)
 
 
 def peak_bytes(trainees: Sequence[Trainee], machine: Machine) -> int:
     """Of this process at most, asked before the first step; on a GPU, of its memory."""
-    backbone, largest = machine.backbone, _largest_pass(trainees, machine)
+    backbone, passes = machine.backbone, _passes(trainees, machine)
+    largest = max(passes, key=lambda each: each.cost(backbone))
     sharded = any(isinstance(each, DTensor) for each in backbone.decoder.parameters())
     steps = [fake_step(work, gradient_weight=_weight(work, machine)) for work in _works(largest, trainees, machine)]
     made = unpacked(backbone.config, backbone.dtype, backbone.quantised)
@@ -65,21 +72,23 @@ def peak_bytes(trainees: Sequence[Trainee], machine: Machine) -> int:
     coming = sum(_states(trainee) + _kept(trainee, backbone) for trainee in trainees)
     holes = _holes(largest, backbone)
     passing = _gathered(backbone, trains=any(trainee.tuned for trainee in trainees)) if sharded else 0
-    return _held_now(backbone, trainees) + coming + max(step, _look(trainees, machine)) + holes + passing
+    kernels = _kernels(passes, sum(each.products for each in steps), backbone)
+    found = _held_now(backbone, trainees) + coming + max(step, _look(trainees, machine)) + holes + passing + kernels
+    return max(found, _held_before(backbone))
 
 
 def _of_step(step: StepBytes, more: bool) -> int:
     return max(step.peak, step.activations + step.trained) if more else step.peak
 
 
-def _largest_pass(trainees: Sequence[Trainee], machine: Machine) -> _Pass:
-    """Windows are laid out as they will be; a mate's passes are like this process's."""
+def _passes(trainees: Sequence[Trainee], machine: Machine) -> list[_Pass]:
+    """Of the windows with the most places, laid out as they will be; a mate's passes are like this process's."""
     sizes = _places(trainees)
     passes = []
     for window in nlargest(_LOOKED_AT, range(len(sizes)), key=sizes.__getitem__):
         parts = _laid_out(window, trainees, machine)
         passes += [_Pass(part, len(parts) > 1) for part in parts]
-    return max(passes, key=lambda each: each.cost(machine.backbone))
+    return passes
 
 
 def _places(trainees: Sequence[Trainee]) -> list[int]:
@@ -185,10 +194,17 @@ def _gathered(backbone: Backbone, *, trains: bool) -> int:
 
 
 def _holes(largest: _Pass, backbone: Backbone) -> int:
-    if backbone.device.type != "cpu" or sys.platform != "linux" or NO_CACHE in os.environ.get("GLIBC_TUNABLES", ""):
+    if backbone.device.type != "cpu" or sys.platform != "linux":
         return 0
-    places = len(lines_of(largest.seats)) * largest.length
-    return int(_HOLES * places * per_place(backbone) * backbone.shape.layers * backbone.dtype.itemsize)
+    share = _HOLES_COMPACT if NO_CACHE in os.environ.get("GLIBC_TUNABLES", "") else _HOLES
+    return int(share * largest.places * per_place(backbone) * backbone.shape.layers * backbone.dtype.itemsize)
+
+
+def _kernels(passes: Sequence[_Pass], products: int, backbone: Backbone) -> int:
+    """What oneDNN keeps, for as many sizes as its cache has room for: ``products`` of each size of a pass."""
+    if backbone.device.type != "cpu" or backbone.dtype != torch.bfloat16:
+        return 0
+    return min(PRODUCTS, len({each.places for each in passes}) * products) * _KERNEL
 
 
 def _held_now(backbone: Backbone, trainees: Sequence[Trainee]) -> int:
@@ -199,5 +215,11 @@ def _held_now(backbone: Backbone, trainees: Sequence[Trainee]) -> int:
     except OSError:
         adapters = [tensor for trainee in trainees for tensor in trainee.tensors.values()]
         resident = _PROGRAM + _own_bytes([*backbone.decoder.parameters(), *adapters])
-    kernels = 2 * PRODUCTS * _KERNEL if backbone.dtype == torch.bfloat16 else 0
-    return resident + _LIBRARIES + kernels
+    return resident + _LIBRARIES
+
+
+def _held_before(backbone: Backbone) -> int:
+    """At most so far, while the backbone was loaded: the peak of a training that needs less."""
+    if backbone.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(backbone.device)
+    return most_held()

@@ -37,6 +37,8 @@ class StepBytes:
     """Of the adapter's own tensors, output head included."""
     trained: int
     """Of those of them that are trained."""
+    products: int
+    """Different sizes of matrix products."""
 
 
 def fake_step(work: Work, *, gradient_weight: float = 1.0) -> StepBytes:
@@ -63,7 +65,8 @@ def measure(work: Work, decoder: Decoder, adapter: Adapter, *, gradient_weight: 
         activations = ledger.activations
         loss.backward()  # type: ignore[no-untyped-call]
     ledger.close()
-    return StepBytes(activations, int(ledger.peak), nbytes(adapter.tensors.values()), nbytes(own))
+    adapters = nbytes(adapter.tensors.values())
+    return StepBytes(activations, int(ledger.peak), adapters, nbytes(own), len(ledger.products))
 
 
 def _loss(work: Work, decoder: Decoder, adapter: Adapter) -> Tensor:
