@@ -51,6 +51,20 @@ def test_the_sentence_is_what_a_person_reads(run, data):
     assert told["sentence"] in answer.out.splitlines()
 
 
+@pytest.mark.parametrize("right", ["mood:1", "mood:2"])
+def test_a_winner_is_told_to_be_promoted_unless_it_is_champion_already(right, run, data, registry, tmp_path):
+    kept = json.loads(run("eval", right, "--data", data, "--json").out)["evaluation"]
+    answers = [item.output for item in registry.evaluations.items(kept, metric="accuracy")]
+    texts = [json.loads(line)["text"] for line in Path(data).read_text().splitlines()]
+    rows = [{"text": text, "label": label} for text, label in zip(texts, answers, strict=True)]
+    path = tmp_path / "its-own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = run("compare", "mood:1", "mood:2", "--data", str(path)).out
+    assert f"{right} is better by" in out
+    assert ("umbel promote mood:2" in out) == (right == "mood:2")
+    assert "umbel promote mood:1" not in out
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [

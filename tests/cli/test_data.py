@@ -92,6 +92,7 @@ def test_the_table_of_a_large_dataset_breaks_no_word_at_80_columns(capsys, monke
     split = SplitReport(rows=33_498, tokens=1_047_745, **counts, balance={})
     found = {"name": "x", "digest": "sha256:0", "labels": (), "contradictions": 0, "findings": []}
     data._print(Trial(splits={"validation": split}, leaks={"validation": 0}, **found))
-    header, row = capsys.readouterr().out.split("Splits")[1].splitlines()[1:3]
+    out = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    header, row = out.split("Splits")[1].splitlines()[1:3]
     assert re.sub(" +", " ", header.strip()) == "split rows tokens p50 p95 max cut left out copies in train"
     assert re.sub(" +", " ", row.strip()) == "validation 33,498 1,047,745 32 51 77 0 0 2306 0"

@@ -1,5 +1,6 @@
 """``umbel compare``: which of two versions is better on the same rows, and how sure that is."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +24,7 @@ from umbel.cli.eval import (
 )
 from umbel.cli.opened import open_registry
 from umbel.core.errors import AdapterRefused, UsageError
+from umbel.core.names import CHAMPION
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -82,6 +84,8 @@ def compare(
             None if name == place.name else keep(registry, name, questions, report, settings.quantise)
             for name, place, (report, questions, _) in zip(names, places, judged, strict=True)
         ]
+        of_adapters = [name for name, place in zip(names, places, strict=True) if name != place.name]
+        crowned = [name for name in of_adapters if CHAMPION in registry.versions.get(name).aliases]
     found = paired(judged[0][0], judged[1][0], judged[0][1], confidence=confidence)
     warn_of_trained(known, judged[0][1])
     on = [place.name for place in places]
@@ -90,7 +94,7 @@ def compare(
         trained = [None if each is None else each.count(judged[0][1]) for each in known]
         return print_json(told | {"trained_on_a": trained[0], "trained_on_b": trained[1]})
     facts = [("backbones", _told_apart(on, root))] if root is not None else []
-    return _print(names, judged, found, kept, facts)
+    return _print(names, judged, found, kept, facts, crowned)
 
 
 def _common_root(registry: "Registry", names: list[str], places: "list[InstalledBackbone]") -> str | None:
@@ -220,6 +224,7 @@ def _print(
     found: "Comparison",
     kept: list[str | None],
     more: list[tuple[str, str]],
+    crowned: Sequence[str],
 ) -> None:
     report, questions, _ = judged[0]
     metric = report.primary
@@ -237,5 +242,5 @@ def _print(
     )
     typer.echo(f"\n{found.sentence(names[0], names[1], metric)}")
     winner = {"a": names[0], "b": names[1], None: None}[found.winner]
-    if winner and ":" in winner:
+    if winner and ":" in winner and winner not in crowned:
         typer.echo(f"  to use it: umbel promote {winner}")

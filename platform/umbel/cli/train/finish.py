@@ -295,7 +295,7 @@ def _beside(outcome: Outcome) -> list[tuple[str, object]]:
     off = "beside the backbone that it was trained from" if own else "none with it off"
     return [
         ("forgetting", f"{effects.forgetting:+.1%} perplexity, {skills}; {off}"),
-        ("serving", [f"adds {human_bytes(cost.bytes)}", *(f"     {sentence}" for sentence in cost.sentences)]),
+        ("serving", [f"adds {each}" for each in (f"{human_bytes(cost.bytes)} of memory", *cost.sentences)]),
     ]
 
 
