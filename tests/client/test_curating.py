@@ -1,6 +1,7 @@
 """What changes a server's holdings, from both clients: uploads, exports, tags, adapters loaded by hand."""
 
 import asyncio
+import json
 
 import httpx2
 import pytest
@@ -40,6 +41,12 @@ def test_a_folder_goes_in_and_comes_out_with_every_byte(api, folder, tmp_path):
     assert (out / WEIGHTS_FILE).read_bytes() == (folder / WEIGHTS_FILE).read_bytes()
     again = api.adapters.upload("round", out)
     assert (again.number, again.digest) == (version.number, version.digest)
+
+
+def test_an_export_has_the_figures_beside_the_bytes_that_they_are_of(api, home, tmp_path):
+    out, version = api.adapters.export("taken-out", tmp_path / "out"), home.registry.versions.get("taken-out:1")
+    assert json.loads((out / "metrics.json").read_bytes()) == {"digest": version.digest, "metrics": version.metrics}
+    assert version.metrics
 
 
 def test_one_file_is_downloaded_as_it_is(api):

@@ -104,11 +104,12 @@ class Adapters:
 
     def export(self, name: str, folder: str | Path, which: str | int = CHAMPION) -> Path:
         """Writes a version into a new or empty folder that PEFT reads, each file checked against its digest."""
-        target, digest = curating.check_folder(folder), (self.version(name, which)).digest
+        target, version = curating.check_folder(folder), self.version(name, which)
+        digest = version.digest
         contents = {
             one.path: curating.checked(one, self.download(name, one.path, digest)) for one in self.files(name, digest)
         }
-        return curating.keep(target, contents)
+        return curating.keep(target, contents, version)
 
     def set_tag(self, name: str, key: str, value: str) -> dict[str, str]:
         """All tags, this one added or replaced."""

@@ -228,12 +228,13 @@ class AsyncAdapters:
         return await self._client.send(curating.download(name, which, path))
 
     async def export(self, name: str, folder: str | Path, which: str | int = CHAMPION) -> Path:
-        target, digest = curating.check_folder(folder), (await self.version(name, which)).digest
+        target, version = curating.check_folder(folder), await self.version(name, which)
+        digest = version.digest
         contents = {
             one.path: curating.checked(one, await self.download(name, one.path, digest))
             for one in await self.files(name, digest)
         }
-        return curating.keep(target, contents)
+        return curating.keep(target, contents, version)
 
     async def set_tag(self, name: str, key: str, value: str) -> dict[str, str]:
         return await self._client.send(curating.set_tag(name, key, value))

@@ -6,7 +6,7 @@ from pathlib import Path
 from umbel.client.calls import Call, adapter_path, given, part
 from umbel.core.digests import digest_bytes
 from umbel.core.errors import Conflict, NotFound, UmbelError
-from umbel.core.manifest import ADAPTER_FILES, check_path
+from umbel.core.manifest import ADAPTER_FILES, METRICS_FILE, check_path, metrics_file
 from umbel.core.wire.adapters import FileView, ListReply, VersionView
 from umbel.core.wire.residency import Residency
 
@@ -74,10 +74,12 @@ def check_folder(folder: str | Path) -> Path:
     return target
 
 
-def keep(folder: Path, contents: Mapping[str, bytes]) -> Path:
-    """Writes files by the names that a server gave, which are not believed."""
+def keep(folder: Path, contents: Mapping[str, bytes], version: VersionView) -> Path:
+    """Writes files by the names that a server gave, which are not believed, and the version's metrics beside them."""
     for path, content in contents.items():
         place = folder / check_path(path)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)
+    if version.metrics:
+        (folder / METRICS_FILE).write_bytes(metrics_file(version.digest, version.metrics))
     return folder

@@ -1,7 +1,9 @@
 """The manifest of a version: what its digest is made of. No time, actor or run, so equal bytes are one version."""
 
+import json
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -25,6 +27,11 @@ ADAPTER_FILES = (WEIGHTS_FILE, EXTRA_FILE, CONFIG_FILE, UMBEL_FILE, CARD_FILE)
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def metrics_file(digest: str, metrics: Mapping[str, float]) -> bytes:
+    """The content of ``METRICS_FILE``."""
+    return (json.dumps({"digest": digest, "metrics": dict(metrics)}, indent=2) + "\n").encode()
 
 
 def check_path(path: str) -> str:

@@ -1,13 +1,12 @@
 """The registry as others see it: one object per home, made of small parts that share a database and a store."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from umbel.core.contract import Contract
-from umbel.core.manifest import METRICS_FILE
+from umbel.core.manifest import METRICS_FILE, metrics_file
 from umbel.core.protocols import StoredAdapter, VersionRef
 from umbel.core.settings import Settings
 from umbel.registry import migrate
@@ -91,8 +90,7 @@ class Registry:
         version = self.versions.get(ref)
         exported = self._fetcher.export(version.digest, folder, version.card)
         if version.metrics:
-            told = {"digest": version.digest, "metrics": dict(version.metrics)}
-            (exported / METRICS_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+            (exported / METRICS_FILE).write_bytes(metrics_file(version.digest, version.metrics))
         return exported
 
     def publish(
