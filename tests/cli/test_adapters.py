@@ -143,6 +143,8 @@ def test_a_version_is_shown_with_lineage_config_contract_files(run, registry):
     out = run("adapters", "show", "mood@canary").out
     assert "mood:3 <- mood:2 <- mood:1" in out
     assert "rank 4" in out
+    (config,) = [line for line in out.splitlines() if line.startswith("config")]
+    assert not [part for part in config.split("; ") if len(part.split()) < 2]  # a setting that is empty is left out
     assert "negative, neutral, positive" in out
     assert "tiny sha256:" in out
     assert registry.versions.get("mood:3").files[0].digest in out
