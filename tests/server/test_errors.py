@@ -221,7 +221,7 @@ def test_a_database_that_is_down_leaves_what_is_known_answering(client, serving,
     def down(_):
         raise Unavailable("no route to db.internal", code="database_unavailable", retry_after=1.0)
 
-    monkeypatch.setattr(serving.service.registry, "resolve", down)
+    monkeypatch.setattr(serving.service.registry.versions, "standing", down)
     assert post(client, model="rhymer").headers["x-umbel-adapter"] == "rhymer:1"
     error_of(post(client, model="never-asked"), 503, "database_unavailable", "model")
 
