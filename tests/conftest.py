@@ -20,6 +20,14 @@ settings.register_profile("umbel", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("umbel")
 
 
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory):
+    """The step's kernels, compiled once for all tests."""
+    from umbel.backbone.native import Kernels
+
+    return Kernels.load(tmp_path_factory.mktemp("kernels"))
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """A stray __init__.py hides three of the four source roots, or the standard library's `platform`."""
     found = subprocess.run(["sh", "scripts/no_stray_init.sh"], cwd=ROOT, capture_output=True, text=True, check=False)

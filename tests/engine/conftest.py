@@ -12,7 +12,6 @@ import torch
 from umbel.adapters.adapter import Adapter, fresh_adapter
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.loading import load_backbone
-from umbel.backbone.native import Kernels
 from umbel.backbone.tiny import tiny_backbone
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.digests import digest_bytes
@@ -49,11 +48,6 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def fp32(folder) -> Backbone:
     return load_backbone(folder, dtype="float32")
-
-
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory) -> Kernels:
-    return Kernels.load(tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture(scope="session")

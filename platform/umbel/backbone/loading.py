@@ -14,7 +14,7 @@ from umbel.backbone.fingerprint import Identity, fingerprint, identity, weight_f
 from umbel.backbone.footprint import give_back_freed, keep_few_products
 from umbel.backbone.installed import CHANGED_FILE, SOURCE_FILE, Source, parent_folder
 from umbel.backbone.linears import DenseLinear, OneDnnLinear, PackedLinear, can_pack
-from umbel.backbone.native import Kernels
+from umbel.backbone.native import Kernels, NativeLinear
 from umbel.backbone.pieces import pieces
 from umbel.backbone.quantised import QUANTISED_SITES, QuantisedLinear, check_form, quantised
 from umbel.backbone.tokenizer import load_tokenizer
@@ -52,9 +52,9 @@ def load_backbone(
     else:
         check_form(quantise, {config.shape.linear(name)[0] for name in LINEARS})
         decoder = load_quantised(folder, config, wanted, place, quantise)
-    if packed:
-        pack(decoder)
     fitting = kernels if packed and kernels is not None and kernels.fit(decoder.compute_dtype, place) else None
+    if packed:
+        pack(decoder, kernels=fitting)
     if fitting is not None:
         decoder.use(fitting)
     backbone = Backbone(
@@ -213,7 +213,7 @@ def checkpoint_names(decoder: Decoder) -> dict[str, tuple[str, ...]]:
 
 
 @torch.no_grad()
-def pack(decoder: Decoder, rows: int = _PACK_ROWS) -> None:
+def pack(decoder: Decoder, rows: int = _PACK_ROWS, kernels: Kernels | None = None) -> None:
     """Replaces the layers' linears by packed ones, layer by layer, so that never two copies of all are held.
 
     Row norms (DoRA needs them) are taken first; the other weights are gone afterwards. What no kernel here can hold
@@ -221,7 +221,7 @@ def pack(decoder: Decoder, rows: int = _PACK_ROWS) -> None:
     """
     for layer in decoder.layers:
         assert isinstance(layer, Layer)
-        found = {site: _packed(getattr(layer, site), rows) for site in QUANTISED_SITES}
+        found = {site: _packed(getattr(layer, site), rows, kernels) for site in QUANTISED_SITES}
         for name in LINEARS if any(found.values()) else ():
             layer.row_norm2(name)
         for site, packed in found.items():
@@ -229,9 +229,11 @@ def pack(decoder: Decoder, rows: int = _PACK_ROWS) -> None:
                 setattr(layer, site, packed)
 
 
-def _packed(linear: nn.Module, rows: int) -> nn.Module | None:
+def _packed(linear: nn.Module, rows: int, kernels: Kernels | None) -> nn.Module | None:
     if isinstance(linear, QuantisedLinear):
         return linear.packed()
+    if isinstance(linear, DenseLinear) and kernels is not None and NativeLinear.fits(linear, kernels):
+        return NativeLinear(linear, kernels)
     if isinstance(linear, DenseLinear) and can_pack(linear.weight.dtype, linear.weight.device):
         return OneDnnLinear(linear, rows)
     return None

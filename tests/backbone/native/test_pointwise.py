@@ -5,16 +5,16 @@ import torch
 from torch.nn import functional as F
 
 from umbel.backbone.decoder import rotate
-from umbel.backbone.native import Kernels, Pointwise
+from umbel.backbone.native import Pointwise
 
 ROUNDING = 2**-8
 """bf16 keeps 8 bits: the nearest is within 2^-9 of a value, and a value that lies between two may fall either way."""
 WIDTHS = [3, 16, 40, 64, 576]
 
 
-@pytest.fixture(scope="module")
-def pointwise(tmp_path_factory):
-    return Pointwise(Kernels.load(tmp_path_factory.mktemp("kernels")))
+@pytest.fixture
+def pointwise(kernels):
+    return Pointwise(kernels)
 
 
 def random(*size, seed=0):

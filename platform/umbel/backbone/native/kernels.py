@@ -21,7 +21,7 @@ from umbel.core.errors import Unavailable
 from umbel.core.settings import Settings
 
 _HERE = Path(__file__).parent
-_SOURCES = ("lora.c", "attention.c", "gated.c", "prompt.c", "pointwise.c")
+_SOURCES = ("linear.c", "lora.c", "attention.c", "gated.c", "prompt.c", "pointwise.c")
 _HEADERS = ("vectors.h", "scores.h")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 120
@@ -45,7 +45,7 @@ class Kernels:
             library = ctypes.CDLL(str(path))
         except OSError as error:
             raise _unavailable(f"{path.name} cannot be loaded: {error}.", "delete it and start again") from error
-        for name in ("lora", "decode", "gated", "prompt", "scale"):
+        for name in ("linear", "lora", "decode", "gated", "prompt", "scale"):
             getattr(library, f"umbel_{name}").restype = None
         library.umbel_prompt_room.restype = ctypes.c_int64
         library.umbel_prompt_room.argtypes = [ctypes.c_int64] * 3
@@ -62,6 +62,11 @@ class Kernels:
             if settings.kernels == "on":
                 raise
             return None
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether they have a linear for this processor: elsewhere, and where there is AMX, oneDNN's is better."""
+        return bool(self.library.umbel_has_linear())
 
     def fit(self, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether they can stand in for torch: bf16 on a CPU."""

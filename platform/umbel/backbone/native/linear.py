@@ -1,0 +1,60 @@
+"""The layers' linears by ``linear.c``: bf16, without gradients, each row's bits its own in any company.
+
+Shape letters here:  N output features   K input features
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from umbel.backbone.linears import DenseLinear, PackedLinear
+from umbel.backbone.native.kernels import Kernels
+
+_COLUMNS = 48
+"""``COLUMNS`` of linear.c."""
+
+
+class _Linear(ctypes.Structure):
+    """``Linear`` of linear.c."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "d_in", "d_out")),
+        *((name, ctypes.c_void_p) for name in ("w", "bias", "y")),
+    )
+
+
+class NativeLinear(PackedLinear):
+    """A dense weight in the kernel's order, as large as it was but for what fills up its last block."""
+
+    def __init__(self, dense: DenseLinear, kernels: Kernels) -> None:
+        d_out, d_in = dense.weight.shape
+        super().__init__(d_in, d_out, dense.bias)
+        self._run = kernels.library.umbel_linear
+        self.register_buffer("packed", _in_blocks(dense.weight.detach()))
+
+    @staticmethod
+    def fits(dense: DenseLinear, kernels: Kernels) -> bool:
+        """Whether this processor has the instructions, and the weight an even number of inputs."""
+        weight = dense.weight
+        return kernels.multiplies and kernels.fit(weight.dtype, weight.device) and weight.shape[1] % 2 == 0
+
+    def product(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        y = x.new_empty(x.shape[0], self.d_out)
+        told = _Linear(
+            x=x.data_ptr(), rows=x.shape[0], d_in=self.d_in, d_out=self.d_out, w=self.get_buffer("packed").data_ptr(),
+            bias=None if self.bias is None else self.bias.data_ptr(), y=y.data_ptr(),
+        )  # fmt: skip
+        self._run(ctypes.byref(told), torch.get_num_threads())
+        return y
+
+
+def _in_blocks(weight: Tensor) -> Tensor:
+    """[N,K] -> [blocks, K/2, columns, 2]."""
+    d_out, d_in = weight.shape
+    blocks = -(-d_out // _COLUMNS)
+    filled = F.pad(weight, (0, 0, 0, blocks * _COLUMNS - d_out))
+    return filled.view(blocks, _COLUMNS, d_in // 2, 2).transpose(1, 2).contiguous()
