@@ -5,7 +5,8 @@
        bottleneck   y = y + f(x A^T + a) B + c          x may be y itself: all of it is read before any is written
 
    A row's sums have one order, whatever stands beside it. Every adapter's weights are read once in a step, from where
-   they lie; nothing is gathered, filled up or copied. */
+   they lie; nothing is gathered, filled up or copied. They come from memory, in pieces too short for the processor to
+   guess the next one, so each task fetches what a later one will read. */
 
 #include "vectors.h"
 
@@ -48,6 +49,7 @@ enum { NONE, RELU, GELU, SILU };
 #define RANKS 4
 #define ROWS 4
 #define COLUMNS 64
+#define FAR 2 /* tasks between fetching and reading columns */
 
 /* f(x + bias) of one number; NaN stays NaN. */
 static float activated(const Group *g, int64_t rank, float x) {
@@ -60,8 +62,16 @@ static float activated(const Group *g, int64_t rank, float x) {
     }
 }
 
+/* What a later task will read of A: ``m`` ranks, one after another, of which ``k`` numbers each were fetched. */
+INLINE void fetch_ranks(const bf16 *later, int64_t k, const int m) {
+    if (!later || k % LINE) return;
+    for (int j = 0; j < m; j++) __builtin_prefetch(later + m * k + j * LINE);
+}
+
 /* ``n`` rows times ``m`` ranks of x A^T, activated. */
-INLINE void down(const Site *s, const Group *g, int64_t row, int64_t rank, const int n, const int m) {
+INLINE void down(
+    const Site *s, const Group *g, int64_t row, int64_t rank, const bf16 *later, const int n, const int m
+) {
     const bf16 *x[ROWS], *a[RANKS];
     f32x16 sums[ROWS][RANKS];
     for (int i = 0; i < n; i++) x[i] = s->x + s->rows[g->first + row + i] * s->x_stride;
@@ -71,6 +81,7 @@ INLINE void down(const Site *s, const Group *g, int64_t row, int64_t rank, const
     int64_t k = 0;
 #ifdef __AVX512BF16__
     for (; k + 2 * LANES <= s->d; k += 2 * LANES) {
+        fetch_ranks(later, k, m);
         __m512bh xs[ROWS];
         for (int i = 0; i < n; i++) xs[i] = (__m512bh)_mm512_loadu_si512(x[i] + k);
         for (int j = 0; j < m; j++) {
@@ -80,6 +91,7 @@ INLINE void down(const Site *s, const Group *g, int64_t row, int64_t rank, const
     }
 #endif
     for (; k + LANES <= s->d; k += LANES) {
+        fetch_ranks(later, k, m);
         f32x16 xs[ROWS];
         for (int i = 0; i < n; i++) xs[i] = wide16(x[i] + k);
         for (int j = 0; j < m; j++) {
@@ -95,10 +107,10 @@ INLINE void down(const Site *s, const Group *g, int64_t row, int64_t rank, const
         }
 }
 
-INLINE void downs(const Site *s, const Group *g, int64_t rank, const int m) {
+INLINE void downs(const Site *s, const Group *g, int64_t rank, const bf16 *later, const int m) {
     int64_t row = 0;
-    for (; row + ROWS <= g->count; row += ROWS) down(s, g, row, rank, ROWS, m);
-    for (; row < g->count; row++) down(s, g, row, rank, 1, m);
+    for (; row + ROWS <= g->count; row += ROWS, later = NULL) down(s, g, row, rank, later, ROWS, m);
+    for (; row < g->count; row++, later = NULL) down(s, g, row, rank, later, 1, m);
 }
 
 /* One number of y; ``delta`` is its row of x A^T times its column of B. */
@@ -106,20 +118,41 @@ INLINE float changed(float y, float delta, const float *scale, int64_t at, float
     return scale ? bias + scale[at] * (y - bias + delta) : y + delta;
 }
 
+/* One thread's next task: RANKS ranks of a group from ``at`` on, or COLUMNS columns of a segment. */
+typedef struct {
+    const Group *group, *end; /* the end: there is none */
+    int64_t segment, at;
+} Task;
+
+static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+INLINE const bf16 *columns_of(const Segment *t, int64_t column) {
+    return t->b + column / t->block * t->rank * t->block + column % t->block;
+}
+
+/* What a later task will read of B: one rank of its columns. */
+INLINE void fetch_columns(const Segment *t, const bf16 *columns, int64_t rank) {
+    if (rank >= t->rank) return;
+    for (int ahead = 0; ahead < COLUMNS; ahead += LINE) __builtin_prefetch(columns + rank * t->block + ahead);
+}
+
 /* ``n`` rows times ``v`` vectors of columns, from ``column`` of the segment on; all of them within one block. */
 INLINE void up(
-    const Site *s, const Group *g, const Segment *t, const float *scale, int64_t row, int64_t column, const int n,
-    const int v
+    const Site *s, const Group *g, const Segment *t, const float *scale, int64_t row, int64_t column, const Task *later,
+    const int n, const int v
 ) {
+    const Segment *next = later ? later->group->segments + later->segment : NULL;
+    const bf16 *fetched = later ? columns_of(next, later->at) : NULL;
     f32x16 sums[ROWS][COLUMNS / LANES];
     const float *h[ROWS];
-    const bf16 *b = t->b + column / t->block * t->rank * t->block + column % t->block;
+    const bf16 *b = columns_of(t, column);
     const bf16 *outer = g->outer ? g->outer + t->column + column : NULL;
     for (int i = 0; i < n; i++) {
         h[i] = s->h + (g->first + row + i) * s->most + t->from;
         for (int j = 0; j < v; j++) sums[i][j] = outer ? wide16(outer + j * LANES) : all(0.0f);
     }
     for (int64_t r = 0; r < t->rank; r++, b += t->block) {
+        if (later) fetch_columns(next, fetched, r);
         f32x16 bs[COLUMNS / LANES];
         for (int j = 0; j < v; j++) bs[j] = wide16(b + j * LANES);
         for (int i = 0; i < n; i++) {
@@ -142,11 +175,11 @@ INLINE void up(
 }
 
 INLINE void ups(
-    const Site *s, const Group *g, const Segment *t, const float *scale, int64_t column, const int v
+    const Site *s, const Group *g, const Segment *t, const float *scale, int64_t column, const Task *later, const int v
 ) {
     int64_t row = 0;
-    for (; row + ROWS <= g->count; row += ROWS) up(s, g, t, scale, row, column, ROWS, v);
-    for (; row < g->count; row++) up(s, g, t, scale, row, column, 1, v);
+    for (; row + ROWS <= g->count; row += ROWS, later = NULL) up(s, g, t, scale, row, column, later, ROWS, v);
+    for (; row < g->count; row++, later = NULL) up(s, g, t, scale, row, column, later, 1, v);
 }
 
 /* Columns that do not fill a vector. */
@@ -155,25 +188,53 @@ static void rest(const Site *s, const Group *g, const Segment *t, const float *s
         const float *h = s->h + row * s->most + t->from;
         bf16 *y = s->y + s->rows[row] * s->y_stride + t->column;
         for (int64_t c = column; c < end; c++) {
-            const bf16 *b = t->b + c / t->block * t->rank * t->block + c % t->block;
-            float delta = g->outer ? wide(g->outer[t->column + c]) : 0.0f, bias = s->bias ? wide(s->bias[t->column + c]) : 0.0f;
+            const bf16 *b = columns_of(t, c);
+            float delta = g->outer ? wide(g->outer[t->column + c]) : 0.0f;
+            float bias = s->bias ? wide(s->bias[t->column + c]) : 0.0f;
             for (int64_t r = 0; r < t->rank; r++) delta += h[r] * wide(b[r * t->block]);
             y[c] = narrow(changed(wide(y[c]), delta, scale, c, bias));
         }
     }
 }
 
+static int64_t tile_end(const Task *task) {
+    int64_t block = task->group->segments[task->segment].block;
+    return min(task->at + COLUMNS, (task->at / block + 1) * block);
+}
+
 /* Up to ``COLUMNS`` columns of a block. */
-static void tile(const Site *s, const Group *g, const Segment *t, const float *scale, int64_t column, int64_t end) {
+static void tile(const Site *s, const Task *task, const Task *later) {
+    const Group *g = task->group;
+    const Segment *t = g->segments + task->segment;
+    const float *scale = g->scale[task->segment];
+    int64_t column = task->at, end = tile_end(task);
     if (end - column == COLUMNS) {
-        ups(s, g, t, scale, column, COLUMNS / LANES);
+        ups(s, g, t, scale, column, later, COLUMNS / LANES);
         return;
     }
-    for (; column + LANES <= end; column += LANES) ups(s, g, t, scale, column, 1);
+    for (; column + LANES <= end; column += LANES) ups(s, g, t, scale, column, NULL, 1);
     if (column < end) rest(s, g, t, scale, column, end);
 }
 
-static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+static Task next_ranks(Task task, int64_t times) {
+    for (; times && task.group < task.end; times--) {
+        task.at += RANKS;
+        while (task.group < task.end && task.at >= task.group->rank) task.group++, task.at = 0;
+    }
+    return task;
+}
+
+static Task next_tile(Task task, int64_t times) {
+    for (; times && task.group < task.end; times--) {
+        const Group *g = task.group;
+        if (task.at >= 0 && (task.at = tile_end(&task)) < g->segments[task.segment].width) continue;
+        do {
+            task.at = 0;
+            if (++task.segment == SEGMENTS) task.segment = 0, task.group++;
+        } while (task.group < task.end && !(task.group->rank && task.group->segments[task.segment].rank));
+    }
+    return task;
+}
 
 /* Multiply-adds, where a weight counts as ``ROWS`` of them at least: it has to be read. */
 static int64_t work(const Site *s, const Group *groups, int64_t count) {
@@ -196,24 +257,24 @@ void umbel_lora(const Site *s, const Group *groups, int64_t count, int threads) 
 #ifdef _OPENMP
         me = omp_get_thread_num(), all = omp_get_num_threads();
 #endif
-        int64_t task = 0;
-        for (const Group *g = groups; g < groups + count; g++)
-            for (int64_t rank = 0; rank < g->rank; rank += RANKS)
-                if (task++ % all == me) {
-                    if (rank + RANKS <= g->rank) downs(s, g, rank, RANKS);
-                    else
-                        for (int64_t r = rank; r < g->rank; r++) downs(s, g, r, 1);
-                }
+        /* Tasks go round the threads; each begins before the first one. */
+        Task before = {groups, groups + count, 0, -RANKS}, task = next_ranks(before, me + 1), later;
+        for (; task.group < task.end; task = later) {
+            const Group *g = task.group;
+            later = next_ranks(task, all);
+            const bf16 *fetched = later.group < later.end ? later.group->a + later.at * s->d : NULL;
+            if (task.at + RANKS <= g->rank) downs(s, g, task.at, fetched, RANKS);
+            else
+                for (int64_t rank = task.at; rank < g->rank; rank++) downs(s, g, rank, NULL, 1);
+        }
+        task = next_tile((Task){groups, groups + count, -1, -1}, me + 1);
+        later = task;
+        for (int i = 0; i < FAR && later.group < later.end; i++, later = next_tile(later, all)) {
+            const Segment *t = later.group->segments + later.segment;
+            for (int64_t rank = 0; rank < t->rank; rank++) fetch_columns(t, columns_of(t, later.at), rank);
+        }
 #pragma omp barrier
-        task = 0;
-        for (const Group *g = groups; g < groups + count; g++)
-            for (int i = 0; i < SEGMENTS; i++) {
-                const Segment *t = g->segments + i;
-                if (!g->rank || !t->rank) continue;
-                for (int64_t block = 0; block < t->width; block += t->block)
-                    for (int64_t column = block; column < block + t->block; column += COLUMNS)
-                        if (task++ % all == me)
-                            tile(s, g, t, g->scale[i], column, min(column + COLUMNS, block + t->block));
-            }
+        for (; task.group < task.end; task = next_tile(task, all), later = next_tile(later, all))
+            tile(s, &task, later.group < later.end ? &later : NULL);
     }
 }
