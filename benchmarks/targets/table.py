@@ -41,8 +41,8 @@ class Target:
 
 
 _PRODUCTS = (
-    "weights that lie in a cache already would take more than half as long: each number of B is widened to fp32 and used "
-    "by the few rows that wear its adapter."
+    "weights that lie in a cache already would take more than half as long: each number of B is widened to fp32 and "
+    "used by the few rows that wear its adapter."
 )
 _CALLS = (
     "there is little to read, but at 240 places of a step a kernel is called from Python: 2 to 3 microseconds each, "
