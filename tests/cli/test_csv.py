@@ -30,6 +30,15 @@ def test_a_csv_is_checked_with_and_without_tokens(run, reviews):
     assert "positive" in answer.out
 
 
+def test_an_empty_cell_is_told_to_be_filled_or_left_out(run, tmp_path):
+    path = tmp_path / "gap.csv"
+    path.write_text("review,verdict\nfine,x\n,y\n")
+    answer = run("data", "check", str(path), *NAMED)
+    assert answer.code == 2
+    assert "line 3: column 'review' is empty" in answer.err
+    assert "fix: write a text there, or leave the row out" in answer.err
+
+
 def test_a_csv_is_trained_on_evaluated_and_compared(run, reviews, registry):
     labels = ("--labels", "negative,neutral,positive")
     trained = run(

@@ -207,7 +207,9 @@ class _Place:
     names: Mapping[str, str] = field(default_factory=dict)
 
     def wrong(self, why: str, form: str, *, code: str = "wrong_form") -> DataError:
-        return DataError(f"{self.path} line {self.line}: {why}.", code=code, hint=self.fix((form,)))
+        empty = "write a text there, or leave the row out"
+        hint = empty if code == "empty_text" else self.fix((form,))
+        return DataError(f"{self.path} line {self.line}: {why}.", code=code, hint=hint)
 
     def key(self, key: str) -> str:
         """What the file calls it, as it is said in an error."""
