@@ -18,7 +18,7 @@ from umbel.backbone.attention import Attention, WholeAttention
 from umbel.backbone.checkpointing import KEEP_ALL, Checkpointing
 from umbel.backbone.config import BackboneConfig, inverse_frequencies
 from umbel.backbone.linears import DenseLinear, Linear
-from umbel.backbone.native import Kernels, Pointwise
+from umbel.backbone.native import Kernels, NativeEmbedding, NativeLinear, Pointwise
 from umbel.core.shape import BackboneShape
 
 
@@ -69,10 +69,12 @@ class Decoder(nn.Module):
         super().__init__()
         shape = config.shape
         self.config = config
-        self.embedding = nn.Embedding(shape.vocab, shape.hidden, dtype=dtype, device=device)
+        self.embedding: nn.Embedding | NativeEmbedding = nn.Embedding(
+            shape.vocab, shape.hidden, dtype=dtype, device=device
+        )
         self.layers = nn.ModuleList(Layer(i, config, dtype, device) for i in range(shape.layers))
         self.norm = RMSNorm(shape.hidden, config.norm_eps, dtype, device)
-        self.lm_head = (
+        self.lm_head: DenseLinear | NativeLinear | None = (
             None if shape.tied else DenseLinear(shape.hidden, shape.vocab, bias=False, dtype=dtype, device=device)
         )
         self.compute_dtype = dtype

@@ -14,7 +14,7 @@ from umbel.backbone.fingerprint import Identity, fingerprint, identity, weight_f
 from umbel.backbone.footprint import give_back_freed, keep_few_products
 from umbel.backbone.installed import CHANGED_FILE, SOURCE_FILE, Source, parent_folder
 from umbel.backbone.linears import DenseLinear, OneDnnLinear, PackedLinear, can_pack
-from umbel.backbone.native import Kernels, NativeLinear
+from umbel.backbone.native import Kernels, NativeEmbedding, NativeLinear
 from umbel.backbone.pieces import pieces
 from umbel.backbone.quantised import QUANTISED_SITES, QuantisedLinear, check_form, quantised
 from umbel.backbone.tokenizer import load_tokenizer
@@ -214,7 +214,8 @@ def checkpoint_names(decoder: Decoder) -> dict[str, tuple[str, ...]]:
 
 @torch.no_grad()
 def pack(decoder: Decoder, rows: int = _PACK_ROWS, kernels: Kernels | None = None) -> None:
-    """Replaces the layers' linears by packed ones, layer by layer, so that never two copies of all are held.
+    """Replaces the layers' linears by packed ones, layer by layer, so that never two copies of all are held;
+    and lm_head where ``kernels`` have a linear.
 
     Row norms (DoRA needs them) are taken first; the other weights are gone afterwards. What no kernel here can hold
     stays as it is.
@@ -227,13 +228,23 @@ def pack(decoder: Decoder, rows: int = _PACK_ROWS, kernels: Kernels | None = Non
         for site, packed in found.items():
             if packed is not None:
                 setattr(layer, site, packed)
+    weight = decoder.embedding.weight if decoder.lm_head is None else decoder.lm_head.weight
+    if kernels is not None and NativeLinear.fits(weight, kernels):
+        _pack_lm_head(decoder, NativeLinear(weight, None, kernels))
+
+
+def _pack_lm_head(decoder: Decoder, packed: NativeLinear) -> None:
+    """Where it is tied, embeddings are looked up in it, so that they are held once."""
+    if decoder.lm_head is None:
+        decoder.embedding = NativeEmbedding(packed)
+    decoder.lm_head = packed
 
 
 def _packed(linear: nn.Module, rows: int, kernels: Kernels | None) -> nn.Module | None:
     if isinstance(linear, QuantisedLinear):
         return linear.packed()
-    if isinstance(linear, DenseLinear) and kernels is not None and NativeLinear.fits(linear, kernels):
-        return NativeLinear(linear, kernels)
+    if isinstance(linear, DenseLinear) and kernels is not None and NativeLinear.fits(linear.weight, kernels):
+        return NativeLinear(linear.weight, linear.bias, kernels)
     if isinstance(linear, DenseLinear) and can_pack(linear.weight.dtype, linear.weight.device):
         return OneDnnLinear(linear, rows)
     return None

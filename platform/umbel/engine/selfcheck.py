@@ -74,9 +74,9 @@ def check_rows(backbone: Backbone) -> Report:
         checks.append(_check(site, linear, width, backbone, generator))
         if getattr(linear, "splits", False):
             checks.append(_check(f"{site} of prompts", partial(linear, decoding=0), width, backbone, generator))
-    head = backbone.decoder.lm_head
-    weight = backbone.decoder.embedding.weight
-    checks.append(_check("lm_head", head or (lambda x: F.linear(x, weight)), weight.shape[1], backbone, generator))
+    decoder = backbone.decoder
+    head = decoder.lm_head or partial(F.linear, weight=decoder.embedding.weight)
+    checks.append(_check("lm_head", head, backbone.shape.hidden, backbone, generator))
     checks += [_check_attention(backbone, generator), _check_step(backbone, generator)]
     return Report(str(backbone.dtype).removeprefix("torch."), str(backbone.device), tuple(checks))
 

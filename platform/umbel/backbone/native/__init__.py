@@ -1,7 +1,7 @@
 """What a step on a CPU does in C, where a compiler is at hand; without one torch does the same, more slowly."""
 
 from umbel.backbone.native.kernels import Kernels
-from umbel.backbone.native.linear import NativeLinear
+from umbel.backbone.native.linear import NativeEmbedding, NativeLinear
 from umbel.backbone.native.pointwise import Pointwise
 
-__all__ = ["Kernels", "NativeLinear", "Pointwise"]
+__all__ = ["Kernels", "NativeEmbedding", "NativeLinear", "Pointwise"]

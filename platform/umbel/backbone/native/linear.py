@@ -1,15 +1,15 @@
-"""The layers' linears by ``linear.c``: bf16, without gradients, each row's bits its own in any company.
+"""Linears by ``linear.c``: bf16, without gradients, each row's bits its own in any company.
 
-Shape letters here:  N output features   K input features
+Shape letters here:  N output features   K input features   B rows   T tokens   H hidden   V vocabulary
 """
 
 import ctypes
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from umbel.backbone.linears import DenseLinear, PackedLinear
+from umbel.backbone.linears import PackedLinear
 from umbel.backbone.native.kernels import Kernels
 
 _COLUMNS = 48
@@ -27,19 +27,29 @@ class _Linear(ctypes.Structure):
 
 
 class NativeLinear(PackedLinear):
-    """A dense weight in the kernel's order, as large as it was but for what fills up its last block."""
+    """A weight in the kernel's order, as large as it was but for what fills up its last block."""
 
-    def __init__(self, dense: DenseLinear, kernels: Kernels) -> None:
-        d_out, d_in = dense.weight.shape
-        super().__init__(d_in, d_out, dense.bias)
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, kernels: Kernels) -> None:
+        d_out, d_in = weight.shape
+        super().__init__(d_in, d_out, bias)
         self._run = kernels.library.umbel_linear
-        self.register_buffer("packed", _in_blocks(dense.weight.detach()))
+        self.register_buffer("packed", _in_blocks(weight.detach()))
 
     @staticmethod
-    def fits(dense: DenseLinear, kernels: Kernels) -> bool:
+    def fits(weight: Tensor, kernels: Kernels) -> bool:
         """Whether this processor has the instructions, and the weight an even number of inputs."""
-        weight = dense.weight
         return kernels.multiplies and kernels.fit(weight.dtype, weight.device) and weight.shape[1] % 2 == 0
+
+    @property
+    def weight(self) -> Tensor:
+        """[N,K], put together anew."""
+        return self.get_buffer("packed").transpose(1, 2).reshape(-1, self.d_in)[: self.d_out]
+
+    def rows(self, outputs: Tensor) -> Tensor:
+        """The weights [...,K] of these output features."""
+        pairs = self.get_buffer("packed").view(torch.int32).squeeze(-1)
+        found = pairs[outputs // _COLUMNS, :, outputs % _COLUMNS]
+        return found.view(self.get_buffer("packed").dtype)
 
     def product(self, x: Tensor) -> Tensor:
         x = x.contiguous()
@@ -50,6 +60,23 @@ class NativeLinear(PackedLinear):
         )  # fmt: skip
         self._run(ctypes.byref(told), torch.get_num_threads())
         return y
+
+
+class NativeEmbedding(nn.Module):
+    """The embeddings that a tied lm_head multiplies with, read where it holds them."""
+
+    def __init__(self, lm_head: NativeLinear) -> None:
+        super().__init__()
+        self.lm_head = lm_head
+
+    @property
+    def weight(self) -> Tensor:
+        """[V,H], put together anew."""
+        return self.lm_head.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B,T] -> [B,T,H]."""
+        return self.lm_head.rows(tokens)
 
 
 def _in_blocks(weight: Tensor) -> Tensor:
