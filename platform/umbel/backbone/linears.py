@@ -64,7 +64,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor, decoding: int | None = None) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
-            raise RuntimeError("a packed linear has no gradient; load the backbone with packed=False to train")
+            raise no_gradient()
         flat = x.reshape(-1, self.d_in)
         many = self.splits and decoding is not None and decoding < flat.shape[0]
         y = self._split(flat, decoding or 0) if many else self.product(flat)
@@ -81,6 +81,10 @@ class PackedLinear(nn.Module):
         if not bias and self.bias is not None:
             y = y - self.bias
         return y[..., rows]
+
+
+def no_gradient() -> RuntimeError:
+    return RuntimeError("a packed linear has no gradient; load the backbone with packed=False to train")
 
 
 class OneDnnLinear(PackedLinear):

@@ -78,7 +78,7 @@ static void multiply(const Linear *s, int64_t from, int64_t to, int64_t block, i
 }
 
 /* Blocks are shared out among threads; rows, too, where blocks are too few to give each as much. */
-void umbel_linear(const Linear *s, int threads) {
+static void share(const Linear *s, int threads) {
     int64_t blocks = (s->d_out + COLUMNS - 1) / COLUMNS, most = s->rows / (2 * TILE), parts = 1;
     while (parts < most && blocks * parts < 4 * threads && blocks * parts % threads) parts++;
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -93,6 +93,13 @@ void umbel_linear(const Linear *s, int threads) {
 
 int umbel_has_linear(void) { return 0; }
 
-void umbel_linear(const Linear *s, int threads) { (void)s, (void)threads; }
+static void share(const Linear *s, int threads) { (void)s, (void)threads; }
 
 #endif
+
+void umbel_linear(
+    const bf16 *x, int64_t rows, int64_t d_in, int64_t d_out, const bf16 *w, const bf16 *bias, bf16 *y, int threads
+) {
+    Linear s = {x, rows, d_in, d_out, w, bias, y};
+    share(&s, threads);
+}

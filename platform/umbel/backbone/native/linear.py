@@ -9,21 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from umbel.backbone.linears import PackedLinear
+from umbel.backbone.linears import PackedLinear, no_gradient
 from umbel.backbone.native.kernels import Kernels
 
 _COLUMNS = 48
 """``COLUMNS`` of linear.c."""
 
 
-class _Linear(ctypes.Structure):
-    """``Linear`` of linear.c."""
-
-    _fields_ = (
-        ("x", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("rows", "d_in", "d_out")),
-        *((name, ctypes.c_void_p) for name in ("w", "bias", "y")),
-    )
+_POINTER, _COUNT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
 class NativeLinear(PackedLinear):
@@ -33,6 +26,7 @@ class NativeLinear(PackedLinear):
         d_out, d_in = weight.shape
         super().__init__(d_in, d_out, bias)
         self._run = kernels.library.umbel_linear
+        self._run.argtypes = [_POINTER, _COUNT, _COUNT, _COUNT, _POINTER, _POINTER, _POINTER, _THREADS]
         self.register_buffer("packed", _in_blocks(weight.detach()))
 
     @staticmethod
@@ -51,14 +45,18 @@ class NativeLinear(PackedLinear):
         found = pairs[outputs // _COLUMNS, :, outputs % _COLUMNS]
         return found.view(self.get_buffer("packed").dtype)
 
-    def product(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, decoding: int | None = None) -> Tensor:
+        """As every packed linear; one of 121 calls of a step, so in as few of torch's as there can be."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise no_gradient()
         x = x.contiguous()
-        y = x.new_empty(x.shape[0], self.d_out)
-        told = _Linear(
-            x=x.data_ptr(), rows=x.shape[0], d_in=self.d_in, d_out=self.d_out, w=self.get_buffer("packed").data_ptr(),
-            bias=None if self.bias is None else self.bias.data_ptr(), y=y.data_ptr(),
+        y = x.new_empty(*x.shape[:-1], self.d_out)
+        bias, packed = self.bias, self._buffers["packed"]
+        assert packed is not None
+        self._run(
+            x.data_ptr(), x.numel() // self.d_in, self.d_in, self.d_out, packed.data_ptr(),
+            None if bias is None else bias.data_ptr(), y.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
-        self._run(ctypes.byref(told), torch.get_num_threads())
         return y
 
 
