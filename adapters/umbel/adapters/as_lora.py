@@ -277,7 +277,7 @@ def _beyond(kind: str, path: str, what: str) -> AdapterRefused:
 def _measure(linear: nn.Module, adapted: Any, path: str, kind: str) -> _Change:
     """float64, so that a small change is not lost beside W."""
     own, other = copy.deepcopy(linear).double(), copy.deepcopy(adapted).double()
-    width = int(own.in_features)
+    width = int(own.in_features)  # type: ignore[arg-type]
     still = torch.zeros(1, 1, width, dtype=torch.float64)
     units = torch.eye(width, dtype=torch.float64)[None]
     bias = other(still)[0, 0] - own(still)[0, 0]

@@ -97,7 +97,7 @@ def configure(name: str, options: dict[str, Any]) -> Any:
 def _typed(config: type[Any], key: str, value: Any) -> Any:
     """The value as the field's own type: "8" from a command line is 8, a JSON list is a tuple; "eight" is an error."""
     try:
-        return _adapter_of(config, key).validate_python(value)
+        return _adapter_of(config, key).validate_python(value)  # type: ignore[arg-type]
     except ValidationError as error:
         raise ConfigError(
             f"{key} = {value!r} is not one: {error.errors()[0]['msg']}.", code="invalid_option", param=key

@@ -4,7 +4,7 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -104,8 +104,8 @@ class Head(ABC):
         x = pooled.to(torch.promote_types(pooled.dtype, wide))
         for i in range(self.config.depth):
             x = self._drop(x, generator)
-            weight, bias = self.tensors[f"score_layers.{i}.weight"], self.tensors[f"score_layers.{i}.bias"]
-            x = _ACTIVATIONS[self.config.activation](F.linear(x, weight.to(x.dtype), bias.to(x.dtype)))
+            weight, inner = self.tensors[f"score_layers.{i}.weight"], self.tensors[f"score_layers.{i}.bias"]
+            x = _ACTIVATIONS[self.config.activation](F.linear(x, weight.to(x.dtype), inner.to(x.dtype)))
         bias = self.tensors["score.bias"].to(x.dtype) if self.config.bias else None
         return F.linear(self._drop(x, generator), self.tensors["score.weight"].to(x.dtype), bias)
 
@@ -116,7 +116,12 @@ class Head(ABC):
         return x * keep / (1.0 - self.config.dropout)
 
 
-_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
 
 
 def pool(hidden: Tensor, lengths: Tensor, skip: Tensor, pooling: Pooling) -> Tensor:

@@ -63,7 +63,7 @@ class Rows:
         if self._even is not None and not torch.is_grad_enabled():
             window, count = self._even
             own = delta.view(self.num_slots, self.width, y.shape[1], -1)[:, :count]
-            target[window].unflatten(0, (self.num_slots, count)).add_(own)
+            target[window].unflatten(0, (self.num_slots, count)).add_(own)  # type: ignore[no-untyped-call]
             return y
         flat = self._ungroup(delta, y.shape[1])
         if self._whole:
@@ -103,7 +103,7 @@ class Rows:
             return y
         window, count = self._even
         own = new.view(self.num_slots, self.width, y.shape[1], -1)[:, :count]
-        target[window].unflatten(0, (self.num_slots, count)).copy_(own)
+        target[window].unflatten(0, (self.num_slots, count)).copy_(own)  # type: ignore[no-untyped-call]
         return y
 
     def scatter(self, y: Tensor, new: Tensor, columns: Tensor) -> Tensor:

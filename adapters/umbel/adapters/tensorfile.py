@@ -103,7 +103,7 @@ def _check_layout(header: dict[str, Any], size: int, name: str, widths: Mapping[
 
 def _check_entry(key: str, entry: dict[str, Any], name: str, widths: Mapping[str, int]) -> None:
     shape, offsets, dtype = entry.get("shape"), entry.get("data_offsets"), entry.get("dtype")
-    if dtype not in widths:
+    if not isinstance(dtype, str) or dtype not in widths:
         raise AdapterRefused(
             f"{name}: {key} has dtype {dtype}; adapters hold {', '.join(widths)}.", code="dtype_not_allowed"
         )

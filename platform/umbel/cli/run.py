@@ -154,7 +154,7 @@ async def _file(
             f"no column of {input} is called text: its header is {', '.join(asked[0])}.",
             code="unknown_column",
             param="text_column",
-            hint=f"name the column of the texts: --text-column {next(iter(asked[0]))}",
+            hint="say which of them holds the texts: --text-column NAME",
         )
     rows = await asyncio.gather(*(answered(row) for row in asked))
     _write(rows, output)

@@ -55,7 +55,7 @@ def _added(middle: float, ends: tuple[float, float], bare: float, step: str) -> 
     if low <= 0:
         most = f" (at most {high:.1f} ms)" if high > 0 else ""
         return f"no measurable time{most} to {step} ({bare:.1f} ms)"
-    return f"{max(middle, low):.1f} ms ({low:.1f} to {high:.1f}) to {step} ({bare:.1f} ms)"
+    return f"{min(max(middle, low), high):.1f} ms ({low:.1f} to {high:.1f}) to {step} ({bare:.1f} ms)"
 
 
 def bank_bytes(adapter: Adapter, backbone: Backbone) -> int:

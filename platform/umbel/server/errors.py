@@ -85,12 +85,15 @@ def from_validation(
     if first["type"] == "missing":
         hint = f"add {param}; /openapi.json tells every field" if param else "send a JSON object"
         return UsageError(f"{param or 'the body'} is missing{more}.", code="missing_field", param=param, hint=hint)
-    return UsageError(f"{param or 'the body'}: {first['msg']}.", code="invalid_value", param=param)
+    found = {each["msg"]: None for each in errors if _plain([str(part) for part in each["loc"][1:]]) == _plain(where)}
+    told = " or ".join(msg.removeprefix("Input should be ") if at else msg for at, msg in enumerate(found))
+    hint = "/openapi.json tells what every field takes"
+    return UsageError(f"{param or 'the body'}: {told}.", code="invalid_value", param=param, hint=hint)
 
 
 def _plain(where: Sequence[str]) -> list[str]:
     """Without the names that pydantic gives to the members of a union."""
-    return [part for part in where if part.replace("_", "").isalnum() and part not in ("str", "int", "float")]
+    return [part for part in where if part.replace("_", "").isalnum() and part not in ("str", "int", "float", "bool")]
 
 
 def _unknown(where: Sequence[str], known: Sequence[str]) -> UsageError:

@@ -52,7 +52,11 @@ class Aliases:
         """
         parsed = AdapterRef.parse(ref)
         if str(parsed) == parsed.name:
-            raise UsageError(f"{ref!r} does not say which version.", code="invalid_reference", hint=f"{ref}:3")
+            raise UsageError(
+                f"{ref!r} does not say which version.",
+                code="invalid_reference",
+                hint=f"{ref}:NUMBER; umbel adapters show {ref} lists them",
+            )
         check_alias(alias)
         with self.database.write() as session:
             adapter = lookup.adapter_row(session, parsed.name, lock=True)

@@ -309,9 +309,7 @@ def _row(session: Session, name: str, *, lock: bool = False) -> ExperimentRow:
     statement = select(ExperimentRow).where(known_by == name).options(_WITH)
     row = session.scalar(statement.with_for_update() if lock else statement)
     if row is None:
-        raise NotFound(
-            f"there is no experiment {name!r}.", code="experiment_not_found", hint="umbel experiments status"
-        )
+        raise NotFound(f"there is no experiment {name!r}.", code="experiment_not_found", hint="umbel experiments list")
     return row
 
 

@@ -86,7 +86,8 @@ def refuse_unservable(ref: AdapterRef, number: int, digest: str, state: str, rea
         raise Unavailable(
             f"{ref} means {ref.name}:{number}, which was yanked{because}.",
             code="version_yanked",
-            hint=f"umbel rollback {ref.name}, or name its digest to load it all the same: {ref.name}@{digest}",
+            hint=f"umbel rollback {ref.name} for the version before, or umbel adapters unyank {ref.name}:{number}; its "
+            f"digest loads it all the same: {ref.name}@{digest}",
         )
     raise Unavailable(
         f"{ref} means {ref.name}:{number}, which is {state}{because}.",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from umbel.core.clock import now_ms
+from umbel.core.digests import digest_json
 from umbel.core.errors import Conflict, NotFound, UsageError
 from umbel.registry.models import ExperimentRow, ExposedRequestRow, ExposureRow, OutcomeRow
 
@@ -20,6 +21,11 @@ class Outcome:
     name: str | None = None
     unit: str | None = None
     request_id: str | None = None
+
+
+def request_key(request_id: str, metric: str) -> str:
+    """Of an outcome that was sent without one: each metric of a request counts once."""
+    return digest_json([request_id, metric])
 
 
 def shown_to(session: Session, one: Outcome, row: ExperimentRow | None, hashed: str | None) -> ExposureRow:
@@ -59,12 +65,17 @@ def keep(session: Session, exposure: ExposureRow, one: Outcome) -> bool:
         session.flush()  # the next outcome of this transaction may have the same key
         return True
     if (known.experiment_id, known.unit_hash, known.metric, known.value) != content:
-        raise Conflict(
-            f"the idempotency key {one.idempotency_key!r} was used for another outcome.",
-            code="idempotency_mismatch",
-            hint="send a new key with a new outcome",
-        )
+        raise _other(one, known.value)
     return False
+
+
+def _other(one: Outcome, value: float) -> Conflict:
+    code = "idempotency_mismatch"
+    if one.request_id is not None and one.idempotency_key == request_key(one.request_id, one.metric):
+        told = f"request {one.request_id} has the {one.metric} {value:g} already; each metric of a request counts once."
+        return Conflict(told, code=code, hint="send it with an idempotency_key of its own to count it beside the first")
+    told = f"the idempotency key {one.idempotency_key!r} was used for another outcome."
+    return Conflict(told, code=code, hint="send a new key with a new outcome")
 
 
 def _key(experiment: str, key: str) -> str:

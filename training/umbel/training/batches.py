@@ -38,8 +38,8 @@ class Batches:
     def _shuffled(self, epoch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.lengths), generator=generator)
-        pools = [_by_length(pool, self.lengths) for pool in order.split(POOL * self.batch_size)]
-        batches = [batch.tolist() for pool in pools for batch in pool.split(self.batch_size)]
+        pools = [_by_length(pool, self.lengths) for pool in order.split(POOL * self.batch_size)]  # type: ignore[no-untyped-call]
+        batches = [batch.tolist() for pool in pools for batch in pool.split(self.batch_size)]  # type: ignore[no-untyped-call]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 

@@ -225,7 +225,9 @@ def _row_score(
     if adapter.contract.output_head is OutputHead.TAG:
         states = _word_states(seats, hidden[rows])
     else:
-        states = pool(hidden[rows], laid.lengths[rows], laid.skip[rows], adapter.head.config.pooling)
+        pooling = adapter.head.config.pooling
+        assert pooling is not None
+        states = pool(hidden[rows], laid.lengths[rows], laid.skip[rows], pooling)
     return _head_score(adapter, seats, states, None if keys is None else keys[rows])
 
 
@@ -260,5 +262,5 @@ def _head_logits(adapter: Adapter, states: Tensor, counts: Sequence[int], keys: 
     if keys is None or adapter.head.config.dropout == 0.0:
         return adapter.head.logits(states)
     generators = [torch.Generator(states.device).manual_seed(key) for key in keys.tolist()]
-    parts = zip(states.split(list(counts)), generators, strict=True)
+    parts = zip(states.split(list(counts)), generators, strict=True)  # type: ignore[no-untyped-call]
     return torch.cat([adapter.head.logits(part, generator) for part, generator in parts])

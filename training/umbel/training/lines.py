@@ -56,7 +56,8 @@ def lie(seats: Sequence[Seat], device: torch.device) -> Lines:
     if len(lines) == len(seats):
         starts = [row * places for row in range(len(seats))]
         return Lines(list(range(len(seats))), starts, wearers, places, torch.arange(places, device=device)[None])
-    of, starts = [], []
+    of: list[int] = []
+    starts = []
     rows = np.full((len(lines), places), -1, dtype=np.int64)
     positions = np.zeros((len(lines), places), dtype=np.int64)
     for number, line in enumerate(lines):
@@ -69,8 +70,7 @@ def lie(seats: Sequence[Seat], device: torch.device) -> Lines:
             at += seat.length
     lengths, first = np.array([seat.length for seat in seats]), np.array(starts)
     gather = first[:, None] + np.minimum(np.arange(lengths.max())[None, :], lengths[:, None] - 1)
-    on = {"device": device}
     return Lines(
         of, starts, wearers, places,
-        torch.from_numpy(positions).to(**on), torch.from_numpy(rows).to(**on), torch.from_numpy(gather).to(**on),
+        torch.from_numpy(positions).to(device), torch.from_numpy(rows).to(device), torch.from_numpy(gather).to(device),
     )  # fmt: skip

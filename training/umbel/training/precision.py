@@ -61,8 +61,7 @@ def precision_of(name: str | None, *, backbone: torch.dtype, device: torch.devic
     Raises ConfigError for one that is not known, or cannot be had on this device.
     """
     if name is None:
-        found = {_BF16: "bf16-mixed", _FP16: "bf16-mixed", _FP64: "fp64"}.get(backbone, "fp32")
-        return PRECISIONS[found]
+        return PRECISIONS[{_BF16: "bf16-mixed", _FP16: "bf16-mixed", _FP64: "fp64"}.get(backbone, "fp32")]
     first, *more = name.split(",")
     if first not in PRECISIONS:
         raise ConfigError(

@@ -7,7 +7,7 @@ PEFT has no such method, so the format is ours. W_up starts at zero: a fresh ada
 Shape letters here:  S slots   M rows x tokens of a slot   H hidden   W width
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -21,7 +21,7 @@ from umbel.adapters.sites import Frozen
 from umbel.core.errors import ConfigError
 from umbel.core.shape import BackboneShape
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,7 +102,7 @@ def _keys_values(prompt: Tensor, frozen: Frozen, shape: BackboneShape) -> tuple[
 
     def heads(name: str) -> Tensor:
         wide = frozen.apply_frozen(name, prompt.to(frozen.dtype))
-        return wide.unflatten(-1, (shape.kv_heads, shape.head_dim)).transpose(-2, -3)
+        return wide.view(*wide.shape[:-1], shape.kv_heads, shape.head_dim).transpose(-2, -3)
 
     return heads("k_proj"), heads("v_proj")
 

@@ -256,9 +256,9 @@ class LoraWeights(Weights):
         """They come first, so that one look at the first key tells which stacks have any (``kind_for``)."""
         for end in self.config.full_copies:
             yield (ENDS[end][0], "table"), self.tensors[f"{ENDS[end][1]}.weight"]
-        for end, (tensor, ids) in token_rows(self.config, self.shape).items():
+        for place, (tensor, ids) in token_rows(self.config, self.shape).items():
             for what, value in lora_ends.sorted_rows(ids, self.tensors[tensor]).items():
-                yield (ENDS[end][0], what), value
+                yield (ENDS[place][0], what), value
         if path := paths.get((EMBEDDING, "embed_tokens")):
             up = self.tensors[f"{path}.lora_embedding_B"] * self.config.scale_of(path)
             yield (EMBEDDING, "embed_tokens.A"), self.tensors[f"{path}.lora_embedding_A"].t().contiguous()

@@ -45,7 +45,7 @@ class PTuningWeights(Weights):
     @classmethod
     def expected(cls, config: PTuningConfig, shape: BackboneShape) -> dict[str, tuple[int, ...]]:
         hidden, inner = shape.hidden, config.encoder_hidden or shape.hidden
-        served = {"prompt_embeddings": (config.length, hidden)}
+        served: dict[str, tuple[int, ...]] = {"prompt_embeddings": (config.length, hidden)}
         if not config.encoder:
             return served
         return {

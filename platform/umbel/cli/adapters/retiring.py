@@ -27,7 +27,8 @@ def yank(version: One, reason: Why, as_json: Json = False) -> None:
     _tell(gone, as_json, f"{gone.ref} is yanked")
     if gone.aliases and not as_json:
         commands = [_back(gone.name, alias) for alias in gone.aliases]
-        typer.echo(f"It still has {', '.join(gone.aliases)}, which answers no more; {'; '.join(commands)}", err=True)
+        told = f"{'; '.join(commands)}, or umbel adapters unyank {gone.ref}"
+        typer.echo(f"It still has {', '.join(gone.aliases)}, which answers no more; {told}", err=True)
 
 
 @app.command(epilog=examples("umbel adapters unyank mood:3"))

@@ -41,17 +41,23 @@ async def promote(name: str, body: AliasSet, service: ServiceDep, actor: Promote
 
 
 @writes.post("/rollback")
-async def rollback(name: str, body: RollbackRequest, service: ServiceDep, actor: Promoter) -> AliasEventView:
+async def rollback(
+    name: str, service: ServiceDep, actor: Promoter, body: RollbackRequest | None = None
+) -> AliasEventView:
     """Point the alias back at the version it had before."""
+    told = body or RollbackRequest()
     return await _moved(
-        lambda: service.registry.aliases.rollback(name, body.alias, expect=body.expect, reason=body.reason, actor=actor)
+        lambda: service.registry.aliases.rollback(name, told.alias, expect=told.expect, reason=told.reason, actor=actor)
     )
 
 
 @writes.delete("/aliases/{alias}")
-async def remove(name: str, alias: str, body: AliasMove, service: ServiceDep, actor: Promoter) -> AliasEventView:
+async def remove(
+    name: str, alias: str, service: ServiceDep, actor: Promoter, body: AliasMove | None = None
+) -> AliasEventView:
+    told = body or AliasMove()
     return await _moved(
-        lambda: service.registry.aliases.remove(name, alias, expect=body.expect, reason=body.reason, actor=actor)
+        lambda: service.registry.aliases.remove(name, alias, expect=told.expect, reason=told.reason, actor=actor)
     )
 
 

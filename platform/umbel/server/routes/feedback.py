@@ -5,10 +5,9 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import APIRouter, Header
 
-from umbel.core.digests import digest_json
 from umbel.core.errors import UsageError
 from umbel.core.wire.experiments import FeedbackReply, FeedbackRequest
-from umbel.registry.outcomes import Outcome
+from umbel.registry.outcomes import Outcome, request_key
 from umbel.registry.records import Scope
 from umbel.server.security import needs
 from umbel.server.service import ServiceDep
@@ -44,4 +43,4 @@ def _key(body: FeedbackRequest, header: str | None) -> str:
             param="idempotency_key",
             hint="send a key of your own for each outcome, such as an event's id",
         )
-    return digest_json([body.request_id, body.metric])
+    return request_key(body.request_id, body.metric)

@@ -17,8 +17,9 @@ router = APIRouter(prefix="/v1/adapters/{name}", dependencies=[needs(Scope.PUBLI
 
 
 @router.post("/warm")
-async def warm(name: str, body: WarmRequest, request: Request, service: ServiceDep) -> Residency:
+async def warm(name: str, request: Request, service: ServiceDep, body: WarmRequest | None = None) -> Residency:
     """Load a version and wait until it is resident, so that nobody's first request waits for it."""
+    body = body or WarmRequest()
     if service.draining:
         raise shutting_down()
     target = await service.targets.find(_ref(name, body.version))
@@ -35,8 +36,9 @@ async def warm(name: str, body: WarmRequest, request: Request, service: ServiceD
 
 
 @router.post("/unload")
-async def unload(name: str, body: UnloadRequest, service: ServiceDep) -> Residency:
+async def unload(name: str, service: ServiceDep, body: UnloadRequest | None = None) -> Residency:
     """Free a version's memory, whatever its state; 409 while requests wear it. The next request loads it anew."""
+    body = body or UnloadRequest()
     found = await to_thread.run_sync(service.registry.versions.get, _ref(name, body.version))
     changed = await service.engine.unload(found.digest)
     return Residency(adapter=str(found.ref), digest=found.digest, resident=False, changed=changed)

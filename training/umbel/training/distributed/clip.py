@@ -16,7 +16,7 @@ def clip(tensors: Sequence[Tensor], limit: float) -> float:
     if not sharded:
         return float(torch.nn.utils.clip_grad_norm_(tensors, limit))
     whole = [tensor for tensor in tensors if not isinstance(tensor, DTensor)]
-    norm = (_norm(sharded) ** 2 + _norm(whole) ** 2) ** 0.5
+    norm: float = (_norm(sharded) ** 2 + _norm(whole) ** 2) ** 0.5
     if norm + _TINY > limit:
         for tensor in tensors:
             assert tensor.grad is not None

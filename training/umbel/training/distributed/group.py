@@ -107,7 +107,7 @@ def _join(device: str) -> None:
     try:
         store, rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
         # a restarted group meets in the store of the one that died, where the addresses of the dead still stand
-        fresh = dist.PrefixStore(f"attempt-{restarts()}", store)
+        fresh = dist.PrefixStore(f"attempt-{restarts()}", store)  # type: ignore[attr-defined]
         backend = "nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:

@@ -20,6 +20,6 @@ def add_gradients(tensors: Sequence[Tensor], group: Group) -> None:
     parts = [tensor.new_zeros(tensor.numel()) if tensor.grad is None else tensor.grad.flatten() for tensor in tensors]
     flat = torch.cat([*parts, there.to(parts[0])])
     group.add(flat)
-    *sums, held = flat.split([*(tensor.numel() for tensor in tensors), len(tensors)])
+    *sums, held = flat.split([*(tensor.numel() for tensor in tensors), len(tensors)])  # type: ignore[no-untyped-call]
     for tensor, found, anybody in zip(tensors, sums, held.tolist(), strict=True):
         tensor.grad = found.view_as(tensor).clone() if anybody else None

@@ -29,7 +29,7 @@ def begin_writing(folder: Path, tensors: Mapping[str, Tensor]) -> "Future[Any] |
         return None
     copies = {key: like(tensor, own_rows(tensor)[0].detach().clone()) for key, tensor in tensors.items()}
     talking = _talking(dist.group.WORLD)
-    found = dcp.async_save(copies, checkpoint_id=str(folder), process_group=talking, async_stager=_Copied())
+    found = dcp.async_save(copies, checkpoint_id=str(folder), process_group=talking, async_stager=_Copied())  # type: ignore[attr-defined]
     assert isinstance(found, Future)
     return found
 
@@ -44,14 +44,15 @@ class _Copied(BlockingAsyncStager):
 @cache
 def _talking(world: dist.ProcessGroup) -> dist.ProcessGroup:
     """Made once, by all processes of ``world`` at the same time; gloo, since it is about files."""
-    return dist.new_group(backend="gloo")
+    found: dist.ProcessGroup = dist.new_group(backend="gloo")
+    return found
 
 
 def read(folder: Path, wanted: Mapping[str, Tensor], into: dict[str, Tensor]) -> None:
     """Puts those of ``wanted`` that were saved in shards ``into`` a mapping, in parts as their examples are."""
     if not folder.is_dir():
         return
-    saved = dcp.FileSystemReader(str(folder)).read_metadata().state_dict_metadata
+    saved = dcp.FileSystemReader(str(folder)).read_metadata().state_dict_metadata  # type: ignore[attr-defined]
     found = {
         key: torch.zeros_like(tensor, dtype=saved[key].properties.dtype)  # type: ignore[union-attr]
         for key, tensor in wanted.items()
@@ -61,7 +62,7 @@ def read(folder: Path, wanted: Mapping[str, Tensor], into: dict[str, Tensor]) ->
         warnings.filterwarnings(
             "ignore", message="torch.distributed is disabled"
         )  # one process reads what several wrote
-        dcp.load(found, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+        dcp.load(found, checkpoint_id=str(folder), no_dist=not dist.is_initialized())  # type: ignore[attr-defined]
     into.update(found)
 
 

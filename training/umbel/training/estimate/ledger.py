@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 _PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm}
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees what is made while it is on, apart from ``known``: storages, each counted once, however many views it has.
 
     ``trained`` are the tensors that get a gradient, each with what a byte of it weighs: sharding divides gradients, and
@@ -21,7 +21,7 @@ class Ledger(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor], trained: Mapping[Tensor, float]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.activations = 0
         self.gradients = self.peak = 0.0
         self.products: set[tuple[torch.Size, ...]] = set()
@@ -30,7 +30,10 @@ class Ledger(TorchDispatchMode):
         self._storages = [tensor.untyped_storage() for tensor in known]  # held: an id is one's own only while one lives
         self._known = {id(storage) for storage in self._storages}
         self._trained = trained
-        self._hooks = [tensor.register_post_accumulate_grad_hook(self._is_gradient) for tensor in trained]
+        self._hooks = [
+            tensor.register_post_accumulate_grad_hook(self._is_gradient)  # type: ignore[no-untyped-call]
+            for tensor in trained
+        ]
 
     def __torch_dispatch__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

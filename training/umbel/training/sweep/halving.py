@@ -61,7 +61,7 @@ class Halving:
 
     def _left(self, level: int) -> int:
         """Candidates that train towards the rung of this level."""
-        return math.ceil(self.field / 2**level)
+        return math.ceil(self.field / (1 << level))
 
     def _step(self, trainee: Trainee, level: int) -> int:
-        return max(math.ceil(trainee.schedule.steps * self.rungs[level]), _LEAST * 2**level)
+        return max(math.ceil(trainee.schedule.steps * self.rungs[level]), _LEAST << level)

@@ -146,8 +146,15 @@ def _dtype(cut: Cut, backbone: torch.dtype) -> torch.dtype:
 
 def bytes_of(cut: Cut, examples: Iterable[Example], hidden: int, dtype: torch.dtype) -> int:
     """What the states of these rows take."""
-    each = {"layer": lambda e: len(e.ids), "tokens": lambda e: len(e.words)}.get(cut.what, lambda e: 1)
-    return sum(each(text) for example in examples for text in example.sequences) * hidden * _dtype(cut, dtype).itemsize
+    places = sum(_places(cut, text) for example in examples for text in example.sequences)
+    return places * hidden * _dtype(cut, dtype).itemsize
+
+
+def _places(cut: Cut, text: Example) -> int:
+    """States that are kept of one text."""
+    if cut.what == "layer":
+        return len(text.ids)
+    return len(text.words) if cut.what == "tokens" else 1
 
 
 def cut_of(adapter: Adapter, layers: int) -> Cut | None:
