@@ -23,6 +23,7 @@ from umbel.core.settings import Settings
 _HERE = Path(__file__).parent
 _SOURCES = ("linear.c", "lora.c", "attention.c", "gated.c", "prompt.c", "pointwise.c")
 _HEADERS = ("vectors.h", "scores.h")
+_RETURN_NOTHING = ("umbel_linear", "umbel_lora", "umbel_decode", "umbel_gated", "umbel_prompt", "umbel_scale")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 120
 
@@ -45,8 +46,8 @@ class Kernels:
             library = ctypes.CDLL(str(path))
         except OSError as error:
             raise _unavailable(f"{path.name} cannot be loaded: {error}.", "delete it and start again") from error
-        for name in ("linear", "lora", "decode", "gated", "prompt", "scale"):
-            getattr(library, f"umbel_{name}").restype = None
+        for function in _RETURN_NOTHING:
+            getattr(library, function).restype = None
         library.umbel_prompt_room.restype = ctypes.c_int64
         library.umbel_prompt_room.argtypes = [ctypes.c_int64] * 3
         return cls(library, path)
