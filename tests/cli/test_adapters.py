@@ -64,7 +64,7 @@ def test_filters_and_orders_are_the_registrys(run, filters, found):
 
 def test_a_list_of_an_alias_shows_the_version_behind_it_with_the_metric_asked_for(run):
     (row,) = run("adapters", "list", "--alias", "canary", "--metric", "accuracy>0").rows
-    assert (row[1], row[5]) == ("3", "accuracy 0.82")
+    assert (row[1], row[5]) == ("3", "accuracy 0.82 (reported)")
 
 
 def test_pages_join_to_the_whole_list_and_each_tells_the_next_command(run, monkeypatch):
@@ -130,8 +130,11 @@ def test_a_wrong_command_ends_with_its_code_and_says_what_is_right(run, words, c
     assert answer.out == ""
 
 
-def test_an_adapter_is_shown_with_versions_moves_and_card(run):
-    out = run("adapters", "show", "mood").out
+def test_an_adapter_is_shown_with_versions_moves_and_by_choice_its_card(run):
+    short = run("adapters", "show", "mood")
+    assert "The mood of a text." not in short.out
+    assert "Its card: umbel adapters show mood --card" in short.err
+    out = run("adapters", "show", "mood", "--card").out
     assert "The mood of a tweet" in out
     assert "team=search" in out
     assert [line.split("\t")[0] for line in out.splitlines() if "\tready\t" in line] == ["3", "2", "1"]
@@ -150,6 +153,15 @@ def test_a_version_is_shown_with_lineage_config_contract_files(run, registry):
     assert registry.versions.get("mood:3").files[0].digest in out
     assert "better at irony" in out
     assert "first version" not in out  # a move of champion between other versions
+
+
+def test_of_a_version_its_state_and_figures_come_first_and_the_card_by_choice(run):
+    lines = run("adapters", "show", "mood:3").out.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["version", "state", "aliases", "reported", "(by"]
+    assert "Its card: umbel adapters show mood:1 --card" in run("adapters", "show", "mood:1").err
+    assert run("adapters", "show", "mood:1", "--card").out.endswith("The mood of a text.\n")
+    assert "card" not in run("adapters", "show", "mood:2").err  # it has none
+    assert "mood:2 has no card" in run("adapters", "show", "mood:2", "--card").err
 
 
 def test_show_as_json_is_one_value(run):

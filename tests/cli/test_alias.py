@@ -1,6 +1,7 @@
 """``umbel alias``, ``promote``, ``rollback``: what moves."""
 
 import json
+import re
 
 import pytest
 
@@ -116,3 +117,13 @@ def test_moves_as_json_are_the_event(run):
     assert json.loads(run("alias", "set", "mood", "x", "2", "--json").out)["target"] == 2
     assert json.loads(run("alias", "rm", "mood", "x", "--json").out)["target"] is None
     assert len(json.loads(run("alias", "history", "mood", "--json").out)) == 6
+
+
+def test_a_long_history_breaks_no_word_at_80_columns(run, registry, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    registry.aliases.set("mood:2", "canary", reason="better than the control by thumbs: " + "+0.732 " * 12)
+    lines = re.sub(r"\x1b\[\d*m", "", run("alias", "history", "mood", "canary").out).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[:2] for line in lines if line.startswith("  reason")] == [["reason", "better"]] * 2
+    assert [len(line.split()[0]) for line in lines if " UTC  canary  set " in line] == [10, 10]

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -147,3 +148,21 @@ def test_markdown_in_a_pipe_is_as_it_was_written(capsys):
 @pytest.mark.parametrize(("count", "text"), [(0, "0 keys"), (1, "1 key"), (2000, "2,000 keys")])
 def test_a_number_and_its_noun_agree(count, text):
     assert console.human_number(count, "key") == text
+
+
+def test_where_a_table_is_too_wide_the_columns_named_go_under_their_row(capsys, monkeypatch):
+    become_a_terminal(monkeypatch)
+    digest = "sha256:" + "5" * 45
+    rows = [("a.json", digest, "so " * 20)]
+    console.print_table(("PATH", "DIGEST", "WHY"), rows, empty="none", under=("DIGEST", "WHY"))
+    lines = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out).splitlines()
+    assert lines[:3] == ["PATH", "a.json", f"  digest {digest}"]
+    assert lines[3].startswith("  why so so")
+    assert lines[4].startswith("      so so")
+    assert max(map(len, lines)) <= 60
+
+
+def test_where_there_is_room_every_column_stands_beside_the_others(capsys, monkeypatch):
+    become_a_terminal(monkeypatch)
+    console.print_table(("PATH", "DIGEST"), [("a.json", "sha256:5")], empty="none", under=("DIGEST",))
+    assert capsys.readouterr().out.splitlines()[1].split() == ["a.json", "sha256:5"]

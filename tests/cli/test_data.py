@@ -96,3 +96,32 @@ def test_the_table_of_a_large_dataset_breaks_no_word_at_80_columns(capsys, monke
     header, row = out.split("Splits")[1].splitlines()[1:3]
     assert re.sub(" +", " ", header.strip()) == "split rows tokens p50 p95 max cut left out copies in train"
     assert re.sub(" +", " ", row.strip()) == "validation 33,498 1,047,745 32 51 77 0 0 2306 0"
+
+
+@pytest.mark.parametrize("task", [(), ("--task", "classify")])
+def test_a_check_and_a_training_tell_the_same_fix_for_the_same_data(run, rows, task):
+    same = rows(*[{"text": f"number {i}", "label": "only"} for i in range(30)])
+    checked = run("data", "check", same, *task)
+    trained = run("train", "--name", "x", "--task", "classify", "--data", same)
+    assert fix_of(trained.err) in checked.out + checked.err
+    for nothing in ("nothing.jsonl", "no-such-dataset"):
+        checked = run("data", "check", nothing, *task)
+        trained = run("train", "--name", "x", "--task", "classify", "--data", nothing)
+        assert (checked.code, checked.err) == (trained.code, trained.err)
+
+
+def test_rows_that_are_all_too_long_have_one_fix_too(run, rows):
+    long = rows(*[{"prompt": f"{i} " * 40, "completion": "word " * 60} for i in range(30)])
+    words = ("--task", "generate", "--max-length", "8")
+    checked, trained = run("data", "check", long, *words), run("train", "--name", "x", "--data", long, *words)
+    assert fix_of(checked.err) == fix_of(trained.err)
+
+
+def fix_of(told):
+    return told.split("fix: ")[1].strip()
+
+
+def test_only_forms_that_are_like_the_row_are_offered(run, rows):
+    told = run("data", "check", rows({"text": "a", "lable": "x"})).err
+    assert '"label"' in told
+    assert '"messages"' not in told

@@ -1,6 +1,7 @@
 """``umbel experiments``, on the home's registry and through a server."""
 
 import json
+import re
 import threading
 
 import numpy as np
@@ -271,3 +272,14 @@ def test_an_experiment_can_be_asked_by_its_name(run, irony):
     answer = run("run", "irony", "what a day")
     assert answer.code == 0, answer.err
     assert answer.out.split()[0] in ("negative", "neutral", "positive")
+
+
+def test_at_80_columns_an_arm_is_one_line_and_its_verdict_goes_under_it(run, registry, irony, monkeypatch):
+    come(registry, {"control": 0.5, "candidate": 0.7})
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = re.sub(r"\x1b\[\d*m", "", run("experiments", "status", "irony").out).splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line.split() for line in lines if line.startswith("thumbs ")]
+    assert [len(row) for row in rows] == [4, 8]  # metric, arm, outcomes, mean; difference, low to high
+    assert "  verdict better" in lines

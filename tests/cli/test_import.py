@@ -81,6 +81,32 @@ def test_figures_travel_with_an_export_as_reported_and_sort_the_list(run, regist
     assert "not measured here" in told
     listed = run("adapters", "list", "--sort", "metric:accuracy", "--desc").rows
     assert [row[0] for row in listed[:2]] == ["copy", "tone"]
+    assert listed[0][5] == "accuracy 0.81 (reported)"
+    assert json.loads(run("adapters", "show", "copy:1", "--json").out)["reported"]
+
+
+def test_figures_that_were_measured_here_stay_so_where_the_same_bytes_are_imported_again(run, registry, tmp_path, made):
+    started = registry.start(name="own", params={}, seed=1)
+    own = made(9)
+    registry.publish(
+        export_files(own, backbone_name="tiny"),
+        name="own",
+        method="lora",
+        config=own.config,
+        contract=own.contract,
+        backbone=own.backbone,
+        metrics={"accuracy": 0.9},
+        run=started,
+    )
+    run("adapters", "export", "own:1", str(tmp_path / "out"))
+    again = run("adapters", "publish", str(tmp_path / "out"), "--name", "own").out
+    assert "metrics      accuracy 0.9\n" in again
+    assert "reported" not in again
+    shown = run("adapters", "show", "own:1")
+    assert "came by      training here\n" in shown.out
+    assert not json.loads(run("adapters", "show", "own:1", "--json").out)["reported"]
+    assert "came by      import or upload" in run("adapters", "show", "mood:2").out
+    assert [row[5] for row in run("adapters", "list", "--search", "own").rows] == ["accuracy 0.9"]
 
 
 def test_figures_of_other_bytes_are_left_out_and_broken_ones_are_refused(run, registry, tmp_path):

@@ -38,6 +38,13 @@ def test_a_dash_reads_the_text_from_stdin(run, monkeypatch):
     assert run("run", "mood", "-").out == run("run", "mood", "hello").out
 
 
+def test_a_dash_for_the_file_reads_its_rows_from_stdin(run, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "hello"}\n{"text": "there"}\n')))
+    answer = run("run", "mood", "--input", "-")
+    assert answer.code == 0, answer.err
+    assert [json.loads(line)["text"] for line in answer.out.splitlines()] == ["hello", "there"]
+
+
 def test_a_file_is_answered_row_by_row_in_order(run, tmp_path):
     texts = [f"text {number}" for number in range(20)]
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"

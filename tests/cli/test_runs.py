@@ -81,6 +81,27 @@ def test_in_a_terminal_curves_are_drawn(run, trained, monkeypatch):
     assert any(0x2801 <= ord(character) <= 0x28FF for character in out)
 
 
+def test_a_curve_of_one_point_is_told_and_not_drawn(run, trained, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    out = run("runs", "show", "mood", "--curve", "validation_accuracy").out
+    assert out.endswith("0.75 at step 9, its only point\n")
+    assert "⠀" not in out
+
+
+def test_curves_say_that_the_loss_is_not_smoothed_and_which_of_them_decides(run, registry, trained, monkeypatch):
+    registry.metrics(trained, 10, {"validation_loss": 1.0})
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    out = run("runs", "show", "mood").out
+    assert "loss, of each step as it was" in out
+    assert "validation_loss, where it is lowest the weights are kept" in out
+
+
+def test_a_setting_that_is_empty_is_left_out(run, registry):
+    registry.start(name="mood", params={"task": "classify", "labels": [], "template": ""}, seed=1)
+    (asked,) = [line for line in run("runs", "show", "mood").out.splitlines() if line.startswith("asked")]
+    assert asked.split(maxsplit=1)[1] == "task classify"
+
+
 def test_every_point_goes_into_the_files(run, trained, tmp_path):
     png, table = tmp_path / "curves.png", tmp_path / "points.csv"
     assert run("runs", "show", "mood", "--png", str(png), "--csv", str(table)).code == 0
@@ -195,7 +216,10 @@ def test_a_plot_has_exactly_the_size_asked_for_and_names_its_ends():
 
 def test_one_point_and_a_flat_curve_can_be_drawn():
     assert dots(plot([(3, 1.0)], width=20))
-    assert len({y for _, y in dots(plot([(0, 1.0), (9, 1.0)], width=20))}) == 1
+    flat = plot([(0, 1.0), (9, 1.0)], width=20)
+    (at,) = {y for _, y in dots(flat)}
+    assert [line.split()[0] for line in flat[:-1]].count("1") == 1  # named once, where it runs
+    assert flat[at // 4].startswith("1 ┤")
 
 
 def test_what_is_not_finite_leaves_a_gap():

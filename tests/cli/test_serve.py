@@ -33,15 +33,17 @@ def served(stocked):
     process.communicate()
 
 
-def test_where_no_server_is_the_fix_starts_one_or_names_another_unless_its_address_was_given(run, monkeypatch):
+@pytest.mark.parametrize("given", [True, False])
+def test_where_no_server_is_the_fix_says_how_to_give_its_port_or_start_one_there(run, monkeypatch, given):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
+        port = free.getsockname()[1]
+    nowhere = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("UMBEL_URL", nowhere)
-    assert "fix: start one: umbel serve; for one at another address: umbel ps --url" in run("ps").err
-    given = run("ps", "--url", nowhere)
-    assert given.code == 1
-    assert "--url" not in given.err
+    answer = run("ps", "--url", nowhere) if given else run("ps")
+    assert answer.code == 1
+    assert "umbel ps --url http://HOST:PORT" in answer.err
+    assert answer.err.endswith(f"umbel serve --port {port}\n")
 
 
 def test_a_server_greets_answers_and_leaves_with_0(served, run):

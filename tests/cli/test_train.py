@@ -57,7 +57,11 @@ def test_what_it_prints_is_the_plan_plain_lines_and_commands_that_work(run, file
     plan, result = answer.err, answer.out
     for part in ("joy: lora, classify head", "rows", "glad", "learning rate", "hidden 32", "needs about", "judged by"):
         assert part in plan
+    assert " to train\nbeyond that  judging: held-out rows" in plan  # the time is not of judging
+    assert "loss is smoothed" in plan
+    assert "best, is the loss on the validation rows" in plan
     assert "validation at step 12" in plan
+    assert "best loss so far" in plan
     assert "\x1b" not in plan
     assert "\r" not in plan
     assert "joy:1" in result

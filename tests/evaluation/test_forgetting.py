@@ -138,3 +138,11 @@ def test_time_that_the_rounds_do_not_show_is_no_figure_and_never_below_zero():
     ]
     quicker = ServingCost(bytes=1, **times, prompt_added_ms=(-2.0, -1.0), decode_added_ms=(1.0, 4.0))
     assert quicker.sentences[0] == "no measurable time to a step of 2 prompts of 32 tokens (5.0 ms)"
+
+
+@pytest.mark.parametrize(("middle", "told"), [(5.0, "4.0"), (0.2, "1.0"), (2.0, "2.0")])
+def test_the_time_that_is_told_lies_inside_its_interval(middle, told):
+    """The difference of two medians may lie outside the interval of the median difference."""
+    times = {"prompt_ms": 5.0 + middle, "prompt_bare_ms": 5.0, "decode_ms": 5.0 + middle, "decode_bare_ms": 5.0}
+    cost = ServingCost(bytes=1, **times, prompt_added_ms=(1.0, 4.0), decode_added_ms=(1.0, 4.0))
+    assert all(sentence.startswith(f"{told} ms (1.0 to 4.0) to ") for sentence in cost.sentences)

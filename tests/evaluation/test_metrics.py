@@ -9,6 +9,8 @@ from scipy import stats
 from umbel.core.errors import DataError
 from umbel.evaluation import metrics
 from umbel.evaluation.distance import edits
+from umbel.evaluation.scored import scored_mean
+from umbel.evaluation.scoring import interval
 from umbel.experiments import compare, compare_statistic
 from umbel.experiments.bootstrap import macro_f1, ratio
 
@@ -212,3 +214,15 @@ def test_what_is_no_probability_is_refused(metric, gold, probs, says):
 def test_a_number_that_is_not_finite_is_refused_by_its_row():
     with pytest.raises(DataError, match="row 2"):
         metrics.rmse([1, 2], [1, math.inf])
+
+
+@pytest.mark.parametrize("rates", [[0.0] * 9 + [1.0, 0.6], [1.0] * 9 + [0.4, 0.0]])
+def test_an_interval_of_a_share_stays_between_0_and_1_with_few_rows_too(rates):
+    low, high = interval(scored_mean("phoneme_error_rate", np.array(rates), higher_is_better=False))
+    assert 0 <= low < np.mean(rates) < high <= 1
+
+
+def test_an_interval_of_what_is_no_share_may_pass_1_but_not_fall_below_0():
+    low, high = interval(scored_mean("mae", np.array([0.0] * 9 + [9.0]), points=False))
+    assert low == 0
+    assert high > 1

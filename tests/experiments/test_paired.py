@@ -277,3 +277,10 @@ def test_graded_scores_of_two_equal_versions_too():
     rng = np.random.default_rng(6)
     found = [compare_scores(rng.beta(1, 3, 30), rng.beta(1, 3, 30), resamples=500, seed=i) for i in range(400)]
     assert np.mean([each.winner is not None for each in found]) <= 0.07
+
+
+def test_two_shares_of_1_never_differ_by_more_than_1():
+    a, b = [1.0, 1.0, 1.0, 0.1], [0.0, 0.0, 0.0, 0.1]
+    assert compare_scores(a, b, points=True).interval.high == 1
+    assert compare_scores(b, a, points=True).interval.low == -1
+    assert compare_scores(a, b).interval.high > 1  # stars, seconds

@@ -165,3 +165,12 @@ def test_one_unit_in_a_closed_arm_is_proof():
 
 def test_a_split_of_a_billion_units_is_still_counted_right():
     assert log_mismatch([500_000_000, 500_000_000], [1, 1]) < 0
+
+
+def test_an_interval_of_zeros_and_ones_ends_where_the_truth_can_be():
+    up, down = Sums.of([1.0] * 58 + [0.0] * 2), Sums.of([0.0] * 58 + [1.0] * 2)
+    assert difference(up, down).interval.high == 1
+    assert difference(down, up).interval.low == -1
+    assert (mean(up).interval.high, mean(down).interval.low) == (1, 0)
+    graded = difference(Sums.of([5.0] * 58 + [1.0] * 2), down)
+    assert graded.interval.high > graded.value > 1  # what is no share is left as it is

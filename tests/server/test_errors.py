@@ -110,6 +110,21 @@ def test_a_wrong_field_is_a_400_that_names_it(client, changes, code, param):
     error_of(post(client, **changes), 400, code, param)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param", "told"),
+    [
+        ("/v1/classify", {"model": "mood", "input": 5}, "input", "valid string or a valid list."),
+        ("/v1/classify", {"model": "mood", "input": ["ok", 5]}, "input", "valid string"),
+        ("/v1/feedback", {"request_id": "r", "metric": "thumbs", "value": "good"}, "value", " or "),
+    ],
+)
+def test_a_field_that_takes_several_kinds_is_named_once_with_all_that_it_takes(client, path, body, param, told):
+    error = error_of(client.post(path, json=body), 400, "invalid_value", param)  # without the union's members
+    assert told in error["message"]
+    assert error["message"].count("Input should be ") == 1
+    assert "Fix: /openapi.json tells what every field takes" in error["message"]
+
+
 def test_a_misspelt_field_is_answered_with_the_right_one(client):
     assert "did you mean max_tokens?" in post(client, max_token=1).json()["error"]["message"]
 

@@ -21,6 +21,10 @@ def test_feedback_on_a_request_counts_once(client, book, begin):
     changed = client.post("/v1/feedback", json=body | {"value": 0})
     assert (changed.status_code, changed.json()["error"]["code"]) == (409, "idempotency_mismatch")
     assert changed.headers["x-should-retry"] == "false"
+    message = changed.json()["error"]["message"]
+    assert message.startswith(f"request {request_id} has the thumbs 1 already; each metric of a request counts once.")
+    assert "Fix: send it with an idempotency_key of its own" in message
+    assert client.post("/v1/feedback", json=body | {"value": 0, "idempotency_key": "beside"}).json()["counted"]
     found = thumbs(book, name)
     assert found.n + found.n_control == 1
 

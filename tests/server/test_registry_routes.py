@@ -133,6 +133,16 @@ def test_a_stale_expectation_is_a_409_that_no_sdk_repeats(client, two, may):
     assert answer.headers["x-should-retry"] == "false"
 
 
+def test_a_rollback_and_the_removal_of_an_alias_need_no_body(client, two, may):
+    client.post(f"{two}/promote", json={"version": 2}, headers=may)
+    back = client.post(f"{two}/rollback", headers=may)
+    assert (back.status_code, back.json()["target"]) == (200, 1)
+    client.put(f"{two}/aliases/canary", json={"version": 2}, headers=may)
+    gone = client.delete(f"{two}/aliases/canary", headers=may)
+    assert (gone.status_code, gone.json()["target"]) == (200, None)
+    assert client.get(f"{two}/aliases").json() == {"champion": 1}
+
+
 def test_an_alias_is_made_used_and_removed(client, two, may):
     client.put(f"{two}/aliases/canary", json={"version": 2, "expect": 0}, headers=may)
     assert client.get(f"{two}/aliases").json() == {"canary": 2, "champion": 1}

@@ -51,6 +51,14 @@ def test_a_version_is_resident_under_its_name_before_its_first_request(client, m
     assert not client.post(WARM, json={}, headers=may).json()["changed"]
 
 
+def test_warm_and_unload_need_no_body_and_then_mean_the_champion(client, may, cold):
+    for path, there in ((WARM, True), (UNLOAD, False)):
+        answer = client.post(path, headers=may)
+        assert answer.status_code == 200, answer.text
+        assert (answer.json()["adapter"], answer.json()["changed"]) == ("wanted:1", True)
+        assert (cold[0] in resident(client)) is there
+
+
 def test_it_may_be_named_by_number_alias_or_digest(client, may, cold, home):
     home.registry.aliases.set("wanted:2", "canary")
     for which in (2, "2", "canary", cold[1]):

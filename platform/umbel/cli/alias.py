@@ -69,7 +69,7 @@ def history(
     alias: Annotated[str | None, typer.Argument(help="Only this one.", metavar="ALIAS")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show every move, oldest first. When, from where to where, by whom and why."""
+    """Show every move, oldest first. When, from where to where, by whom (a login or a key) and why."""
     with open_registry() as registry:
         events = registry.aliases.history(name, alias)
     return print_json(events) if as_json else print_history(events)
@@ -110,4 +110,5 @@ def print_history(events: "tuple[AliasEvent, ...]") -> None:
         for event in events
     ]
     columns = ("AT", "ALIAS", "MOVE", "FROM", "TO", "BY", "REASON", "EVIDENCE")
-    print_table(columns, rows, empty="No alias was ever set. Set one: umbel alias set NAME canary 1")
+    empty = "No alias was ever set. Set one: umbel alias set NAME canary 1"
+    print_table(columns, rows, empty=empty, under=("REASON", "EVIDENCE"))

@@ -49,7 +49,7 @@ class Entry:
 COMMANDS = (
     Entry("pull", "pull", "Fetch a backbone or a dataset.", START),
     Entry("doctor", "doctor", "Check that this machine can train and serve.", START),
-    Entry("estimate", "estimate", "Tell memory and time before you train or serve.", START),
+    Entry("estimate", "estimate", "Tell memory before you train.", START),
     Entry("train", "train", "Train an adapter and publish it.", TASKS),
     Entry("data", "data", "Check a dataset before training on it.", TASKS),
     Entry("runs", "runs", "Follow, resume and cancel training runs.", TASKS),

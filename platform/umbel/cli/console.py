@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, date, datetime
 from enum import Enum
@@ -29,7 +29,7 @@ _ROOM = 16
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quantise = Annotated[
     str | None,
-    typer.Option(help="Hold the linears in int8, int4 or nf4; none: as in the checkpoint.", metavar="FORM"),
+    typer.Option(help="Hold the linears in fewer bits; none: as in the checkpoint.", metavar="int8|int4|nf4|none"),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 
@@ -49,17 +49,20 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, default=_jsonable, indent=2, ensure_ascii=False))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str, under: Sequence[str] = ()
+) -> None:
     """Aligned in a terminal; tab-separated with a header line in a pipe, nothing cut short.
 
-    ``empty`` is told, on stderr, where there is no row: say which command makes the first.
+    ``empty`` is told, on stderr, where there is no row: say which command makes the first. ``under`` names columns
+    whose cells go under their row, each with its name, in a terminal that is too narrow for all.
     """
     if not rows:
         typer.echo(empty, err=True)
         return
     texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
-        _print_rich(columns, texts)
+        _print_aligned(columns, texts, under)
     else:
         for line in [columns, *texts]:
             typer.echo("\t".join(line))
@@ -158,6 +161,35 @@ def human_age(at_ms: int, now_ms: int) -> str:
             count = seconds // size
             return f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''} ago"
     return f"{seconds} s ago"
+
+
+def _print_aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], under: Sequence[str]) -> None:
+    room = shutil.get_terminal_size().columns
+    beside = [index for index, column in enumerate(columns) if column not in under]
+    narrow = _width([[row[index] for index in beside] for row in (columns, *rows)])
+    if _width((columns, *rows)) <= room or narrow > room or not under:
+        return _print_rich(columns, rows)
+    widths = [max(len(row[index]) for row in (columns, *rows)) + _GAP for index in beside]
+    for row in (columns, *rows):
+        line = "".join(f"{row[index]:<{width}}" for index, width in zip(beside, widths, strict=True)).rstrip()
+        typer.echo(_styled("1", line, sys.stdout) if row is columns else line)
+        if row is not columns:
+            _print_under({name.lower(): row[columns.index(name)] for name in under})
+    return None
+
+
+def _print_under(cells: Mapping[str, str]) -> None:
+    """What belongs to the row above, each cell with its name; an empty one says nothing."""
+    for name, cell in cells.items():
+        indent = _GAP + len(name) + 1
+        for number, line in enumerate(folded(cell, indent) if cell else ()):
+            typer.echo(f"{'' if number else ' ' * _GAP + name:<{indent}}{line}")
+
+
+def _width(rows: Sequence[Sequence[str]]) -> int:
+    """Of a table, its header among the rows, with no cell folded."""
+    widest = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return sum(widest) + _GAP * (len(widest) - 1)
 
 
 def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

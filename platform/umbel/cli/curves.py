@@ -32,6 +32,8 @@ def plot(curve: Curve, *, width: int, height: int = 6) -> list[str]:
     """Lines of text, ``width`` columns wide and ``height`` + 1 high: values on the left, steps below."""
     (left, right), (low, high) = _range(step for step, _ in curve), _range(value for _, value in curve)
     labels = [f"{high:.4g}", *[""] * (height - 2), f"{low:.4g}"]
+    if low == high:
+        labels = [f"{low:.4g}" if row == height // 2 else "" for row in range(height)]  # where the line runs
     margin = max(map(len, labels))
     columns = max(width - margin - 2, 8)
     scaled = [(_scale(x, left, right, 2 * columns), _scale(y, high, low, 4 * height)) for x, y in curve]
@@ -66,7 +68,7 @@ def write_png(found: dict[str, list[tuple[float, float]]], title: str, file: Pat
     figure.suptitle(title)
     for index, (key, curve) in enumerate(found.items(), start=1):
         axes = figure.add_subplot(rows, columns, index, title=key, xlabel=xlabel)
-        axes.plot(*zip(*curve, strict=True))
+        axes.plot(*zip(*curve, strict=True), marker="o" if len(curve) == 1 else None)
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120, format="png")
 

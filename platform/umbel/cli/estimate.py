@@ -38,7 +38,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 )
 def estimate(
     words: Annotated[
-        list[str] | None, typer.Argument(help="Backbone of the home, or a folder.", metavar="[BACKBONE]")
+        list[str] | None, typer.Argument(help="Backbone of the home, or a folder.", metavar="BACKBONE")
     ] = None,
     parameters: Annotated[float | None, typer.Option(help="In place of a backbone: a Llama of that many.")] = None,
     train: Annotated[str, typer.Option(help="adapter, head, mlp-head, layers=last:4, all.")] = "adapter",

@@ -57,7 +57,8 @@ def list_(as_json: Json = False) -> None:
         for key in keys
     ]
     empty = "No key yet. Create one: umbel keys create web --scope infer"
-    return print_table(("ID", "NAME", "SECRET", "SCOPES", "CREATED", "REVOKED"), rows, empty=empty)
+    columns = ("ID", "NAME", "SECRET", "SCOPES", "CREATED", "REVOKED")
+    return print_table(columns, rows, empty=empty, under=("SCOPES", "CREATED", "REVOKED"))
 
 
 @app.command(epilog=examples("umbel keys revoke key-01k9...", "umbel keys revoke 3f2a91bc"))

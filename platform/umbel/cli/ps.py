@@ -1,6 +1,7 @@
 """``umbel ps``: what a server holds and does."""
 
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -34,8 +35,11 @@ def ps(
         try:
             found = client.status()
         except Unavailable as error:
-            if error.code == "server_unreachable" and url is None:
-                error.hint = "start one: umbel serve; for one at another address: umbel ps --url http://HOST:PORT"
+            if error.code == "server_unreachable":
+                error.hint = (
+                    "is it at another port? `umbel serve` tells its own as it starts: umbel ps --url http://HOST:PORT "
+                    f"(or UMBEL_URL); to start one there: umbel serve{_port(client.url)}"
+                )
             raise
     if as_json:
         return print_json(found)
@@ -52,7 +56,14 @@ def ps(
     )
     rows = [(one.adapter or "(loaded ahead)", one.digest) for one in found.resident]
     typer.echo()
-    return print_table(("RESIDENT", "DIGEST"), rows, empty="No adapter is loaded; each is when it is first asked for.")
+    empty = "No adapter is loaded; each is when it is first asked for."
+    return print_table(("RESIDENT", "DIGEST"), rows, empty=empty, under=("DIGEST",))
+
+
+def _port(url: str) -> str:
+    """As a flag, where it is not the one that a server takes by itself."""
+    port = urlsplit(url).port
+    return "" if port in (None, 8000) else f" --port {port}"
 
 
 def _weights(found: "Status") -> str:

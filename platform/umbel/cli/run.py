@@ -5,9 +5,10 @@ import csv
 import io
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,6 +36,7 @@ _ASKED = ("text", "prompt", "messages", "tokens")
         'umbel run sentiment "what a lovely day"',
         'umbel run pronounce:2 "adapter" --json',
         "umbel run sentiment --input tweets.jsonl --output labelled.jsonl",
+        "head -5 tweets.jsonl | umbel run sentiment --input -",
         "umbel run sentiment --input reviews.csv --text-column review --output labelled.csv",
         'umbel run sentiment "hello" --url http://127.0.0.1:8000',
         note="Exit code 1: some rows of the file could not be answered; they are in the output with their error.",
@@ -42,8 +44,11 @@ _ASKED = ("text", "prompt", "messages", "tokens")
 )
 def run(
     model: Annotated[str, typer.Argument(help="name, name:3, name@alias or the backbone's name.", metavar="NAME")],
-    text: Annotated[str | None, typer.Argument(help="The text to ask; - reads it from stdin.")] = None,
-    input: Annotated[Path | None, typer.Option("--input", help="JSONL or CSV with text, prompt or messages.")] = None,
+    text: Annotated[str | None, typer.Argument(help="The text to ask; - reads it from stdin.", metavar="TEXT")] = None,
+    input: Annotated[
+        Path | None,
+        typer.Option("--input", help="JSONL or CSV with text, prompt or messages; - reads JSONL from stdin."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Where its answers go, JSONL or CSV; default stdout.")
     ] = None,
@@ -68,7 +73,20 @@ def run(
     if text == "-":
         text = typer.get_text_stream("stdin").read()
     check_form_of(quantise, url)
-    asyncio.run(_run(model, text, (input, output, text_column), options, (backbone, dtype, quantise, url), as_json))
+    with _readable(input) as file:
+        asyncio.run(_run(model, text, (file, output, text_column), options, (backbone, dtype, quantise, url), as_json))
+
+
+@contextmanager
+def _readable(input: Path | None) -> "Iterator[Path | None]":
+    """The file; what stdin holds is written to one, which every reader of rows can read twice."""
+    if input != Path("-"):
+        yield input
+        return
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "stdin.jsonl"
+        file.write_bytes(typer.get_binary_stream("stdin").read())
+        yield file
 
 
 async def _run(

@@ -217,7 +217,8 @@ def _facts(run: "Run") -> Iterator[tuple[str, object]]:
 
 
 def _settings(values: Mapping[str, Any]) -> str | None:
-    return "; ".join(f"{key} {setting(value)}" for key, value in values.items() if value is not None) or None
+    told = ((key, setting(value)) for key, value in values.items() if value is not None)
+    return "; ".join(f"{key} {text}" for key, text in told if text) or None
 
 
 def _check_curves(wanted: Iterable[str], drawn: Mapping[str, object]) -> None:
@@ -236,9 +237,19 @@ def _print_curves(drawn: Mapping[str, list[tuple[float, float]]], wanted: list[s
     if not sys.stdout.isatty():
         return None
     for key in wanted or [key for key in drawn if "loss" in key or "accuracy" in key]:
-        print_heading(key)
-        typer.echo("\n".join(plot(drawn[key], width=min(shutil.get_terminal_size().columns, 100))))
+        print_heading(f"{key}{_MEANS.get(key, '')}")
+        typer.echo("\n".join(_drawn(drawn[key])))
     return None
+
+
+_MEANS = {"loss": ", of each step as it was", "validation_loss": ", where it is lowest the weights are kept"}
+"""Said beside a curve; the progress line smooths the loss."""
+
+
+def _drawn(curve: "list[tuple[float, float]]") -> list[str]:
+    if len(curve) == 1:
+        return [f"{number(curve[0][1])} at step {curve[0][0]:.0f}, its only point"]
+    return plot(curve, width=min(shutil.get_terminal_size().columns, 100))
 
 
 def _range(values: list[float]) -> tuple[float, float, float, float]:

@@ -52,6 +52,11 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
+    @property
+    def url(self) -> str:
+        """Of the server, wherever it was said."""
+        return str(self._http.base_url)
+
     def send(self, call: Call[T]) -> T:
         """Sends it, again where that can help."""
         tries = 0

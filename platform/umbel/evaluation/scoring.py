@@ -108,4 +108,5 @@ def interval(scored: Scored, *, confidence: float = 0.95) -> tuple[float, float]
     if float(np.ptp(scored.items)) == 0.0:
         return None
     found = mean_interval(scored.items, confidence=confidence, resamples=RESAMPLES, seed=0)
-    return found.low, found.high
+    # Student's t of few rows knows no bounds; no such mean is below 0, and a share is at most 1.
+    return max(found.low, 0.0), min(found.high, 1.0) if scored.points else found.high

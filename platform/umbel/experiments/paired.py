@@ -98,6 +98,8 @@ def compare_scores(
     interval = None
     if deviation > 0:
         interval = mean_interval(differences, confidence=confidence, resamples=resamples, seed=seed)
+    if interval is not None and points:  # two shares of 1 differ by at most 1, which Student's t does not know
+        interval = Interval(max(interval.low, -1.0), min(interval.high, 1.0))
     return Comparison(
         n=n,
         discordant=int(np.count_nonzero(differences)),

@@ -7,7 +7,7 @@ all looks at once, and a test may be stopped the moment it shows something.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -75,6 +75,11 @@ class Sums:
         return self.total / self.n
 
     @property
+    def zero_or_one(self) -> bool:
+        """Whether every value was, as sums can tell: values strictly between would have smaller squares."""
+        return self.squares == self.total and 0 <= self.total <= self.n
+
+    @property
     def variance(self) -> float:
         """Sample variance; differences that the subtraction of two large sums cannot tell from zero are zero."""
         if self.n < 2:
@@ -97,7 +102,8 @@ def mean(values: Sums, *, alpha: float = 0.05, horizon: float = HORIZON) -> Esti
     """One arm's mean; None where fewer than two units, or units without spread, leave it without a width."""
     if values.variance == 0:
         return None
-    return _estimate(values.mean, math.sqrt(values.variance / values.n), values.n, alpha, horizon)
+    found = _estimate(values.mean, math.sqrt(values.variance / values.n), values.n, alpha, horizon)
+    return _cut(found, 0.0, 1.0) if values.zero_or_one else found
 
 
 def difference(arm: Sums, control: Sums, *, alpha: float = 0.05, horizon: float = HORIZON) -> Estimate | None:
@@ -114,7 +120,13 @@ def difference(arm: Sums, control: Sums, *, alpha: float = 0.05, horizon: float 
     if squared == 0:
         return None
     error = math.sqrt(squared)
-    return _estimate(arm.mean - control.mean, error, arm.n + control.n, alpha, horizon)
+    found = _estimate(arm.mean - control.mean, error, arm.n + control.n, alpha, horizon)
+    return _cut(found, -1.0, 1.0) if arm.zero_or_one and control.zero_or_one else found
+
+
+def _cut(found: Estimate, lowest: float, highest: float) -> Estimate:
+    """To where the truth can be; it covers as often, and excludes zero just where it did."""
+    return replace(found, interval=Interval(max(found.interval.low, lowest), min(found.interval.high, highest)))
 
 
 def _estimate(value: float, error: float, n: int, alpha: float, horizon: float) -> Estimate:

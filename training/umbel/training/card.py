@@ -215,7 +215,8 @@ def _training(trained: TrainedAdapter, plan: TaskPlan) -> list[tuple[str, str]]:
         ("tokens seen", f"{trained.tokens:,}"),
     ]
     if best is not None:
-        found.append(("best validation", f"loss {best.loss:.4g}, accuracy {best.accuracy:.3g}, at step {best.step:,}"))
+        loss = f"loss {best.loss:.4g} (the lowest: its weights are kept)"
+        found.append(("best validation", f"{loss}, accuracy {best.accuracy:.3g}, at step {best.step:,}"))
     return found
 
 

@@ -92,7 +92,7 @@ class FitPlan:
     memory: int
     """Bytes that this process will hold at most, estimated."""
     seconds: float
-    """Estimated from this machine's speed at matrix products, validation included."""
+    """Estimated from this machine's speed at matrix products, validation included, judging not."""
     sweep: "Halving | None" = None
     """Who leaves when, where the tasks are the candidates of one."""
 

@@ -8,7 +8,7 @@ from umbel.core.contract import Contract, Decoding, OutputHead
 from umbel.core.errors import DataError
 from umbel.core.settings import Settings
 from umbel.training.data.encode import EncodedRows, encode_rows
-from umbel.training.data.rows import ChatRow, LabelledRow, Row, labels_of
+from umbel.training.data.rows import ALL_TOO_LONG, ChatRow, LabelledRow, Row, labels_of
 from umbel.training.data.source import Splits, load_splits
 from umbel.training.data.spooled import encode_all
 from umbel.training.task import Task
@@ -68,7 +68,7 @@ def prepare(task: Task, backbone: Backbone, settings: Settings) -> Prepared:
         raise DataError(
             f"all {len(splits.train)} training rows are longer than max_length {contract.max_length}.",
             code="too_long",
-            hint="raise --max-length, or shorten the rows",
+            hint=ALL_TOO_LONG,
         )
     if contract.output_head is OutputHead.GENERATE:
         contract = contract.model_copy(update={"decoding": _decoding(task, train)})

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from umbel.cli.adapters.converting import converted
-from umbel.cli.adapters.reported import keep_reported, read_reported
-from umbel.cli.cells import number
+from umbel.cli.adapters.reported import figures_fact, keep_reported, read_reported
 from umbel.cli.console import Json, examples, human_bytes, human_count, print_facts, print_json
 from umbel.cli.opened import open_registry
 from umbel.cli.words import commas, pairs
@@ -215,10 +214,10 @@ def _publish(
     new = version.created_at >= started
     if new:
         version = keep_reported(registry, version, folder)
-    return print_json(version) if as_json else _print(version, base, new=new)
+    return print_json(version) if as_json else _print(registry, version, base, new=new)
 
 
-def _print(version: "Version", base: "Backbone", *, new: bool) -> None:
+def _print(registry: "Registry", version: "Version", base: "Backbone", *, new: bool) -> None:
     print_facts(
         (
             ("version", f"{version.ref}{'' if new else ' (published before: the same bytes)'}"),
@@ -229,7 +228,7 @@ def _print(version: "Version", base: "Backbone", *, new: bool) -> None:
             ("parameters", human_count(version.n_params or 0)),
             ("size", human_bytes(version.bytes)),
             ("backbone", base.name),
-            ("reported", [f"{key} {number(value)}" for key, value in version.metrics.items()]),
+            figures_fact(registry, version),
             ("aliases", ", ".join(version.aliases) or "none"),
         )
     )

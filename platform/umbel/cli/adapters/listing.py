@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from umbel.cli.adapters.reported import is_reported
 from umbel.cli.cells import aliases, metrics
 from umbel.cli.console import Json, examples, human_bytes, print_json, print_table
 from umbel.cli.opened import open_registry
@@ -12,6 +13,7 @@ from umbel.cli.words import one_of, pairs
 from umbel.core.names import LATEST
 
 if TYPE_CHECKING:
+    from umbel.core.protocols import VersionRef
     from umbel.registry.query import AdapterQuery
     from umbel.registry.records import Adapter, Page
 
@@ -27,7 +29,8 @@ _COLUMNS = ("NAME", "VERSION", "OUTPUT HEAD", "METHOD", "SIZE", "METRIC", "ALIAS
         "umbel adapters list --search senti --output-head classify --tag team=search",
         "umbel adapters list --metric 'accuracy>=0.8' --sort metric:accuracy --desc",
         "umbel adapters list --alias canary --json",
-        note="Filters hold together; those on a version look at the one shown: the champion, or --alias.",
+        note="Filters hold together; those on a version look at the one shown: the champion, or --alias. A metric that "
+        "is reported came along with an import; nobody measured it here.",
     ),
 )
 def list_(
@@ -78,10 +81,12 @@ def list_(
             descending=desc,
         )
         found = registry.adapters.list(query, limit=limit, cursor=page)
-    return print_json(found) if as_json else _print(found, query)
+        shown = [adapter.shown for adapter in found.items if adapter.shown is not None]
+        reported = {version.ref for version in shown if not as_json and is_reported(registry, version)}
+    return print_json(found) if as_json else _print(found, query, reported)
 
 
-def _print(found: "Page[Adapter]", query: "AdapterQuery") -> None:
+def _print(found: "Page[Adapter]", query: "AdapterQuery", reported: "set[VersionRef]") -> None:
     from umbel.registry.query import AdapterQuery
 
     asked = tuple(bound.key for bound in query.metrics) or (
@@ -89,7 +94,7 @@ def _print(found: "Page[Adapter]", query: "AdapterQuery") -> None:
     )
     unfiltered = query == AdapterQuery(sort=query.sort, descending=query.descending)
     empty = _none_yet() if unfiltered else "No adapter is like that."
-    print_table(_COLUMNS, [_row(adapter, asked) for adapter in found.items], empty=empty)
+    print_table(_COLUMNS, [_row(adapter, asked, reported) for adapter in found.items], empty=empty)
     more(found.next)
 
 
@@ -109,11 +114,12 @@ def _pointers(adapter: "Adapter") -> dict[str, int]:
     return {**adapter.aliases, LATEST: adapter.latest}
 
 
-def _row(adapter: "Adapter", asked: tuple[str, ...]) -> tuple[object, ...]:
+def _row(adapter: "Adapter", asked: tuple[str, ...], reported: "set[VersionRef]") -> tuple[object, ...]:
     version = adapter.shown
     pointing = aliases(_pointers(adapter))
     if version is None:
         return (adapter.name, "none", "", "", "", "", pointing)
     number = version.number if version.state == "ready" else f"{version.number} {version.state}"
     size, measured = human_bytes(version.bytes), metrics(version.metrics, asked, most=1)
+    measured += " (reported)" if version.ref in reported else ""
     return (adapter.name, number, version.output_head, version.method, size, measured, pointing)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from umbel.cli.cells import number
 from umbel.core.errors import AdapterRefused
 from umbel.core.manifest import METRICS_FILE
 
@@ -42,5 +43,15 @@ def read_reported(folder: Path) -> tuple[str, Mapping[str, float]] | None:
 
 
 def is_reported(registry: "Registry", version: "Version") -> bool:
-    """Whether no run and no evaluation of this registry stands behind its figures."""
-    return version.run is None and not registry.evaluations.list(name=version.name, number=version.number)
+    """Whether it has figures, and no run and no evaluation of this registry stands behind them."""
+    if not version.metrics or version.run is not None:
+        return False
+    return not registry.evaluations.list(name=version.name, number=version.number)
+
+
+def figures_fact(registry: "Registry", version: "Version") -> tuple[str, list[str] | None]:
+    """``metrics`` where they were measured here, ``reported`` where somebody else says so."""
+    figures = [f"{key} {number(value)}" for key, value in version.metrics.items()]
+    if is_reported(registry, version):
+        return "reported", [*figures, "(by whoever exported it; not measured here)"]
+    return "metrics", figures or None

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umbel.cli.adapters.reported import is_reported
+from umbel.cli.adapters.reported import figures_fact, is_reported
 from umbel.cli.alias import print_history
-from umbel.cli.cells import metrics, number, setting, tags
+from umbel.cli.cells import metrics, setting, tags
 from umbel.cli.console import (
     Json,
     examples,
@@ -42,19 +42,23 @@ _VERSIONS = 20
 
 
 @app.command(
-    epilog=examples("umbel adapters show mood", "umbel adapters show mood:3", "umbel adapters show mood@canary")
+    epilog=examples("umbel adapters show mood", "umbel adapters show mood:3 --card", "umbel adapters show mood@canary")
 )
-def show(ref: Ref, as_json: Json = False) -> None:
+def show(
+    ref: Ref,
+    card: Annotated[bool, typer.Option("--card", help="The card too, at the end.")] = False,
+    as_json: Json = False,
+) -> None:
     """Show an adapter, or all about one version.
 
-    An adapter is shown with its versions, the moves of its aliases and its card; a version with config, contract,
-    lineage, data, metrics, files and card.
+    An adapter is shown with its versions and the moves of its aliases; a version with state, metrics, config,
+    contract, lineage, data and files. Either has a card (--card), which --json always holds.
     """
     parsed = AdapterRef.parse(ref)
     with open_registry() as registry:
         if str(parsed) == parsed.name:
-            return _show_adapter(registry, ref, as_json)
-        return _show_version(registry, ref, as_json)
+            return _show_adapter(registry, ref, as_json, card=card)
+        return _show_version(registry, ref, as_json, card=card)
 
 
 @app.command(epilog=examples("umbel adapters card mood", "umbel adapters card mood:3 > README.md"))
@@ -67,7 +71,7 @@ def card(ref: Ref) -> None:
     print_markdown(version.card)
 
 
-def _show_adapter(registry: "Registry", name: str, as_json: bool) -> None:
+def _show_adapter(registry: "Registry", name: str, as_json: bool, *, card: bool) -> None:
     adapter = registry.adapters.get(name)
     versions = registry.versions.list(name, limit=_VERSIONS)
     history = registry.aliases.history(name)
@@ -84,10 +88,17 @@ def _show_adapter(registry: "Registry", name: str, as_json: bool) -> None:
     )
     _print_versions(adapter, versions)
     _print_moves(history)
-    if adapter.shown is not None and adapter.shown.card is not None:
-        print_heading(f"Card of {adapter.shown.ref}")
-        print_markdown(adapter.shown.card)
-    return None
+    return None if adapter.shown is None else _print_card(adapter.shown, name, f"Card of {adapter.shown.ref}", card)
+
+
+def _print_card(version: "Version", ref: str, heading: str, wanted: bool) -> None:
+    """Or which command shows it: a card is longer than a screen."""
+    if version.card is None:
+        return typer.echo(f"\n{version.ref} has no card.", err=True) if wanted else None
+    if not wanted:
+        return typer.echo(f"\nIts card: umbel adapters show {ref} --card", err=True)
+    print_heading(heading)
+    return print_markdown(version.card)
 
 
 def _print_versions(adapter: "Adapter", versions: "Page[Version]") -> None:
@@ -111,23 +122,29 @@ def _print_versions(adapter: "Adapter", versions: "Page[Version]") -> None:
         typer.echo(f"{len(rows)} newest of {adapter.last_number}", err=True)
 
 
-def _show_version(registry: "Registry", ref: str, as_json: bool) -> None:
+def _show_version(registry: "Registry", ref: str, as_json: bool, *, card: bool) -> None:
     version = registry.versions.get(ref)
     lineage = _lineage(registry, version)
     moves = [
         event for event in registry.aliases.history(version.name) if version.number in (event.origin, event.target)
     ]
     if as_json:
-        return print_json({"version": version, "lineage": lineage, "history": moves})
-    print_facts((*_what(version), *_origin(registry, version, lineage), *_standing(registry, version)))
+        reported = is_reported(registry, version)
+        return print_json({"version": version, "lineage": lineage, "history": moves, "reported": reported})
+    print_facts(
+        (
+            ("version", version.ref),
+            ("description", version.contract.description or None),
+            *_standing(registry, version),
+            *_what(version),
+            *_origin(registry, version, lineage),
+        )
+    )
     print_heading("Files")
     rows = [(file.path, human_bytes(file.bytes), file.digest) for file in version.files]
-    print_table(("PATH", "SIZE", "DIGEST"), rows, empty="None.")
+    print_table(("PATH", "SIZE", "DIGEST"), rows, empty="None.", under=("DIGEST",))
     _print_moves(moves)
-    if version.card is not None:
-        print_heading("Card")
-        print_markdown(version.card)
-    return None
+    return _print_card(version, str(version.ref), "Card", card)
 
 
 def _what(version: "Version") -> Iterable[tuple[str, object]]:
@@ -135,8 +152,6 @@ def _what(version: "Version") -> Iterable[tuple[str, object]]:
     generates = not contract.labels and contract.output_head == "generate"
     decoding = contract.decoding.model_dump(exclude_defaults=True) if generates else {}
     return (
-        ("version", version.ref),
-        ("description", contract.description or None),
         ("digest", version.digest),
         ("method", version.method),
         ("config", _settings(version.config.get("method", version.config))),
@@ -159,19 +174,17 @@ def _origin(registry: "Registry", version: "Version", lineage: "list[VersionRef]
         ("run", version.run),
         ("seed", version.seed),
         ("code", version.code_version),
+        ("came by", "training here" if version.run else "import or upload: no run of this registry made it"),
         ("created", f"{human_time(version.created_at)} by {version.created_by}"),
     )
 
 
 def _standing(registry: "Registry", version: "Version") -> Iterable[tuple[str, object]]:
     because = f": {version.reason}" if version.reason else ""
-    figures = [f"{key} {number(value)}" for key, value in version.metrics.items()]
-    reported = bool(figures) and is_reported(registry, version)
     return (
         ("state", f"{version.state}{because}"),
         ("aliases", " ".join(version.aliases) or None),
-        ("metrics", figures if not reported else None),
-        ("reported", [*figures, "(by whoever exported it; not measured here)"] if reported else None),
+        figures_fact(registry, version),
     )
 
 

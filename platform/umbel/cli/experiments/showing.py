@@ -10,6 +10,7 @@ from umbel.cli.cells import number
 from umbel.cli.console import (
     Json,
     examples,
+    folded,
     human_age,
     human_count,
     print_facts,
@@ -78,7 +79,7 @@ def _list(experiments: Experiments, status: str | None, as_json: bool) -> None:
         (one.name, _state(one), _arms(one), one.metrics[0].name, human_age(one.created_at, now_ms())) for one in found
     ]
     empty = "No experiment is like that." if status else "No experiment yet. Begin: umbel experiments create --help"
-    return print_table(("NAME", "STATUS", "ARMS", "METRIC", "CREATED"), rows, empty=empty)
+    return print_table(("NAME", "STATUS", "ARMS", "METRIC", "CREATED"), rows, empty=empty, under=("ARMS",))
 
 
 def _show(report: "ExperimentReport", *, as_json: bool, clear: bool) -> None:
@@ -97,9 +98,10 @@ def _show(report: "ExperimentReport", *, as_json: bool, clear: bool) -> None:
     )
     typer.echo()
     if report.effects:
-        print_table(COLUMNS, [row for effects in _by_metric(report) for row in _rows(effects, report)], empty="")
+        rows = [row for effects in _by_metric(report) for row in _rows(effects, report)]
+        print_table(COLUMNS, rows, empty="", under=("VERDICT",))
         typer.echo()
-    typer.echo(report.sentence)
+    typer.echo("\n".join(folded(report.sentence, 0)))
     for warning in report.warnings:
         typer.echo(f"warning: {warning}")
     return None

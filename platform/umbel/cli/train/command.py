@@ -51,7 +51,7 @@ app = typer.Typer(help="Train an adapter and publish it.")
 )
 def train(
     words: Annotated[
-        list[str] | None, typer.Argument(help="Task files; all train together.", metavar="[TASK.toml]...")
+        list[str] | None, typer.Argument(help="Task files; all train together.", metavar="TASK.toml")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name to publish under.")] = None,
     data: Annotated[str | None, typer.Option(help="JSONL or CSV file, folder, or dataset of the home.")] = None,

@@ -96,7 +96,8 @@ def _machine_facts(plan: "FitPlan") -> Facts:
     threads = human_number(plan.threads, "thread")
     return [
         ("backbone", f"{plan.backbone}, {plan.dtype}{_form(plan)} on {plan.device}, {threads}"),
-        ("needs about", f"{human_bytes(plan.memory)} of memory and {human_seconds(plan.seconds)}"),
+        ("needs about", f"{human_bytes(plan.memory)} of memory and {human_seconds(plan.seconds)} to train"),
+        ("beyond that", "judging: held-out rows, forgetting and what it adds to serving"),
     ]
 
 

@@ -17,7 +17,7 @@ from umbel.training.window import Stepped
 _PLAIN_EVERY = 10.0
 """Seconds between two lines of a log."""
 _SMOOTH = 0.9
-"""Weight of the past in the loss that is shown."""
+"""Weight of the past in the loss that is shown: about the last 1 / (1 - 0.9) steps count."""
 
 
 class Watch(Observer):
@@ -39,6 +39,7 @@ class Watch(Observer):
         for line in plan_lines(plan):
             self._line(line)
         self._line("")
+        self._line("loss is smoothed over some ten steps; val, and what is best, is the loss on the validation rows")
         self._began = self.clock()
 
     def stepped(self, trainee: Trainee, done: Stepped) -> None:
@@ -53,7 +54,7 @@ class Watch(Observer):
     def validated(self, trainee: Trainee, found: Validation) -> None:
         self._seen[trainee.task.name] = found
         best = trainee.best_validation
-        mark = ", best so far" if best is not None and best.step == found.step else ""
+        mark = ", best loss so far" if best is not None and best.step == found.step else ""
         share = f", accuracy {found.accuracy:.3f}" if found.accuracy else ""
         self._line(f"{trainee.task.name}: validation at step {found.step}: loss {found.loss:.4f}{share}{mark}")
 

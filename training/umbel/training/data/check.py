@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from umbel.core.errors import NotFound
 from umbel.core.settings import Settings
-from umbel.training.data.installed import find, installed
+from umbel.training.data.installed import find, installed, not_found
 from umbel.training.data.records import AS_NAMED, Columns, needed_part, part_of
 from umbel.training.data.rows import (
     FORMS,
@@ -99,11 +98,7 @@ def _paths(what: str, settings: Settings) -> dict[str, Path]:
     if given.is_file():
         return {"train": given}
     if not given.is_dir() and what not in {dataset.name for dataset in installed(settings)}:
-        raise NotFound(
-            f"{what!r} is neither a file, a folder nor a dataset in {settings.datasets}.",
-            code="data_not_found",
-            hint="umbel datasets list",
-        )
+        raise not_found(settings, what)
     folder = given if given.is_dir() else find(settings, what).folder
     there = {split: part_of(folder, split) for split in SPLITS}
     return {split: path for split, path in there.items() if path.is_file()} | {"train": needed_part(folder, "train")}

@@ -76,6 +76,18 @@ def find(settings: Settings, name: str) -> InstalledDataset:
     return _read(folder)
 
 
+def not_found(settings: Settings, data: str) -> NotFound:
+    """Of what is neither a file, a folder nor a dataset; the same wherever data are named."""
+    if "/" in data or Path(data).suffix:
+        return NotFound(f"there is no file or folder {data}.", code="data_not_found", hint="check the path")
+    names = ", ".join(dataset.name for dataset in installed(settings)) or "none"
+    return NotFound(
+        f"{data!r} is neither a file nor a dataset in {settings.datasets} (there: {names}).",
+        code="dataset_not_found",
+        hint=settings.nearby or f"umbel pull dataset {data}, or give the path of a JSONL or CSV file",
+    )
+
+
 def remove(settings: Settings, name: str) -> InstalledDataset:
     """Deletes a dataset's folder and returns what it was."""
     with only_one(settings.datasets / check_name(name, "dataset")):

@@ -118,6 +118,11 @@ def labels_of(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+OTHER_LABEL = "add rows with another label, or name the column of the labels with --label-column"
+ALL_TOO_LONG = "raise --max-length, or shorten the rows"
+"""Fixes that a check and a training say alike."""
+
+
 def only_label(rows: Iterable[Row]) -> str | None:
     """The one label or tag that all rows have; None where they have several, or another form.
 
@@ -137,7 +142,7 @@ def nothing_to_tell_apart(path: Path, label: str) -> DataError:
     return DataError(
         f"every row of {path} has the label {label!r}: there is nothing to tell apart.",
         code="missing_labels",
-        hint="add rows with another label, or name the column of the labels with --label-column",
+        hint=OTHER_LABEL,
     )
 
 
@@ -230,7 +235,7 @@ def form_of(raw: Mapping[str, Any], place: _Place, allowed: tuple[str, ...]) -> 
         raise DataError(
             f"{place.path} line {place.line}: a row with the keys {sorted(raw)} is of another form.",
             code="wrong_form",
-            hint=place.fix(allowed),
+            hint=place.fix(tuple(form for form in allowed if _KEYS[form] & raw.keys()) or allowed),
         )
     return found
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from umbel.core.contract import OutputHead
 from umbel.core.digests import digest_file, digest_json
-from umbel.core.errors import DataError, NotFound
+from umbel.core.errors import DataError
 from umbel.core.settings import Settings
 from umbel.training.data.check import leaks
-from umbel.training.data.installed import INFO_FILE, DatasetInfo, find, installed
+from umbel.training.data.installed import INFO_FILE, DatasetInfo, find, installed, not_found
 from umbel.training.data.records import Columns, needed_part, part_of
 from umbel.training.data.rows import Row, check_there, iter_rows, nothing_to_tell_apart, only_label, read_rows, text_of
 from umbel.training.data.splits import text_key, unit
@@ -71,8 +71,8 @@ def paths_of(task: Task, settings: Settings) -> dict[str, Path]:
 
 
 def digest_of(paths: Mapping[str, Path]) -> str:
-    """Of all files that splits come from; for a pulled dataset, the dataset's own."""
-    return digest_json({f"{split}.jsonl": digest_file(path) for split, path in paths.items()})
+    """Of all files that splits come from, by split; for a pulled dataset, what its ``dataset.json`` says."""
+    return digest_json({split: digest_file(path) for split, path in paths.items()})
 
 
 def look_at(task: Task, settings: Settings, rows: int = 20) -> None:
@@ -97,15 +97,8 @@ def _folder_of(task: Task, settings: Settings) -> tuple[Path | None, DatasetInfo
         return None, None
     if given.is_dir():
         return given, DatasetInfo.read(given) if (given / INFO_FILE).is_file() else None
-    if "/" in task.data or given.suffix:
-        raise NotFound(f"there is no file or folder {task.data}.", code="data_not_found", hint="check the path")
-    names = ", ".join(dataset.name for dataset in installed(settings)) or "none"
-    if task.data not in names.split(", "):
-        raise NotFound(
-            f"{task.data!r} is neither a file nor a dataset in {settings.datasets} (there: {names}).",
-            code="dataset_not_found",
-            hint=settings.nearby or f"umbel pull dataset {task.data}, or give the path of a JSONL or CSV file",
-        )
+    if task.data not in {dataset.name for dataset in installed(settings)}:
+        raise not_found(settings, task.data)
     found = find(settings, task.data)
     return found.folder, found.info
 

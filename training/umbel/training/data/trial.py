@@ -11,7 +11,7 @@ from umbel.core.contract import Contract
 from umbel.core.settings import Settings
 from umbel.training.data.check import leaks
 from umbel.training.data.encode import EncodedRows, encode_rows
-from umbel.training.data.rows import LabelledRow, Row, text_of
+from umbel.training.data.rows import ALL_TOO_LONG, OTHER_LABEL, LabelledRow, Row, text_of
 from umbel.training.data.source import Splits, balance, load_splits
 from umbel.training.data.splits import text_key
 from umbel.training.prepared import contract_of
@@ -127,7 +127,7 @@ def _of_splits(splits: Splits, reports: dict[str, SplitReport], contract: Contra
     found = []
     train = reports["train"]
     if train.rows == train.left_out:
-        found.append(_error("no training row fits.", f"raise --max-length above {contract.max_length}"))
+        found.append(_error(f"no training row fits into max_length {contract.max_length}.", ALL_TOO_LONG))
     elif train.left_out:
         found.append(_warning(f"{train.left_out} training rows are too long and left out.", "raise --max-length"))
     if train.truncated > train.rows // 20:
@@ -149,7 +149,7 @@ def _of_splits(splits: Splits, reports: dict[str, SplitReport], contract: Contra
 def _of_labels(counts: dict[str, int]) -> list[Finding]:
     found = []
     if len(counts) == 1:
-        found.append(_error(f"every training row has the label {next(iter(counts))!r}.", "add the other labels"))
+        found.append(_error(f"every training row has the label {next(iter(counts))!r}.", OTHER_LABEL))
     if missing := [label for label, count in counts.items() if count == 0]:
         found.append(_error(f"no training row has the label {missing[0]!r}.", "add rows, or drop it from --labels"))
     if rare := [label for label, count in counts.items() if 0 < count < _RARE]:
