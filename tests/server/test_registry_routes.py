@@ -139,7 +139,7 @@ def test_a_rollback_and_the_removal_of_an_alias_need_no_body(client, two, may):
     assert (back.status_code, back.json()["target"]) == (200, 1)
     client.put(f"{two}/aliases/canary", json={"version": 2}, headers=may)
     gone = client.delete(f"{two}/aliases/canary", headers=may)
-    assert (gone.status_code, gone.json()["target"]) == (200, None)
+    assert (gone.status_code, gone.json().get("target")) == (200, None)
     assert client.get(f"{two}/aliases").json() == {"champion": 1}
 
 

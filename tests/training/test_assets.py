@@ -18,7 +18,7 @@ from umbel.core.settings import Settings
 from umbel.core.wheels import Wheel
 from umbel.training.data import assets, corpora
 from umbel.training.data.installed import find, installed, remove
-from umbel.training.data.source import load_splits
+from umbel.training.data.source import digest_of, paths_of
 from umbel.training.data.splits import SPLITS, Keyed, split, text_key, unit
 from umbel.training.task import Task
 
@@ -177,8 +177,8 @@ def test_a_pulled_dataset_says_what_it_is(settings):
     assert info.labels == ("negative", "neutral", "positive")
     assert info.files == {name: digest_file(dataset.split(name)) for name in SPLITS}
     assert info.digest == digest_json(info.files)
-    splits = load_splits(Task(name="x", data=dataset.name, task="classify"), settings)
-    assert splits.digest == info.digest  # data check, cards and lineages name what `umbel datasets show` does
+    told = digest_of(paths_of(Task(name="x", data=dataset.name, task="classify"), settings))
+    assert told == info.digest  # data check, cards and lineages name what `umbel datasets show` does
     assert installed(settings) == [find(settings, "tweets-sentiment")] == [dataset]
 
 

@@ -60,6 +60,11 @@ class AsyncClient:
     async def close(self) -> None:
         await self._http.aclose()
 
+    @property
+    def url(self) -> str:
+        """Of the server, wherever it was said."""
+        return str(self._http.base_url)
+
     async def send(self, call: Call[T]) -> T:
         tries = 0
         while True:
