@@ -152,7 +152,7 @@ def test_a_number_and_its_noun_agree(count, text):
 
 def test_where_a_table_is_too_wide_the_columns_named_go_under_their_row(capsys, monkeypatch):
     become_a_terminal(monkeypatch)
-    digest = "sha256:" + "5" * 45
+    digest = "sha256:" + "5" * 44
     rows = [("a.json", digest, "so " * 20)]
     console.print_table(("PATH", "DIGEST", "WHY"), rows, empty="none", under=("DIGEST", "WHY"))
     lines = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out).splitlines()

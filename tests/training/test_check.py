@@ -36,4 +36,4 @@ def test_every_form_can_be_checked(write, settings):
 def test_what_is_not_there_is_told(settings):
     with pytest.raises(NotFound) as caught:
         check_data("nothing", settings)
-    assert caught.value.code == "data_not_found"
+    assert caught.value.code == "dataset_not_found"

@@ -113,7 +113,7 @@ def test_a_pulled_dataset_has_its_own_digest_and_labels(settings, tmp_path, writ
     folder.mkdir(parents=True)
     for split in ("train", "validation", "test"):
         (folder / f"{split}.jsonl").write_text(json.dumps({"text": split, "label": "b"}) + "\n")
-    files = {f"{split}.jsonl": digest_file(folder / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    files = {split: digest_file(folder / f"{split}.jsonl") for split in ("train", "validation", "test")}
     info = DatasetInfo(
         source="wheel:x", sha256="sha256:" + "0" * 64, licence="MIT", output_head="classify", metric="macro_f1",
         labels=("b", "a"), rows={"train": 1}, files=files, digest=digest_json(files), notes=(),

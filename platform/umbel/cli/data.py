@@ -80,11 +80,13 @@ def _try(
 ) -> None:
     from umbel.cli.choosing import choose_backbone
     from umbel.cli.serve import load
+    from umbel.training.data.source import look_at
     from umbel.training.data.trial import try_data
     from umbel.training.task import Task
 
     settings = Settings.load()
     asked = Task(name="check", data=what, task=task, test=test, **options)
+    look_at(asked, settings)  # as a training does, with its errors, before a backbone is loaded
     report = try_data(asked, load(settings, choose_backbone(settings, backbone), "auto"), settings)
     if as_json:
         print_json(report)
