@@ -27,6 +27,14 @@ def test_the_list_shows_each_adapter_by_its_champion(run):
     assert answer.rows[0][-1] == "canary:3 champion:1"
 
 
+def test_at_80_columns_a_row_of_the_list_is_one_line_and_long_aliases_go_under_it(run, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("adapters", "list", "--alias", "canary").out.splitlines()
+    assert lines[1].split()[-3:] == ["accuracy", "0.82", "(reported)"]
+    assert lines[2] == "  aliases canary:3 champion:1"
+
+
 def test_a_newer_version_that_no_alias_tells_of_is_in_the_list_until_it_is_yanked(run, registry):
     registry.aliases.remove("mood", "canary")
     assert run("adapters", "list").rows[0][-1] == "champion:1 latest:3"

@@ -94,7 +94,8 @@ def _print(found: "Page[Adapter]", query: "AdapterQuery", reported: "set[Version
     )
     unfiltered = query == AdapterQuery(sort=query.sort, descending=query.descending)
     empty = _none_yet() if unfiltered else "No adapter is like that."
-    print_table(_COLUMNS, [_row(adapter, asked, reported) for adapter in found.items], empty=empty)
+    rows = [_row(adapter, asked, reported) for adapter in found.items]
+    print_table(_COLUMNS, rows, empty=empty, under=("ALIASES",))
     more(found.next)
 
 
