@@ -242,7 +242,7 @@ def _pack_lm_head(decoder: Decoder, packed: NativeLinear) -> None:
 
 def _packed(linear: nn.Module, rows: int, kernels: Kernels | None) -> nn.Module | None:
     if isinstance(linear, QuantisedLinear):
-        return linear.packed()
+        return linear.packed(kernels)
     if isinstance(linear, DenseLinear) and kernels is not None and NativeLinear.fits(linear.weight, kernels):
         return NativeLinear(linear.weight, linear.bias, kernels)
     if isinstance(linear, DenseLinear) and can_pack(linear.weight.dtype, linear.weight.device):

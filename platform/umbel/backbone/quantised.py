@@ -5,9 +5,10 @@
     nf4    q in [0, 15]       w = NORMAL[q] * scale          one scale per 64 inputs of a feature; bitsandbytes
 
 Two ways to multiply, by what they are for. Training (and whatever no kernel fits) makes the weight for each product
-and has a gradient to x. Serving uses the kernels of torch (int8, int4) and bitsandbytes (nf4), which read the few bits
-and give a row the same bits in any company (docs/decisions/0011-quantised-backbones.md). Both compute with the same
-weight: scales are held in the 16 bits that the kernels want.
+and has a gradient to x. Serving uses kernels that read the few bits and give a row the same bits in any company: this
+project's own where the processor suits them, else those of torch (int8, int4) and bitsandbytes (nf4)
+(docs/decisions/0011-quantised-backbones.md). All compute with the same weight: scales are held in the 16 bits that the
+kernels want.
 
 Shape letters here:  N output features   K input features   G groups of inputs
 """
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from umbel.backbone.linears import DenseLinear, PackedLinear
+from umbel.backbone.native import Codes, Kernels, NativeCodes
 from umbel.core.bitsandbytes import own_kernels_only
 from umbel.core.errors import ConfigError
 from umbel.core.forms import Form
@@ -47,9 +49,20 @@ class QuantisedLinear(nn.Module):
         """W [N,K] of these output features, rounded once."""
         raise NotImplementedError
 
-    def packed(self) -> PackedLinear | None:
-        """The same weight for a kernel; None where none fits. What is quantised here is used up."""
-        return None
+    def packed(self, kernels: Kernels | None = None) -> PackedLinear | None:
+        """The same weight for a kernel, of these where they fit; None where none does. What is quantised here is used
+        up."""
+        if kernels is not None and NativeCodes.fits(self.dtype, self.get_buffer("codes").device, self.d_in, kernels):
+            return NativeCodes(self.held(), self.bias, kernels)
+        return self.library_kernel()
+
+    def held(self) -> Codes:
+        """What ``codes.py`` packs."""
+        raise NotImplementedError
+
+    def library_kernel(self) -> PackedLinear | None:
+        """Torch's or bitsandbytes'; None where none fits."""
+        raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
@@ -93,7 +106,10 @@ class Int8Linear(QuantisedLinear):
         scale = self.get_buffer("scale")[rows].to(torch.promote_types(dtype, torch.float32))
         return self.get_buffer("codes")[rows].to(scale.dtype).mul_(scale[:, None]).to(dtype)
 
-    def packed(self) -> PackedLinear | None:
+    def held(self) -> Codes:
+        return Codes(self.get_buffer("codes"), self.get_buffer("scale")[:, None])
+
+    def library_kernel(self) -> PackedLinear | None:
         return Int8Kernel(self) if _on_cpu(self) else None
 
 
@@ -136,7 +152,11 @@ class Int4Linear(QuantisedLinear):
         codes = self.levels(rows).view(scales.shape[0], -1, _GROUP).to(scales.dtype)
         return codes.sub_(8).mul_(scales[..., 0, None]).add_(scales[..., 1, None]).flatten(1).to(dtype)
 
-    def packed(self) -> PackedLinear | None:
+    def held(self) -> Codes:
+        scales, zeros = self.get_buffer("scales").transpose(0, 1).unbind(2)
+        return Codes(self.levels(), scales, zeros, tuple(float(level) for level in range(-8, 8)))
+
+    def library_kernel(self) -> PackedLinear | None:
         return Int4Kernel(self) if _on_cpu(self) and self.d_out % 16 == 0 else None
 
 
@@ -170,20 +190,25 @@ class Nf4Linear(QuantisedLinear):
         found = _bitsandbytes().dequantize_4bit(codes, scale, _BLOCK, "nf4", shape, made)
         return cast(Tensor, found).to(dtype)
 
-    def packed(self) -> PackedLinear | None:
+    def held(self) -> Codes:
+        both = self.get_buffer("codes")
+        codes = torch.stack([both >> 4, both & 15], -1).flatten(1)
+        return Codes(codes, self.get_buffer("scale"), table=tuple(_normal().tolist()))
+
+    def library_kernel(self) -> PackedLinear | None:
         fits = _on_cpu(self) and self.dtype == torch.bfloat16 and self.d_out % 32 == 0 and _has_nf4_kernel()
         return Nf4Kernel(self) if fits else None
 
 
 class Nf4Kernel(PackedLinear):
     def __init__(self, linear: Nf4Linear) -> None:
-        from bitsandbytes.functional import QuantState, _convert_weight_packed_for_cpu, get_4bit_type
+        from bitsandbytes.functional import QuantState, _convert_weight_packed_for_cpu
 
         super().__init__(linear.d_in, linear.d_out, linear.bias)
         state = QuantState(
             absmax=linear.get_buffer("scale").float().flatten(),
             shape=torch.Size((linear.d_out, linear.d_in)),
-            code=get_4bit_type("nf4", device="cpu"),
+            code=_normal(),
             blocksize=_BLOCK,
             quant_type="nf4",
             dtype=torch.bfloat16,
@@ -278,6 +303,13 @@ def _bitsandbytes() -> Any:
     with own_kernels_only():
         import bitsandbytes  # noqa: F401 # registers them
     return torch.ops.bitsandbytes
+
+
+def _normal() -> Tensor:
+    """[16], what nf4's codes stand for."""
+    from bitsandbytes.functional import get_4bit_type
+
+    return cast(Tensor, get_4bit_type("nf4", device="cpu"))
 
 
 def _has_nf4_kernel() -> bool:

@@ -22,8 +22,10 @@ from umbel.core.settings import Settings
 
 _HERE = Path(__file__).parent
 _SOURCES = ("linear.c", "lora.c", "attention.c", "gated.c", "prompt.c", "pointwise.c")
-_HEADERS = ("vectors.h", "scores.h")
-_RETURN_NOTHING = ("umbel_linear", "umbel_lora", "umbel_decode", "umbel_gated", "umbel_prompt", "umbel_scale")
+_HEADERS = ("vectors.h", "forms.h", "scores.h")
+_RETURN_NOTHING = (
+    "umbel_linear", "umbel_codes", "umbel_lora", "umbel_decode", "umbel_gated", "umbel_prompt", "umbel_scale",
+)  # fmt: skip
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 120
 

@@ -13,8 +13,7 @@ from umbel.backbone.linears import PackedLinear, no_gradient
 from umbel.backbone.native.kernels import Kernels
 
 _COLUMNS = 48
-"""``COLUMNS`` of linear.c."""
-
+"""``COLUMNS`` of forms.h."""
 
 _POINTER, _COUNT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
