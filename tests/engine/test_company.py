@@ -102,10 +102,14 @@ def test_a_row_whose_output_is_not_finite_fails_alone(any_lab):
 
 
 def test_no_product_is_ever_of_a_lone_row(any_lab):
+    """But by the kernels' layers, where no product knows how many rows there are."""
     sizes = []
-    hook = any_lab.backbone.decoder.register_forward_pre_hook(
-        lambda module, args: sizes.append((len(args[0]), 2 if args[1].want is None else len(args[1].want)))
-    )
+
+    def note(module, args):
+        tokens, step = args
+        sizes.append((2 if step.through else len(tokens), 2 if step.want is None else len(step.want)))
+
+    hook = any_lab.backbone.decoder.register_forward_pre_hook(note)
     any_lab.run(any_lab.engine(), [any_lab.ask("x")])
     any_lab.run(any_lab.engine(step_tokens=16), [any_lab.pool("x" * 17, any_lab.classifier(1))])
     hook.remove()

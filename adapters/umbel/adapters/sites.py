@@ -110,6 +110,12 @@ class Composite(Sites):
         self._attend = acting("attend")
         self._after = acting("after")
 
+    @property
+    def in_layers(self) -> list[Sites]:
+        """Parts that act between the embedding and the last norm; keys of a prefix lie in the row's cache already."""
+        acting = {id(part) for parts in (self._input, self._linear, self._attend, self._after) for part in parts}
+        return [part for part in self.parts if id(part) in acting]
+
     def embed(self, x: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
         for part in self._embed:
             x = part.embed(x, positions, tokens)

@@ -6,6 +6,7 @@ Shape letters here:  B rows   T tokens   H hidden   N query heads   G key/value 
                      M wanted positions   V vocabulary
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -43,6 +44,8 @@ class Step:
     """Layer before which the pass ends: the output's hidden states are what enters it, not normed."""
     decoding: int | None = None
     """Rows at the front that are tokens of answers; all beyond are prompts'. None where nobody needs to know."""
+    through: Callable[[Tensor, tuple[Tensor, Tensor]], Tensor] | None = None
+    """Does what the layers would: states [B,T,H] and the rotation's cos and sin -> states behind the last one."""
     _rotation: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
 
@@ -88,10 +91,15 @@ class Decoder(nn.Module):
         if x is None:
             x = step.sites.embed(self.embedding(tokens), step.positions, tokens)
         step._rotation = self._rotate_by(step.positions, x.dtype)
+        if step.through is not None:
+            return self._finished(step.through(x, step._rotation), step)
         for index, layer in islice(enumerate(self.layers), step.first, step.stop):
             x = step.checkpointing.run(index, layer, x, step)
         if step.stop is not None:
             return Output(x, None)
+        return self._finished(x, step)
+
+    def _finished(self, x: Tensor, step: Step) -> Output:
         hidden = self.norm(x)
         return Output(hidden, None if step.want is None else self._logits(hidden, step))
 

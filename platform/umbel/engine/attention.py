@@ -4,6 +4,7 @@ Shape letters here:  R decoding rows   T tokens of a chunk   N query heads   G k
                      L places looked at   D head width   X independent products
 """
 
+import ctypes
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from umbel.backbone.native import Kernels
 from umbel.core.shape import BackboneShape
 from umbel.engine.kv import KVCache
-from umbel.engine.native_attention import NativeDecode, NativePrompt
+from umbel.engine.native_attention import NativeDecode, NativePrompt, tell_rows
 from umbel.engine.span import Span
 
 
@@ -33,7 +34,7 @@ class CachedAttention:
         slots: Sequence[int] | None = None,
         kernels: Kernels | None = None,
     ) -> None:
-        self.cache, self.spans, self.rows = cache, spans, len(positions)
+        self.cache, self.shape, self.spans, self.rows = cache, shape, spans, len(positions)
         self.kv_heads, self.group = shape.kv_heads, shape.heads // shape.kv_heads
         self.scale = shape.head_dim**-0.5
         self.device = cache.slabs.device
@@ -73,6 +74,15 @@ class CachedAttention:
         used = self.rows + sum(span.count for span in self.spans)
         context[used:] = context[:1]
         return context
+
+    def told(self, qkv: Tensor, context: Tensor) -> tuple[ctypes.Structure | None, ctypes.Structure | None]:
+        """What the kernels for decoding rows and for prompts are told, where they read rotated qkv [B,(N+2G)D] and
+        write context [B,ND], in the cache's first layer. None where there are no such rows."""
+        parts = [None if part is None else part.told for part in (self.native, self.native_prompt)]
+        for told in parts:
+            if told is not None:
+                tell_rows(told, self.cache, self.shape, qkv, context)
+        return parts[0], parts[1]
 
     def _decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.native is not None:

@@ -4,11 +4,13 @@ Shape letters here:  B tokens of the step   H hidden   M places whose next token
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from umbel.adapters.rows import Rows
+from umbel.adapters.sites import Sites
 from umbel.adapters.wear import batch_of
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.decoder import Step
@@ -19,6 +21,7 @@ from umbel.engine.resident import Resident
 from umbel.engine.row import Row
 from umbel.engine.running import Plan
 from umbel.engine.span import Span
+from umbel.engine.tape import Tape
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,16 @@ class Forward:
     def __init__(self, backbone: Backbone, cache: KVCache) -> None:
         self.backbone, self.cache = backbone, cache
         self.dresser = Dresser(backbone.device, backbone.kernels)
+        self._tape = Tape.of(backbone)
 
     def __call__(self, plan: Plan) -> Result:
         tokens, positions = _inputs(plan)
+        sites = self._dress(plan, len(tokens))
+        tape = self._tape if Tape.takes(sites) else None
+        if tape is None and len(tokens) == 1:
+            tokens, positions = tokens * 2, positions * 2  # never a product of a lone row (correctness rule 2)
+            sites = self._dress(plan, 2)
         places, wanted = _wanted(plan)
-        batch = len(tokens)
         attention = CachedAttention(
             self.cache,
             self.backbone.shape,
@@ -65,10 +73,11 @@ class Forward:
         step = Step(
             self._column(positions),
             attention,
-            self.dresser.dress([row.resident for row in plan.decode], _chunks(plan), batch),
+            sites,
             want=self._ids(places) if places else None,
             want_sites=self.dresser.lm_head([w.row.resident for w in wanted for _ in range(w.count)]),
-            decoding=len(plan.decode) if plan.chunks else batch,  # a lone answer's double is no prompt
+            through=None if tape is None else partial(tape.through, attention=attention, sites=sites),
+            decoding=len(plan.decode) if plan.chunks else len(tokens),  # a lone answer's double is no prompt
         )
         output = self.backbone.decoder(self._column(tokens), step)
         return Result(output.hidden[:, 0], output.logits, wanted)
@@ -82,6 +91,9 @@ class Forward:
             self.cache.write_prefix(layer, row.slot, keys, values)
         self.cache.touch(row.slot, resident.past_length)
 
+    def _dress(self, plan: Plan, batch: int) -> Sites:
+        return self.dresser.dress([row.resident for row in plan.decode], _chunks(plan), batch)
+
     def _ids(self, values: list[int]) -> Tensor:
         return torch.tensor(values, device=self.backbone.device)
 
@@ -90,13 +102,12 @@ class Forward:
 
 
 def _inputs(plan: Plan) -> tuple[list[int], list[int]]:
-    """Tokens and positions, at least two: a lone one is repeated (correctness rule 2)."""
     tokens = [row.tokens[row.done] for row in plan.decode]
     positions = [row.used for row in plan.decode]
     for row, span in plan.chunks:
         tokens += row.tokens[row.done : row.done + span.count]
         positions += range(span.start, span.start + span.count)
-    return (tokens * 2, positions * 2) if len(tokens) == 1 else (tokens, positions)
+    return tokens, positions
 
 
 def _chunks(plan: Plan) -> list[Chunk]:

@@ -76,6 +76,11 @@ class NativeDecode:
             scores=self._scores.data_ptr(), room=room,
         )  # fmt: skip
 
+    @property
+    def told(self) -> "_Tensors":
+        """Without what is read and written."""
+        return self._told
+
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Rotated q [R,N,1,D], k and v [R,G,1,D], features side by side -> [R,N,1,D]."""
         assert q.stride(3) == k.stride(3) == v.stride(3) == 1
@@ -103,6 +108,11 @@ class NativePrompt:
             scale=shape.head_dim**-0.5, part=part, scratch=self._scratch.data_ptr(),
         )  # fmt: skip
 
+    @property
+    def told(self) -> "_Tensors":
+        """Without what is read and written."""
+        return self._told
+
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: Tensor) -> None:
         """Rotated q [B,N,1,D], k and v [B,G,1,D], features side by side; fills the spans' rows of context [B,N,1,D]."""
         assert q.stride(3) == k.stride(3) == v.stride(3) == 1
@@ -114,6 +124,13 @@ class NativePrompt:
 def _part(tokens: int, threads: int) -> int:
     """Tokens of one task, where all key heads together have so many to do."""
     return min(max(round_up(tokens // (threads * _TASKS), _LEAST_PART), _LEAST_PART), _MOST_PART)
+
+
+def tell_rows(told: _Tensors, cache: KVCache, shape: BackboneShape, qkv: Tensor, context: Tensor) -> None:
+    """Queries, keys and values side by side in rows of qkv [B,(N+2G)D]; the cache's first layer."""
+    heads = qkv.view(len(qkv), -1, 1, shape.head_dim)
+    q, k, v = torch.split(heads, [shape.heads, shape.kv_heads, shape.kv_heads], 1)
+    _tell(told, cache.layer(0), q, k, v, context)
 
 
 def _tell(told: _Tensors, slabs: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, context: Tensor) -> None:

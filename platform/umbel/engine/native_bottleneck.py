@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from umbel.adapters.methods.bottleneck import ACTIVATIONS, BottleneckBatch
+from umbel.backbone.decoder import Decoder
 from umbel.backbone.native import Kernels
-from umbel.engine.native_lora import FIELDS, LowRank
-from umbel.engine.native_part import Group, Layout, Record, dtypes_are
+from umbel.engine.native_lora import FIELDS, LowRank, copied
+from umbel.engine.native_part import Calls, Group, Layout, Record, Room, dtypes_are
 from umbel.engine.slots import Stack
 
 _CODES = {"relu": 1, "gelu": 2, "silu": 3}
@@ -39,3 +40,7 @@ class NativeBottleneck(LowRank):
     def after(self, layer: int, part: str, x: Tensor, h: Tensor) -> Tensor:
         """h [B,1,H]; written into it."""
         return self._correct(layer, self._told, h, h, None) if part == "mlp" else h
+
+    def calls(self, room: Room, decoder: Decoder) -> Calls:
+        self._told_mlp = copied(self._told, room.out, room.out)
+        return self._taped([(layer, "mlp", layer, self._told_mlp, None) for layer in range(len(decoder.layers))])

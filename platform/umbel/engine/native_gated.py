@@ -3,14 +3,16 @@
 import ctypes
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from umbel.adapters.methods.llama_adapter import LlamaAdapterBatch
 from umbel.adapters.sites import Frozen
+from umbel.backbone.decoder import Decoder
 from umbel.backbone.native import Kernels
 from umbel.engine.kv import round_up
-from umbel.engine.native_part import Group, Layout, NativePart, Record, dtypes_are
+from umbel.engine.native_part import Calls, Group, Layout, NativePart, Record, Room, address, dtypes_are
 from umbel.engine.slots import Stack
 
 _FIELDS = ("keys", "values", "gate", "gate_step", "length", "first", "count")
@@ -73,3 +75,13 @@ class NativeGated(NativePart):
         told.q, told.q_row, told.q_head, told.context = q.data_ptr(), q.stride(0), q.stride(1), context.data_ptr()
         self._run(ctypes.byref(told), ctypes.c_void_p(self._at(layer)), ctypes.c_int64(self._count), self._threads)
         return context
+
+    def calls(self, room: Room, decoder: Decoder) -> Calls:
+        own = self._told_room = _Site.from_buffer_copy(self._told)
+        own.q, own.q_row, own.q_head = room.qkv.data_ptr(), room.qkv.stride(0), self._shape.head_dim
+        own.context = room.context.data_ptr()
+        acting = [layer for layer, acts in enumerate(self._acting) if acts]
+        rows = [(ctypes.addressof(own), self._at(layer), self._count) for layer in acting]
+        told = self._told_tape = np.array(rows, np.int64)
+        run, base, step = address(self._kernels, "gated"), told.ctypes.data, told.strides[0]
+        return {(layer, "attend"): (run, base + i * step) for i, layer in enumerate(acting)}

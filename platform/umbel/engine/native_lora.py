@@ -8,13 +8,15 @@ Only what a site adds to its linear is done here; LoRA's own ends (embeddings, l
 import ctypes
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from umbel.adapters.lora_batch import LoraBatch
 from umbel.adapters.sites import LM_HEAD, SITES, Frozen
+from umbel.backbone.decoder import Decoder, Layer
 from umbel.backbone.native import Kernels
-from umbel.engine.native_part import Group, Layout, NativePart, Record, dtypes_are
+from umbel.engine.native_part import Calls, Group, Layout, NativePart, Record, Room, address, dtypes_are
 from umbel.engine.slots import Stack
 
 _SITES = ("qkv", "o", "gate_up", "down")
@@ -39,6 +41,13 @@ class _Site(ctypes.Structure):
     )
 
 
+def copied(told: _Site, x: Tensor, y: Tensor) -> _Site:
+    """The same on these two."""
+    own = _Site.from_buffer_copy(told)
+    own.x, own.y = x.data_ptr(), y.data_ptr()
+    return own
+
+
 class LowRank(NativePart):
     """Calls of ``umbel_lora``."""
 
@@ -60,6 +69,18 @@ class LowRank(NativePart):
         told.x, told.y, told.bias = x.data_ptr(), y.data_ptr(), None if bias is None else bias.data_ptr()
         self._run(ctypes.byref(told), ctypes.c_void_p(self._at(place)), ctypes.c_int64(self._count), self._threads)
         return y
+
+    def _taped(self, sites: Sequence[tuple[int, str, int, _Site, Tensor | None]]) -> Calls:
+        """Of (layer, what it follows, place, what it is told there, the linear's bias): arguments of
+        ``umbel_tape_lora``."""
+        run = address(self._kernels, "lora")
+        rows = [
+            (ctypes.addressof(site), self._at(place), self._count, 0 if bias is None else bias.data_ptr())
+            for _, _, place, site, bias in sites
+        ]
+        self._told_tape = np.array(rows, np.int64)
+        base, step = self._told_tape.ctypes.data, self._told_tape.strides[0]
+        return {(layer, name): (run, base + i * step) for i, (layer, name, *_) in enumerate(sites)}
 
 
 class NativeLora(LowRank):
@@ -90,6 +111,16 @@ class NativeLora(LowRank):
         if layer == LM_HEAD or not self._acting[at := layer * len(_SITES) + _PLACE[site]]:
             return y
         return self._correct(at, self._told[site], x.contiguous(), y, frozen.bias(site))
+
+    def calls(self, room: Room, decoder: Decoder) -> Calls:
+        self._told_at = {site: copied(told, *room.of_site(site)) for site, told in self._told.items()}
+        acting = []
+        for index, layer in enumerate(decoder.layers):
+            assert isinstance(layer, Layer)
+            for place, site in enumerate(_SITES, index * len(_SITES)):
+                if self._acting[place]:
+                    acting.append((index, site, place, self._told_at[site], layer.bias(site)))
+        return self._taped(acting)
 
 
 def _fill(record: Record, at: int, stack: Stack, layer: int, site: str) -> None:

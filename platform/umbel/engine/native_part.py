@@ -4,6 +4,7 @@ A table is an array of the C file's ``Group``, whose members all have eight byte
 place is a layer, or a site of one. Pointers are to where the bank keeps the weights; nothing is copied.
 """
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from umbel.adapters.method import Key
 from umbel.adapters.sites import Sites
-from umbel.backbone.native import Kernels
+from umbel.backbone.decoder import Decoder
+from umbel.backbone.native import CODES_ROOM, Kernels
 from umbel.core.shape import BackboneShape
 from umbel.engine.slots import Stack
 
@@ -53,6 +55,53 @@ Group = tuple[Layout, int, Sequence[int]]
 """(where the stack lies, a slot of it, places of the batch that wear it)."""
 
 
+Call = tuple[int, int]
+"""(address of a function of the kernels, address of what it is told)."""
+Calls = dict[tuple[int, str], Call]
+"""By layer, and by the name of what they follow: a site, what goes into it (``qkv.in``), ``attend`` or ``mlp``."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Room:
+    """What a tape's calls read and write, [rows, features] each."""
+
+    x: Tensor
+    """The residual stream."""
+    h: Tensor
+    """A block's input."""
+    qkv: Tensor
+    context: Tensor
+    out: Tensor
+    """A block's output."""
+    gate_up: Tensor
+    act: Tensor
+    codes: Tensor
+    """[threads * features], for one block of a quantised linear in each."""
+    threads: int
+
+    @classmethod
+    def of(cls, shape: BackboneShape, rows: int) -> "Room":
+        queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        widths = {
+            "x": shape.hidden, "h": shape.hidden, "qkv": queries + 2 * keys, "context": queries, "out": shape.hidden,
+            "gate_up": 2 * shape.intermediate, "act": shape.intermediate,
+        }  # fmt: skip
+        made = {name: torch.empty(rows, width, dtype=torch.bfloat16) for name, width in widths.items()}
+        most = max(shape.hidden, queries, shape.intermediate)
+        threads = torch.get_num_threads()
+        codes = torch.empty(threads * most * CODES_ROOM, dtype=torch.bfloat16)
+        return cls(codes=codes, threads=threads, **made)
+
+    def of_site(self, site: str) -> tuple[Tensor, Tensor]:
+        """What the site's linear reads, and what it writes."""
+        return {
+            "qkv": (self.h, self.qkv),
+            "o": (self.context, self.out),
+            "gate_up": (self.h, self.gate_up),
+            "down": (self.act, self.out),
+        }[site]
+
+
 class NativePart(Sites):
     """One kernel's adapters in one batch, of any stacks that ``fits`` says yes to."""
 
@@ -77,9 +126,20 @@ class NativePart(Sites):
         self._acting: list[bool] = np.any(self._table[:, :, acts] != 0, axis=1).tolist()
         self._base, self._bytes = int(self._table.ctypes.data), int(self._table[0].nbytes)
 
+    def calls(self, room: Room, decoder: Decoder) -> Calls:
+        """The same as the methods of ``Sites`` do, for a tape. What the calls are told lives as long as this part."""
+        raise NotImplementedError
+
     def _at(self, place: int) -> int:
         """Address of the groups of a place."""
         return self._base + place * self._bytes
+
+
+def address(kernels: Kernels, name: str) -> int:
+    """Of ``umbel_tape_<name>``."""
+    found = ctypes.cast(getattr(kernels.library, f"umbel_tape_{name}"), ctypes.c_void_p).value
+    assert found is not None
+    return found
 
 
 def _table(groups: Sequence[Group]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The kernel's quantised linears: the weight that the codes stand for, rounded once, and a row's bits in any company."""
+"""The kernel's quantised linears: the weight that the codes stand for, and a row's bits in any company."""
 
 import pytest
 import torch

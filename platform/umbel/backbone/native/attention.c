@@ -4,6 +4,7 @@
    the keys and one over the values, so that each is read once. */
 
 #include "scores.h"
+#include "tape.h"
 
 typedef struct {
     const bf16 *q, *k, *v; /* rotated, [rows, heads, d] */
@@ -88,4 +89,16 @@ void umbel_decode(const Decode *s, int threads) {
 #endif
         head(s, task / s->kv_heads, task % s->kv_heads, s->scores + me * s->group * s->room);
     }
+}
+
+typedef struct {
+    int64_t layer;
+} Layer;
+
+void umbel_tape_decode(const Now *now, const void *told, int threads) {
+    if (!now->decode) return;
+    Decode s = *(const Decode *)now->decode;
+    int64_t offset = ((const Layer *)told)->layer * now->layer_stride;
+    s.keys += offset, s.values += offset;
+    umbel_decode(&s, threads);
 }

@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from umbel.backbone.linears import PackedLinear, no_gradient
 from umbel.backbone.native.kernels import Kernels
 
-_COLUMNS, _TILE = 48, 8
-"""``COLUMNS`` of forms.h, ``TILE`` of linear.c."""
+COLUMNS = 48
+"""``COLUMNS`` of forms.h: a thread needs room for so many outputs of a weight."""
+_TILE = 8
+"""``TILE`` of linear.c."""
 
 _POINTER, _COUNT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
@@ -56,6 +58,11 @@ class NativeCodes(PackedLinear):
         """Whether this processor has the instructions, and the weight an even number of inputs."""
         return kernels.multiplies and kernels.fit(dtype, device) and d_in % 2 == 0
 
+    def held(self) -> dict[str, int | None]:
+        """Fields of ``Product`` of linear.c."""
+        names = {"w": "codes", "scales": "scales", "zeros": "zeros", "table": "table"}
+        return {"group": self.group, **{field: _at(self._buffers[name]) for field, name in names.items()}}
+
     def forward(self, x: Tensor, decoding: int | None = None) -> Tensor:
         """As every packed linear; a row has its bits in any company, so prompts need no way of their own."""
         if torch.is_grad_enabled() and x.requires_grad:
@@ -63,7 +70,7 @@ class NativeCodes(PackedLinear):
         x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], self.d_out)
         rows, threads = x.numel() // self.d_in, torch.get_num_threads()
-        room = x.new_empty(threads * self.d_in * _COLUMNS) if rows > _TILE else None
+        room = x.new_empty(threads * self.d_in * COLUMNS) if rows > _TILE else None
         held = self._buffers
         self._run(
             x.data_ptr(), rows, self.d_in, self.d_out, _at(held["codes"]), self.group, _at(held["scales"]),
@@ -79,17 +86,17 @@ def _at(tensor: Tensor | None) -> int | None:
 def _in_blocks(codes: Tensor) -> Tensor:
     """[N,K] -> [blocks, K/2, columns, 2]."""
     d_out, d_in = codes.shape
-    filled = F.pad(codes, (0, 0, 0, -d_out % _COLUMNS))
-    return filled.view(-1, _COLUMNS, d_in // 2, 2).transpose(1, 2).contiguous()
+    filled = F.pad(codes, (0, 0, 0, -d_out % COLUMNS))
+    return filled.view(-1, COLUMNS, d_in // 2, 2).transpose(1, 2).contiguous()
 
 
 def _two_in_a_byte(blocks: Tensor) -> Tensor:
-    """[blocks, K/2, columns, 2] -> [blocks, K/2, columns]: of 32 numbers the first 16 are low nibbles, the rest high."""
-    halves = blocks.flatten(2).unflatten(2, (-1, 2, 16))
+    """[blocks, K/2, columns, 2] -> [blocks, K/2, columns]: of 32 numbers the first 16 are low nibbles."""
+    halves = blocks.view(*blocks.shape[:2], -1, 2, 16)
     return (halves[:, :, :, 0] | (halves[:, :, :, 1] << 4)).flatten(2).contiguous()
 
 
 def _by_block(scales: Tensor) -> Tensor:
     """[N,G] -> [blocks, G, columns]; 0 where a block is filled up."""
-    filled = F.pad(scales.to(torch.bfloat16), (0, 0, 0, -scales.shape[0] % _COLUMNS))
-    return filled.view(-1, _COLUMNS, scales.shape[1]).transpose(1, 2).contiguous()
+    filled = F.pad(scales.to(torch.bfloat16), (0, 0, 0, -scales.shape[0] % COLUMNS))
+    return filled.view(-1, COLUMNS, scales.shape[1]).transpose(1, 2).contiguous()

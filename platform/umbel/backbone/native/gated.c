@@ -6,6 +6,7 @@
    to. */
 
 #include "scores.h"
+#include "tape.h"
 
 typedef struct {
     const bf16 *keys, *values; /* [kv_heads, length, d] */
@@ -105,4 +106,16 @@ void umbel_gated(const Site *s, const Group *groups, int64_t count, int threads)
                     if (task++ % all == me)
                         heads(s, g, s->rows[g->first + i], kv_head, s->scores + me * s->group * s->room);
     }
+}
+
+typedef struct {
+    const Site *site;
+    const Group *groups;
+    int64_t count;
+} Told;
+
+void umbel_tape_gated(const Now *now, const void *told, int threads) {
+    const Told *t = told;
+    umbel_gated(t->site, t->groups, t->count, threads);
+    (void)now;
 }

@@ -21,10 +21,11 @@ from umbel.core.errors import Unavailable
 from umbel.core.settings import Settings
 
 _HERE = Path(__file__).parent
-_SOURCES = ("linear.c", "lora.c", "attention.c", "gated.c", "prompt.c", "pointwise.c")
-_HEADERS = ("vectors.h", "forms.h", "scores.h")
+_SOURCES = ("linear.c", "lora.c", "attention.c", "gated.c", "prompt.c", "pointwise.c", "tape.c")
+_HEADERS = ("vectors.h", "forms.h", "scores.h", "tape.h")
 _RETURN_NOTHING = (
     "umbel_linear", "umbel_codes", "umbel_lora", "umbel_decode", "umbel_gated", "umbel_prompt", "umbel_scale",
+    "umbel_tape",
 )  # fmt: skip
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 120

@@ -8,6 +8,7 @@
    fast as the memory, and one of many as fast as the multipliers. */
 
 #include "forms.h"
+#include "tape.h"
 
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 
@@ -161,6 +162,27 @@ void umbel_codes(
     share(&s, threads);
 }
 
+typedef struct {
+    const bf16 *x;
+    bf16 *y;
+    int64_t d_in, d_out;
+    const char *w;
+    const bf16 *bias;
+    int64_t group;
+    const bf16 *scales; /* NULL: ``w`` is bf16 */
+    const bf16 *zeros;
+    const float *table;
+    char *room;
+} Product;
+
+void umbel_tape_linear(const Now *now, const void *told, int threads) {
+    const Product *t = told;
+    Form form = !t->scales ? BF16 : t->table ? NIBBLE : BYTE;
+    Linear s = {t->x, now->rows, t->d_in, t->d_out, t->w, form, t->group, t->scales, t->zeros, t->table, t->room,
+                t->bias, t->y};
+    share(&s, threads);
+}
+
 #else
 
 int umbel_has_linear(void) { return 0; }
@@ -168,5 +190,7 @@ int umbel_has_linear(void) { return 0; }
 void umbel_linear(void) {}
 
 void umbel_codes(void) {}
+
+void umbel_tape_linear(void) {}
 
 #endif

@@ -44,6 +44,10 @@ class NativeLinear(PackedLinear):
         found = pairs[outputs // _COLUMNS, :, outputs % _COLUMNS]
         return found.view(self.get_buffer("packed").dtype)
 
+    def held(self) -> dict[str, int | None]:
+        """Fields of ``Product`` of linear.c."""
+        return {"w": self.get_buffer("packed").data_ptr()}
+
     def forward(self, x: Tensor, decoding: int | None = None) -> Tensor:
         """As every packed linear; one of 121 calls of a step, so in as few of torch's as there can be."""
         if torch.is_grad_enabled() and x.requires_grad:

@@ -8,7 +8,7 @@
    they lie; nothing is gathered, filled up or copied. They come from memory, in pieces too short for the processor to
    guess the next one, so each task fetches what a later one will read. */
 
-#include "vectors.h"
+#include "tape.h"
 
 typedef struct {
     const bf16 *b; /* blocks of [rank, block], one after another */
@@ -277,4 +277,19 @@ void umbel_lora(const Site *s, const Group *groups, int64_t count, int threads) 
         for (; task.group < task.end; task = next_tile(task, all), later = next_tile(later, all))
             tile(s, &task, later.group < later.end ? &later : NULL);
     }
+}
+
+typedef struct {
+    const Site *site;
+    const Group *groups;
+    int64_t count;
+    const bf16 *bias;
+} Told;
+
+void umbel_tape_lora(const Now *now, const void *told, int threads) {
+    const Told *t = told;
+    Site s = *t->site;
+    s.bias = t->bias;
+    umbel_lora(&s, t->groups, t->count, threads);
+    (void)now;
 }

@@ -1,6 +1,6 @@
 /* What stands between the linears of a layer, row by row: one pass in fp32, rounded once. */
 
-#include "vectors.h"
+#include "tape.h"
 
 /* Rows that are worth the other threads. */
 #define SMALL (1 << 15)
@@ -12,24 +12,50 @@ static float exp1(float x) {
     return y[0];
 }
 
+/* x += more, rounded once. */
+static void add(bf16 *x, const bf16 *more, int64_t width) {
+    int64_t c = 0;
+    for (; c + LANES <= width; c += LANES) narrow16(x + c, wide16(x + c) + wide16(more + c));
+    for (; c < width; c++) x[c] = narrow(wide(x[c]) + wide(more[c]));
+}
+
+static void norm(const bf16 *from, const bf16 *weight, bf16 *to, int64_t width, float eps) {
+    f32x16 squares = all(0.0f);
+    int64_t c = 0;
+    for (; c + LANES <= width; c += LANES) {
+        f32x16 v = wide16(from + c);
+        squares += v * v;
+    }
+    float sum = sum16(squares);
+    for (int64_t l = c; l < width; l++) sum += wide(from[l]) * wide(from[l]);
+    float scale = 1.0f / sqrtf(sum / (float)width + eps);
+    for (c = 0; c + LANES <= width; c += LANES)
+        narrow16(to + c, wide16(from + c) * all(scale) * wide16(weight + c));
+    for (; c < width; c++) to[c] = narrow(wide(from[c]) * scale * wide(weight[c]));
+}
+
 /* y = x / sqrt(mean(x^2) + eps) * weight */
 void umbel_rms_norm(const bf16 *x, const bf16 *weight, bf16 *y, int64_t rows, int64_t width, float eps, int threads) {
 #pragma omp parallel for num_threads(threads) if (rows * width > SMALL)
-    for (int64_t row = 0; row < rows; row++) {
-        const bf16 *from = x + row * width;
-        bf16 *to = y + row * width;
-        f32x16 squares = all(0.0f);
-        int64_t c = 0;
-        for (; c + LANES <= width; c += LANES) {
-            f32x16 v = wide16(from + c);
-            squares += v * v;
-        }
-        float sum = sum16(squares);
-        for (int64_t l = c; l < width; l++) sum += wide(from[l]) * wide(from[l]);
-        float scale = 1.0f / sqrtf(sum / (float)width + eps);
-        for (c = 0; c + LANES <= width; c += LANES)
-            narrow16(to + c, wide16(from + c) * all(scale) * wide16(weight + c));
-        for (; c < width; c++) to[c] = narrow(wide(from[c]) * scale * wide(weight[c]));
+    for (int64_t row = 0; row < rows; row++) norm(x + row * width, weight, y + row * width, width, eps);
+}
+
+typedef struct {
+    bf16 *x;
+    const bf16 *more, *weight; /* each may be NULL */
+    bf16 *y;
+    int64_t width;
+    float eps;
+} Norm;
+
+/* x += more, then y as above: what is between a block's output and the next one's input. */
+void umbel_tape_norm(const Now *now, const void *told, int threads) {
+    const Norm *t = told;
+#pragma omp parallel for num_threads(threads) if (now->rows * t->width > SMALL)
+    for (int64_t row = 0; row < now->rows; row++) {
+        int64_t at = row * t->width;
+        if (t->more) add(t->x + at, t->more + at, t->width);
+        if (t->weight) norm(t->x + at, t->weight, t->y + at, t->width, t->eps);
     }
 }
 
@@ -52,6 +78,17 @@ void umbel_silu_mul(const bf16 *x, bf16 *y, int64_t rows, int64_t width, int thr
             to[c] = narrow(g * wide(up[c]) * (g < 0.0f ? e : 1.0f) / (1.0f + e));
         }
     }
+}
+
+typedef struct {
+    const bf16 *x;
+    bf16 *y;
+    int64_t width;
+} Silu;
+
+void umbel_tape_silu_mul(const Now *now, const void *told, int threads) {
+    const Silu *t = told;
+    umbel_silu_mul(t->x, t->y, now->rows, t->width, threads);
 }
 
 /* RoPE of the first ``heads`` heads of each row, in place; feature i pairs with i + d/2. */
@@ -77,6 +114,16 @@ void umbel_rotate(
             }
         }
     }
+}
+
+typedef struct {
+    bf16 *x;
+    int64_t stride, heads, d;
+} Rotate;
+
+void umbel_tape_rotate(const Now *now, const void *told, int threads) {
+    const Rotate *t = told;
+    umbel_rotate(t->x, t->stride, now->cosines, now->sines, now->rows, t->heads, t->d, threads);
 }
 
 typedef struct {
@@ -107,4 +154,18 @@ void umbel_scale(
                 for (; c < width; c++) to[c] = narrow(wide(to[c]) * g->scale[c]);
             }
     }
+}
+
+typedef struct {
+    bf16 *y;
+    int64_t width;
+    const int32_t *rows;
+    const Scaled *groups;
+    int64_t count, all_rows;
+} Scale;
+
+void umbel_tape_scale(const Now *now, const void *told, int threads) {
+    const Scale *t = told;
+    umbel_scale(t->y, t->width, t->rows, t->groups, t->count, t->all_rows, threads);
+    (void)now;
 }

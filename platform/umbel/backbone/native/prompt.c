@@ -5,7 +5,7 @@
    to block (Milakov and Gimelshein 2018; Dao et al. 2022), so that its bits do not depend on where prompts were cut, nor
    on who is read beside it, and nothing as large as chunk times context is ever held. */
 
-#include "vectors.h"
+#include "tape.h"
 
 typedef struct {
     int64_t slot, start, count, at;
@@ -211,4 +211,16 @@ void umbel_prompt(const Prompt *p, int threads) {
             attend(p, p->spans + i, skip, left < p->part ? left : p->part, task % p->kv_heads, p->scratch + me * room);
         }
     }
+}
+
+typedef struct {
+    int64_t layer;
+} Layer;
+
+void umbel_tape_prompt(const Now *now, const void *told, int threads) {
+    if (!now->prompt) return;
+    Prompt p = *(const Prompt *)now->prompt;
+    int64_t offset = ((const Layer *)told)->layer * now->layer_stride;
+    p.keys += offset, p.values += offset;
+    umbel_prompt(&p, threads);
 }

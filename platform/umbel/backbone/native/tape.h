@@ -1,0 +1,18 @@
+/* A step's calls, one after another, without a word from Python in between. */
+#ifndef UMBEL_TAPE_H
+#define UMBEL_TAPE_H
+
+#include "vectors.h"
+
+/* What differs from step to step. All else stands in the calls, whose buffers stay where they are. */
+typedef struct {
+    int64_t rows;                /* of every matrix */
+    const bf16 *cosines, *sines; /* [rows, d] */
+    const void *decode, *prompt; /* with the keys and values of layer 0; NULL where no row is of that kind */
+    int64_t layer_stride;        /* numbers from one layer's keys to the next one's */
+} Now;
+
+/* What a tape may hold: functions named umbel_tape_*, each with a structure of its own. */
+typedef void Call(const Now *now, const void *told, int threads);
+
+#endif

@@ -1,0 +1,216 @@
+"""All layers of a step in one call from Python: the same functions of the kernels, in the same order, on buffers that
+stay where they are.
+
+At one row a call costs more in Python and torch than a small layer's work does, and there are ten of them in a layer.
+What is called changes only with who is worn; what differs from step to step stands in one structure (``Now``).
+
+Shape letters here:  B tokens of the step   H hidden   N query heads   D head width
+"""
+
+import ctypes
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from umbel.adapters.sites import Composite, Sites
+from umbel.backbone.backbone import Backbone
+from umbel.backbone.decoder import Decoder, Layer, RMSNorm
+from umbel.backbone.native import Kernels, NativeCodes, NativeLinear
+from umbel.core.shape import BackboneShape
+from umbel.engine.attention import CachedAttention
+from umbel.engine.native_part import Call, NativePart, Room, address
+
+_SITES = ("qkv", "o", "gate_up", "down")
+_LEAST_ROWS = 64
+
+
+class _Norm(ctypes.Structure):
+    """``Norm`` of pointwise.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "more", "weight", "y")),
+        ("width", ctypes.c_int64),
+        ("eps", ctypes.c_float),
+    )
+
+
+class _Product(ctypes.Structure):
+    """``Product`` of linear.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "y")),
+        *((name, ctypes.c_int64) for name in ("d_in", "d_out")),
+        *((name, ctypes.c_void_p) for name in ("w", "bias")),
+        ("group", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("scales", "zeros", "table", "room")),
+    )
+
+
+class _Rotate(ctypes.Structure):
+    """``Rotate`` of pointwise.c."""
+
+    _fields_ = (("x", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("stride", "heads", "d")))
+
+
+class _Silu(ctypes.Structure):
+    """``Silu`` of pointwise.c."""
+
+    _fields_ = (*((name, ctypes.c_void_p) for name in ("x", "y")), ("width", ctypes.c_int64))
+
+
+class _Layer(ctypes.Structure):
+    """``Layer`` of attention.c and prompt.c."""
+
+    _fields_ = (("layer", ctypes.c_int64),)
+
+
+class _Now(ctypes.Structure):
+    """``Now`` of tape.h."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("cosines", "sines", "decode", "prompt")),
+        ("layer_stride", ctypes.c_int64),
+    )
+
+
+_Named = tuple[str, Call | None]
+"""What is done, which adapters of that name act behind, and the call that does it."""
+
+
+class _Bare:
+    """The backbone's own calls, on one room."""
+
+    def __init__(self, decoder: Decoder, shape: BackboneShape, kernels: Kernels, room: Room) -> None:
+        self.room, self._shape, self._kernels = room, shape, kernels
+        self._told: list[ctypes.Structure] = []
+        self.layers: list[list[_Named]] = []
+        more: Tensor | None = None
+        for layer in decoder.layers:
+            assert isinstance(layer, Layer)
+            self.layers.append(list(self._layer(layer, more)))
+            more = room.out
+        self.last = self._norm(room.out, None)
+
+    def _layer(self, layer: Layer, more: Tensor | None) -> Iterator[_Named]:
+        """Calls by the name of what they do; adapters of that name act behind them."""
+        room, shape = self.room, self._shape
+        index = _Layer(layer=layer.index)
+        turned = shape.heads + shape.kv_heads
+        rotate = _Rotate(x=room.qkv.data_ptr(), stride=room.qkv.stride(0), heads=turned, d=shape.head_dim)
+        silu = _Silu(x=room.gate_up.data_ptr(), y=room.act.data_ptr(), width=room.act.shape[1])
+        yield "norm", self._norm(more, layer.attention_norm)
+        yield from self._site(layer, "qkv")
+        yield "rotate", self._call("rotate", rotate)
+        yield "decode", self._call("decode", index)
+        yield "attend", self._call("prompt", index)
+        yield from self._site(layer, "o")
+        yield "norm", self._norm(room.out, layer.mlp_norm)
+        yield from self._site(layer, "gate_up")
+        yield "silu", self._call("silu_mul", silu)
+        yield from self._site(layer, "down")
+        yield "mlp", None
+
+    def _site(self, layer: Layer, site: str) -> Iterator[_Named]:
+        yield f"{site}.in", None
+        linear = getattr(layer, site)
+        assert isinstance(linear, NativeLinear | NativeCodes)
+        x, y = self.room.of_site(site)
+        product = _Product(
+            x=x.data_ptr(), y=y.data_ptr(), d_in=linear.d_in, d_out=linear.d_out,
+            bias=None if linear.bias is None else linear.bias.data_ptr(), room=self.room.codes.data_ptr(),
+            **linear.held(),
+        )  # fmt: skip
+        yield site, self._call("linear", product)
+
+    def _norm(self, more: Tensor | None, norm: RMSNorm | None) -> Call:
+        room = self.room
+        weight, eps = (norm.weight, norm.eps) if norm is not None else (None, 0.0)
+        told = _Norm(
+            x=room.x.data_ptr(), more=None if more is None else more.data_ptr(),
+            weight=None if weight is None else weight.data_ptr(), y=room.h.data_ptr(), width=room.x.shape[1], eps=eps,
+        )  # fmt: skip
+        return self._call("norm", told)
+
+    def _call(self, name: str, structure: ctypes.Structure) -> Call:
+        self._told.append(structure)
+        return address(self._kernels, name), ctypes.addressof(structure)
+
+
+class Tape:
+    """Written anew when other adapters are worn or when a step has more rows than any before it."""
+
+    def __init__(self, backbone: Backbone, kernels: Kernels) -> None:
+        self._decoder, self._shape, self._kernels = backbone.decoder, backbone.shape, kernels
+        self._run = kernels.library.umbel_tape
+        self._bare: _Bare | None = None
+        self._parts: list[NativePart] | None = None
+        self._entries = np.empty((0, 2), np.int64)
+        self._now = _Now()
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> "Tape | None":
+        """None where a layer does something that is not the kernels'."""
+        kernels = backbone.kernels
+        return cls(backbone, kernels) if kernels is not None and _all_native(backbone.decoder) else None
+
+    @staticmethod
+    def takes(sites: Sites) -> bool:
+        """Whether all that acts in the layers is the kernels'."""
+        return isinstance(sites, Composite) and all(isinstance(part, NativePart) for part in sites.in_layers)
+
+    def through(self, x: Tensor, rotation: tuple[Tensor, Tensor], attention: CachedAttention, sites: Sites) -> Tensor:
+        """The hidden states [B,1,H] behind the last layer: a view that the next step writes to."""
+        rows = len(x)
+        room = self._for(_native(sites), rows)
+        room.x[:rows].copy_(x[:, 0])
+        cosines, sines = (part.contiguous() for part in rotation)
+        now = self._now
+        now.rows, now.cosines, now.sines = rows, cosines.data_ptr(), sines.data_ptr()
+        now.layer_stride = attention.cache.slabs.stride(0)
+        decode, prompt = attention.told(room.qkv, room.context)
+        now.decode, now.prompt = _at(decode), _at(prompt)
+        self._run(
+            ctypes.c_void_p(self._entries.ctypes.data), ctypes.c_int64(len(self._entries)), ctypes.byref(now),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return room.x[:rows, None]
+
+    def _for(self, parts: list[NativePart], rows: int) -> Room:
+        """Writes what these parts do into the calls, unless that is what they are."""
+        threads = torch.get_num_threads()
+        if self._bare is None or rows > len(self._bare.room.x) or threads > self._bare.room.threads:
+            room = Room.of(self._shape, max(_LEAST_ROWS, 1 << (rows - 1).bit_length()))
+            self._bare, self._parts = _Bare(self._decoder, self._shape, self._kernels, room), None
+        if self._parts != parts:
+            self._entries = np.array(list(self._calls(self._bare, parts)), np.int64)
+            self._parts = parts
+        return self._bare.room
+
+    def _calls(self, bare: _Bare, parts: Sequence[NativePart]) -> Iterator[Call]:
+        added: dict[tuple[int, str], list[Call]] = {}
+        for part in parts:
+            for place, call in part.calls(bare.room, self._decoder).items():
+                added.setdefault(place, []).append(call)
+        for index, layer in enumerate(bare.layers):
+            for name, own in layer:
+                if own is not None:
+                    yield own
+                yield from added.get((index, name), ())
+        yield bare.last
+
+
+def _native(sites: Sites) -> list[NativePart]:
+    assert isinstance(sites, Composite)
+    return [part for part in sites.parts if isinstance(part, NativePart)]
+
+
+def _all_native(decoder: Decoder) -> bool:
+    linears = [getattr(layer, site) for layer in decoder.layers for site in _SITES]
+    return all(isinstance(linear, NativeLinear | NativeCodes) for linear in linears)
+
+
+def _at(structure: ctypes.Structure | None) -> int | None:
+    return None if structure is None else ctypes.addressof(structure)
