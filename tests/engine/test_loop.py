@@ -106,3 +106,19 @@ def test_closing_at_once_fails_what_waits(lab):
         handle.result()
     lab.source.gate.set()
     closing.join()
+
+
+def test_whoever_starts_the_thread_keeps_no_team_beside_its(by_kernels):
+    """Or OpenMP would count more threads than processors, and put them to sleep after each call of a step."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    lab = Lab(by_kernels)
+    engine = lab.engine()
+    (torch.ones(1 << 20) * 2).sum()
+    held = len(os.listdir("/proc/self/task"))
+    try:
+        with EngineThread(engine):
+            assert len(os.listdir("/proc/self/task")) <= held
+    finally:
+        torch.set_num_threads(before)
+        lab.close()

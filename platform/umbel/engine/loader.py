@@ -38,7 +38,8 @@ class Loader:
     ) -> None:
         self._backbone, self._source, self._load = backbone, source, load
         self._clock, self._on_done = clock, on_done
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="umbel-loader")
+        begin = None if backbone.kernels is None else backbone.kernels.alone
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="umbel-loader", initializer=begin)
         self._lock = threading.Lock()
         self._finished: list[tuple[str, Resident | UmbelError]] = []
         self.loading: set[str] = set()

@@ -30,6 +30,8 @@ class EngineThread:
         self._faults = 0
 
     def start(self) -> "EngineThread":
+        if (kernels := self.engine.backbone.kernels) is not None:
+            kernels.let_go()  # of whoever loaded the backbone
         self._thread.start()
         return self
 

@@ -21,11 +21,11 @@ from umbel.core.errors import Unavailable
 from umbel.core.settings import Settings
 
 _HERE = Path(__file__).parent
-_SOURCES = ("linear.c", "lora.c", "attention.c", "gated.c", "prompt.c", "pointwise.c", "tape.c")
+_SOURCES = ("linear.c", "lora.c", "attention.c", "gated.c", "prompt.c", "pointwise.c", "tape.c", "threads.c")
 _HEADERS = ("vectors.h", "forms.h", "scores.h", "tape.h")
 _RETURN_NOTHING = (
     "umbel_linear", "umbel_codes", "umbel_lora", "umbel_decode", "umbel_gated", "umbel_prompt", "umbel_scale",
-    "umbel_tape",
+    "umbel_tape", "umbel_alone", "umbel_let_go",
 )  # fmt: skip
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 120
@@ -71,6 +71,19 @@ class Kernels:
     def multiplies(self) -> bool:
         """Whether they have a linear for this processor: elsewhere, and where there is AMX, oneDNN's is better."""
         return bool(self.library.umbel_has_linear())
+
+    def alone(self) -> None:
+        """The calling thread does torch's work and the kernels' by itself from now on.
+
+        Idle threads of its own would be counted beside those of the thread that steps, and make all of them sleep
+        between two calls instead of waiting: at one row a step takes half as long again.
+        """
+        torch.get_num_threads()  # sets this thread's number, once
+        self.library.umbel_alone()
+
+    def let_go(self) -> None:
+        """The threads that helped the calling one go, until it needs them again."""
+        self.library.umbel_let_go()
 
     def fit(self, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether they can stand in for torch: bf16 on a CPU."""
