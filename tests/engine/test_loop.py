@@ -1,10 +1,13 @@
 """The engine's thread: any thread and any task may ask; nothing kills it."""
 
 import asyncio
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+from tests.engine.conftest import Lab
 
 from umbel.core.errors import UmbelError, Unavailable
 from umbel.engine import EngineThread, Finished, Token
@@ -108,6 +111,7 @@ def test_closing_at_once_fails_what_waits(lab):
     closing.join()
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux tells them")
 def test_whoever_starts_the_thread_keeps_no_team_beside_its(by_kernels):
     """Or OpenMP would count more threads than processors, and put them to sleep after each call of a step."""
     before = torch.get_num_threads()

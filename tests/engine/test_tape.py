@@ -92,13 +92,13 @@ def test_more_threads_than_when_it_was_written(taped):
 
 
 def test_the_calls_are_written_once_for_as_long_as_the_same_is_worn(taped, monkeypatch):
-    written = []
-    calls = Tape._calls
-    monkeypatch.setattr(Tape, "_calls", lambda *args: written.append(args) or calls(*args))
+    requests = [taped.ask("hello", taped.adapter("lora", seed), max_tokens=30) for seed in range(3)]
     engine = taped.engine()
-    adapters = [taped.adapter("lora", seed) for seed in range(3)]
-    taped.run(engine, [taped.ask("hello", adapter, max_tokens=30) for adapter in adapters])
-    assert len(written) <= 6  # of 30 steps: whenever a prompt is read, and after it
+    taped.run(engine, requests)  # all are resident afterwards
+    written, calls = [], Tape._calls
+    monkeypatch.setattr(Tape, "_calls", lambda *args: written.append(args) or calls(*args))
+    taped.run(engine, requests)
+    assert len(written) == 2  # for the step of the prompts, and for all those of the answers
 
 
 def test_virtual_tokens_stand_before_the_layers_and_do_not_matter_to_them(taped):
