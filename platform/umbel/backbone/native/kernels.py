@@ -1,7 +1,7 @@
 """Compiles the C files beside this one, once for each machine, and holds the library.
 
-Plain C with the compiler's own vectors: a second to compile, no headers but the compiler's. It shares torch's OpenMP
-threads, since that library is loaded already under the name that the compiler links to.
+Plain C with the compiler's own vectors: a few seconds to compile, no headers but the compiler's. It shares torch's
+OpenMP threads, since that library is loaded already under the name that the compiler links to.
 """
 
 import ctypes
