@@ -13,6 +13,7 @@ from benchmarks.work import Work, make_adapters, write_peft_folder
 from umbel.adapters.adapter import Adapter
 from umbel.backbone.loading import load_backbone
 from umbel.backbone.native import Kernels
+from umbel.core.forms import Form
 from umbel.core.manifest import Manifest
 from umbel.core.protocols import StoredAdapter, VersionRef
 from umbel.core.settings import Settings
@@ -70,13 +71,17 @@ class Umbel:
 
     name = "umbel"
 
-    def __init__(self, folder: Path) -> None:
-        self.backbone = load_backbone(folder, packed=True, kernels=Kernels.wanted(Settings.load()))
+    def __init__(self, folder: Path, quantise: Form | None = None) -> None:
+        kernels = Kernels.wanted(Settings.load())
+        self.backbone = load_backbone(folder, packed=True, quantise=quantise, kernels=kernels)
         self.source = InMemory()
         self.digests: list[str] = []
+        if quantise is not None:
+            self.name = f"umbel {quantise}"
 
     def can(self, work: Work) -> bool:
-        return True
+        """Quantised, the works that a peer runs quantised."""
+        return self.backbone.quantised is None or not work.kinds
 
     def wear(self, work: Work) -> None:
         made = make_adapters(work, self.backbone.shape, self.backbone.fingerprint)

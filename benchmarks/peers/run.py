@@ -42,7 +42,7 @@ def main() -> None:
     for peer in peers:
         if peer not in present:
             print(f"{peer.name} is left out: not installed, run sh scripts/peers.sh", file=sys.stderr)
-    systems: list[System] = [Umbel(folder), HuggingFace(folder), *present]
+    systems: list[System] = [Umbel(folder), Umbel(folder, "int4"), HuggingFace(folder), *present]
     try:
         rows = [measure(work, systems, args.rounds) for work in chosen(args)]
     finally:
@@ -177,7 +177,7 @@ def write(found: dict[str, Any], out: Path) -> None:
     print(text)
 
 
-COLUMNS = ("umbel", "HF + PEFT", "vLLM eager", "vLLM compiled", "llama.cpp Q4_1")
+COLUMNS = ("umbel", "umbel int4", "HF + PEFT", "vLLM eager", "vLLM compiled", "llama.cpp Q4_1")
 
 
 def page(found: dict[str, Any]) -> str:
@@ -185,15 +185,16 @@ def page(found: dict[str, Any]) -> str:
         "# Serving beside its peers, measured",
         "",
         f"One run, {found['when']}: `{found['command']}`. {PROMPT_TOKENS} random prompt tokens and",
-        f"{found['new_tokens']} greedy tokens per request, all requests at once, {BACKBONE}, bf16 (llama.cpp: its",
-        "4-bit file, and bare works only, since its LoRA acts on a whole batch). LoRA: rank 16 on all seven linears,",
-        "random weights. Each system is an engine stepped by one thread, without HTTP; they take turns in every round;",
+        f"{found['new_tokens']} greedy tokens per request, all requests at once, {BACKBONE}, bf16; llama.cpp: its",
+        "4-bit file, and bare works only, since its LoRA acts on a whole batch; umbel int4: the layers' linears in the",
+        "same 4 bits, the rest in bf16. LoRA: rank 16 on all seven linears, random weights. Each system is an engine",
+        "stepped by one thread, without HTTP; they take turns in every round;",
         f"medians of {found['rounds']}. The ratio to vLLM is to the better of its two settings, work by work (where",
         "LoRA is enabled its CPU backend compiles nothing). Figures of `serving.md` come from another run.",
         "",
         "Generated tokens per second, end to end, prefill included:",
         "",
-        "| work | " + " | ".join(COLUMNS) + " | umbel / HF + PEFT | umbel / vLLM | umbel / llama.cpp |",
+        "| work | " + " | ".join(COLUMNS) + " | umbel / HF + PEFT | umbel / vLLM | umbel int4 / llama.cpp |",
         "| --- |" + " --- |" * (len(COLUMNS) + 3),
         *(rate_row(row) for row in found["works"]),
         "",
@@ -213,8 +214,8 @@ def rate_row(row: dict[str, Any]) -> str:
     rates = {name: row[name]["tokens_per_s"] for name in COLUMNS if name in row}
     cells = [f"{rates[name]:.0f}" if name in rates else absent(row, name) for name in COLUMNS]
     vllm = max((rates[name] for name in rates if name.startswith("vLLM")), default=None)
-    others = (rates.get("HF + PEFT"), vllm, rates.get("llama.cpp Q4_1"))
-    ratios = [f"{rates['umbel'] / other:.1f}x" if other else "" for other in others]
+    pairs = [("umbel", rates.get("HF + PEFT")), ("umbel", vllm), ("umbel int4", rates.get("llama.cpp Q4_1"))]
+    ratios = [f"{rates[own] / other:.1f}x" if other and own in rates else "" for own, other in pairs]
     return "| " + " | ".join([row["work"], *cells, *ratios]) + " |"
 
 

@@ -118,9 +118,14 @@ def found():
 
 
 def test_the_ratio_is_to_the_better_of_vllm_s_settings(found):
-    assert "| 100 | 50 | 40 | 80 | failed | 2.0x | 1.2x |  |" in page(found)
+    assert "| 100 |  | 50 | 40 | 80 | failed | 2.0x | 1.2x |  |" in page(found)
     found["works"][0]["vLLM eager"] = told(200.0)
     assert "| 0.5x |" in page(found)
+
+
+def test_llama_cpp_s_four_bits_are_beside_ours(found):
+    found["works"][0] |= {"umbel int4": told(150.0), "llama.cpp Q4_1": told(60.0), "failed": {}}
+    assert "| 100 | 150 | 50 | 40 | 80 | 60 | 2.0x | 1.2x | 2.5x |" in page(found)
 
 
 def test_a_peer_that_failed_or_was_not_there_is_said(found):

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 
 import httpx2
 import pytest
@@ -12,6 +13,27 @@ from umbel.core.wire.chat import Delta
 from umbel.server.sse import EventStream, data, with_pings
 
 LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 500, "ignore_eos": True}
+
+
+def slow(live):
+    """Steps of at least 2 ms: a row of 500 tokens runs for a second, however fast the engine is."""
+    engine = live.parts.thread.engine
+    step = engine.step
+
+    def later():
+        time.sleep(0.002)
+        return step()
+
+    engine.step = later
+    return step
+
+
+@pytest.fixture
+def unhurried(idle):
+    """The live server, with slow steps."""
+    step = slow(idle)
+    yield idle
+    idle.parts.thread.engine.step = step
 
 
 def finished(live):
@@ -28,19 +50,19 @@ def send(live, path, body):
     return connection
 
 
-def test_tokens_arrive_one_after_another_and_not_at_the_end(idle):
-    with httpx2.stream("POST", f"{idle.url}/v1/completions", json={**LONG, "stream": True}) as answer:
+def test_tokens_arrive_one_after_another_and_not_at_the_end(unhurried):
+    with httpx2.stream("POST", f"{unhurried.url}/v1/completions", json={**LONG, "stream": True}) as answer:
         next(answer.iter_lines())
-        assert idle.parts.thread.stats().running == 1  # the first is here while the row still runs
+        assert unhurried.parts.thread.stats().running == 1  # the first is here while the row still runs
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_takes_its_row_along(idle, wait_until, stream):
-    before = finished(idle).get("cancelled", 0)
-    with send(idle, "/v1/completions", {**LONG, "stream": stream}):
-        wait_until(lambda: idle.parts.thread.stats().running == 1)
-    wait_until(lambda: idle.parts.thread.stats().running == 0)
-    assert finished(idle)["cancelled"] == before + 1
+def test_a_client_that_goes_away_takes_its_row_along(unhurried, wait_until, stream):
+    before = finished(unhurried).get("cancelled", 0)
+    with send(unhurried, "/v1/completions", {**LONG, "stream": stream}):
+        wait_until(lambda: unhurried.parts.thread.stats().running == 1)
+    wait_until(lambda: unhurried.parts.thread.stats().running == 0)
+    assert finished(unhurried)["cancelled"] == before + 1
 
 
 def test_a_client_that_goes_away_takes_all_its_texts_along(serve, wait_until):
@@ -106,6 +128,7 @@ def test_a_promote_counts_from_the_next_request_and_leaves_a_running_one_alone(l
 
 def test_a_stop_lets_running_requests_finish(serve, wait_until):
     with serve(grace=30.0) as live:
+        slow(live)
         answers = []
         asking = threading.Thread(
             target=lambda: answers.append(httpx2.post(f"{live.url}/v1/completions", json=LONG, timeout=60))
