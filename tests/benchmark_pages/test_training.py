@@ -40,6 +40,6 @@ def test_a_line_tells_which_of_its_two_targets_was_reached(value, less, verdict)
 
 def test_the_page_has_a_line_for_everything_found_and_no_verdict_where_there_is_no_target():
     found = [Found("speed", 2.0, 1.5, 2.5, detail="why"), Found("end of the gain", 1.1, math.nan, math.nan)]
-    lines = training.page(found, training.real(short=True)).splitlines()
+    lines = training.page({"a part": [training.line(each) for each in found]}, training.real(short=True)).splitlines()
     assert "| speed | 2x | 1.5x | 2.5x | floor | why |" in lines
     assert "| end of the gain | 1.1x |  |  |  |  |" in lines

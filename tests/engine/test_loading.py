@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import sys
 import threading
 import weakref
 
@@ -206,3 +207,17 @@ def test_what_was_read_from_files_does_not_stay_in_memory_beside_the_fused_tenso
     assert engine.bank.residents
     assert read
     assert not any(tensor() is not None for tensor in read)
+
+
+def test_a_load_never_keeps_the_interpreter_from_the_step_for_long(lab):
+    """`make bench-targets`, row e, is what comes of it."""
+    before = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(0.005)
+        lab.engine()
+        assert sys.getswitchinterval() <= 0.001
+        sys.setswitchinterval(0.0001)
+        lab.engine()
+        assert sys.getswitchinterval() == pytest.approx(0.0001)  # who wants less gets it
+    finally:
+        sys.setswitchinterval(before)

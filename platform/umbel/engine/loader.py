@@ -1,6 +1,7 @@
 """Loads adapters on a thread of its own, so that decoding never waits for a disk or a network."""
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,11 @@ log = logging.getLogger(__name__)
 
 FORGET_AFTER = 5.0
 """Seconds for which a failed load is answered from memory."""
+
+
+_INTERPRETER = 0.0005
+"""Seconds after which a thread that runs Python lets another one. By default ten times as many, and a step asks for the
+interpreter some ten times: beside a load it would take several times as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,7 @@ class Loader:
         begin = None if backbone.kernels is None else backbone.kernels.alone
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="umbel-loader", initializer=begin)
         self._lock = threading.Lock()
+        sys.setswitchinterval(min(sys.getswitchinterval(), _INTERPRETER))
         self._finished: list[tuple[str, Resident | UmbelError]] = []
         self.loading: set[str] = set()
         self.ready: dict[str, Resident] = {}
