@@ -218,6 +218,6 @@ def test_a_load_never_keeps_the_interpreter_from_the_step_for_long(lab):
         assert sys.getswitchinterval() <= 0.001
         sys.setswitchinterval(0.0001)
         lab.engine()
-        assert sys.getswitchinterval() == pytest.approx(0.0001)  # who wants less gets it
+        assert sys.getswitchinterval() < 0.0002  # who wants less gets it
     finally:
         sys.setswitchinterval(before)
