@@ -45,8 +45,8 @@ _PRODUCTS = (
     "used by the few rows that wear its adapter."
 )
 _CALLS = (
-    "there is little to read, but at 240 places of a step a kernel is called from Python: 2 to 3 microseconds each, "
-    "which alone is more than reading 28 MB takes; and keys of a prefix are read beside the adapters."
+    "there is little to read, and it lies in pieces of 20 to 100 KB at 240 places of a step: at each of them threads "
+    "meet before and after a few microseconds of work; and keys of a prefix are read beside the adapters."
 )
 _LOADS = (
     "a load is 30 to 50 ms of one core: hashing 10 MB, reading and checking, scaling and fusing 420 tensors, "
@@ -54,12 +54,16 @@ _LOADS = (
     "at each of its calls for the one that steps."
 )
 _MEMORY = (
-    "beside weights, adapters, keys and values lie the tokenizer (48 MB), what oneDNN compiled for 128 sizes of "
-    "products (about 60), pages of keys that are written in part (16), and heap that is free but not given back."
+    "beside weights, adapters, keys and values lie the tokenizer (48 MB), pages of keys that are written in part (16), "
+    "and heap that is free but not given back."
 )
 _FLOOD = (
     "all rows are taken when a quiet adapter asks: it waits for the step that runs and for one row to end, in steps "
     "of 32 rows and the flood's prompts where without the flood they have 16 rows."
+)
+_HTTP = (
+    "of each token a line of JSON is written to a socket of its own, in Python, which takes turns with what of a step "
+    "is Python; in one process, on as many cores as the step has threads."
 )
 TARGETS = (
     Target(
@@ -100,7 +104,16 @@ TARGETS = (
     ),
     Target("memory", "g", "memory over backbone, adapters' own bytes, keys and values", 1.15, 1.05, "x", bound=_MEMORY),
     Target("crowd", "h", "throughput over 2,000 adapters (Zipf) over 8 of them", 0.8, 0.9, "x", at_least=True),
-    Target("http-stream", "i", "throughput over HTTP, streaming, of the engine's own", 95, 95, "%", at_least=True),
+    Target(
+        "http-stream",
+        "i",
+        "throughput over HTTP, streaming, of the engine's own",
+        95,
+        95,
+        "%",
+        at_least=True,
+        bound=_HTTP,
+    ),
     Target("http-plain", "i", "the same, plain", 95, 95, "%", at_least=True),
 )
 
