@@ -83,5 +83,5 @@ class NativeGated(NativePart):
         acting = [layer for layer, acts in enumerate(self._acting) if acts]
         rows = [(ctypes.addressof(own), self._at(layer), self._count) for layer in acting]
         told = self._told_tape = np.array(rows, np.int64)
-        run, base, step = address(self._kernels, "gated"), told.ctypes.data, told.strides[0]
+        run, base, step = address(self._kernels, "umbel_tape_gated"), told.ctypes.data, told.strides[0]
         return {(layer, "attend"): (run, base + i * step) for i, layer in enumerate(acting)}

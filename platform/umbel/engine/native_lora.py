@@ -73,7 +73,7 @@ class LowRank(NativePart):
     def _taped(self, sites: Sequence[tuple[int, str, int, _Site, Tensor | None]]) -> Calls:
         """Of (layer, what it follows, place, what it is told there, the linear's bias): arguments of
         ``umbel_tape_lora``."""
-        run = address(self._kernels, "lora")
+        run = address(self._kernels, "umbel_tape_lora")
         rows = [
             (ctypes.addressof(site), self._at(place), self._count, 0 if bias is None else bias.data_ptr())
             for _, _, place, site, bias in sites

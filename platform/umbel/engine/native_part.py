@@ -136,8 +136,8 @@ class NativePart(Sites):
 
 
 def address(kernels: Kernels, name: str) -> int:
-    """Of ``umbel_tape_<name>``."""
-    found = ctypes.cast(getattr(kernels.library, f"umbel_tape_{name}"), ctypes.c_void_p).value
+    """Of a function that a tape may hold."""
+    found = ctypes.cast(getattr(kernels.library, name), ctypes.c_void_p).value
     assert found is not None
     return found
 

@@ -55,7 +55,7 @@ class NativeScales(NativePart):
         acting = [place for place, acts in enumerate(self._acting) if acts]
         rows = [(*self._scaled_in(room, place), self._at(place), self._count, len(self._rows)) for place in acting]
         told = self._told_tape = np.array(rows, np.int64)
-        run, base, step = address(self._kernels, "scale"), told.ctypes.data, told.strides[0]
+        run, base, step = address(self._kernels, "umbel_tape_scale"), told.ctypes.data, told.strides[0]
         names = [divmod(place, len(_SIDES)) for place in acting]
         return {(layer, _SIDES[side].removesuffix(".out")): (run, base + i * step) for i, (layer, side) in
                 enumerate(names)}  # fmt: skip

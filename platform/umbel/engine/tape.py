@@ -136,7 +136,7 @@ class _Bare:
 
     def _call(self, name: str, structure: ctypes.Structure) -> Call:
         self._told.append(structure)
-        return address(self._kernels, name), ctypes.addressof(structure)
+        return address(self._kernels, f"umbel_tape_{name}"), ctypes.addressof(structure)
 
 
 class Tape:
