@@ -2,11 +2,14 @@
 
 import functools
 import gc
+import os
 import sys
 import threading
 import weakref
 
 import pytest
+import torch
+from tests.engine.conftest import Lab
 
 from umbel.adapters.peft_io import export_files, load_adapter
 from umbel.core.errors import AdapterRefused, NotFound, UmbelError, Unavailable, UsageError
@@ -221,3 +224,24 @@ def test_a_load_never_keeps_the_interpreter_from_the_step_for_long(lab):
         assert sys.getswitchinterval() < 0.0002  # who wants less gets it
     finally:
         sys.setswitchinterval(before)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux tells them")
+def test_a_loader_has_no_team_of_threads_beside_that_of_the_steps(by_kernels, monkeypatch):
+    """With it, OpenMP would have more threads than processors, and those of the step would sleep between its calls."""
+    lab, found, before = Lab(by_kernels), [], torch.get_num_threads()
+    load = lab.source.load
+
+    def counted(stored):
+        threads = len(os.listdir("/proc/self/task"))
+        (torch.ones(1 << 20) * 2).sum()  # as large as what is checked of an adapter
+        found.append(len(os.listdir("/proc/self/task")) - threads)
+        return load(stored)
+
+    torch.set_num_threads(2)
+    try:
+        lab.run(lab.engine(load=counted), [lab.ask("hello", lab.adapter("lora", 1))])
+    finally:
+        torch.set_num_threads(before)
+        lab.close()
+    assert found == [0]

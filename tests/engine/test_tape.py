@@ -87,6 +87,7 @@ def test_more_threads_than_when_it_was_written(taped):
         alone = taped.run(engine, [request])[0].ids
         torch.set_num_threads(3)
         assert taped.run(engine, [request])[0].ids == alone
+        assert engine._forward._tape._bare.room.threads == 3  # each unpacks codes in a room of its own
     finally:
         torch.set_num_threads(before)
 

@@ -8,6 +8,7 @@ spinning   A step is some hundred small parallel regions, microseconds apart. li
            thread that calls torch (the engine's, the loader's, the one that loaded the backbone) gets threads of its
            own. Each region then waits for the kernel to wake somebody, 30 microseconds, which is a quarter of the time
            of a step with eight LoRAs. Threads are told to look for work a little longer before they sleep.
+           (``Kernels.alone`` and ``let_go`` keep such threads few where nobody starts a process anew.)
 """
 
 import os

@@ -43,4 +43,7 @@ class NativeBottleneck(LowRank):
 
     def calls(self, room: Room, decoder: Decoder) -> Calls:
         self._told_mlp = copied(self._told, room.out, room.out)
-        return self._taped([(layer, "mlp", layer, self._told_mlp, None) for layer in range(len(decoder.layers))])
+        layers = range(len(decoder.layers))
+        return self._listed(
+            "umbel_tape_lora", {(layer, "mlp"): self._told_on(self._told_mlp, layer, None) for layer in layers}
+        )

@@ -3,7 +3,6 @@
 import ctypes
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from umbel.adapters.sites import Frozen
 from umbel.backbone.decoder import Decoder
 from umbel.backbone.native import Kernels
 from umbel.engine.kv import round_up
-from umbel.engine.native_part import Calls, Group, Layout, NativePart, Record, Room, address, dtypes_are
+from umbel.engine.native_part import Calls, Group, Layout, NativePart, Record, Room, dtypes_are
 from umbel.engine.slots import Stack
 
 _FIELDS = ("keys", "values", "gate", "gate_step", "length", "first", "count")
@@ -81,7 +80,5 @@ class NativeGated(NativePart):
         own.q, own.q_row, own.q_head = room.qkv.data_ptr(), room.qkv.stride(0), self._shape.head_dim
         own.context = room.context.data_ptr()
         acting = [layer for layer, acts in enumerate(self._acting) if acts]
-        rows = [(ctypes.addressof(own), self._at(layer), self._count) for layer in acting]
-        told = self._told_tape = np.array(rows, np.int64)
-        run, base, step = address(self._kernels, "umbel_tape_gated"), told.ctypes.data, told.strides[0]
-        return {(layer, "attend"): (run, base + i * step) for i, layer in enumerate(acting)}
+        told = {(layer, "attend"): (ctypes.addressof(own), self._at(layer), self._count) for layer in acting}
+        return self._listed("umbel_tape_gated", told)

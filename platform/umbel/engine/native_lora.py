@@ -8,7 +8,6 @@ Only what a site adds to its linear is done here; LoRA's own ends (embeddings, l
 import ctypes
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from umbel.adapters.lora_batch import LoraBatch
 from umbel.adapters.sites import LM_HEAD, SITES, Frozen
 from umbel.backbone.decoder import Decoder, Layer
 from umbel.backbone.native import Kernels
-from umbel.engine.native_part import Calls, Group, Layout, NativePart, Record, Room, address, dtypes_are
+from umbel.engine.native_part import Calls, Group, Layout, NativePart, Record, Room, dtypes_are
 from umbel.engine.slots import Stack
 
 _SITES = ("qkv", "o", "gate_up", "down")
@@ -70,17 +69,9 @@ class LowRank(NativePart):
         self._run(ctypes.byref(told), ctypes.c_void_p(self._at(place)), ctypes.c_int64(self._count), self._threads)
         return y
 
-    def _taped(self, sites: Sequence[tuple[int, str, int, _Site, Tensor | None]]) -> Calls:
-        """Of (layer, what it follows, place, what it is told there, the linear's bias): arguments of
-        ``umbel_tape_lora``."""
-        run = address(self._kernels, "umbel_tape_lora")
-        rows = [
-            (ctypes.addressof(site), self._at(place), self._count, 0 if bias is None else bias.data_ptr())
-            for _, _, place, site, bias in sites
-        ]
-        self._told_tape = np.array(rows, np.int64)
-        base, step = self._told_tape.ctypes.data, self._told_tape.strides[0]
-        return {(layer, name): (run, base + i * step) for i, (layer, name, *_) in enumerate(sites)}
+    def _told_on(self, site: _Site, place: int, bias: Tensor | None) -> tuple[int, ...]:
+        """``Told`` of lora.c."""
+        return ctypes.addressof(site), self._at(place), self._count, 0 if bias is None else bias.data_ptr()
 
 
 class NativeLora(LowRank):
@@ -114,13 +105,13 @@ class NativeLora(LowRank):
 
     def calls(self, room: Room, decoder: Decoder) -> Calls:
         self._told_at = {site: copied(told, *room.of_site(site)) for site, told in self._told.items()}
-        acting = []
+        acting = {}
         for index, layer in enumerate(decoder.layers):
             assert isinstance(layer, Layer)
             for place, site in enumerate(_SITES, index * len(_SITES)):
                 if self._acting[place]:
-                    acting.append((index, site, place, self._told_at[site], layer.bias(site)))
-        return self._taped(acting)
+                    acting[index, site] = self._told_on(self._told_at[site], place, layer.bias(site))
+        return self._listed("umbel_tape_lora", acting)
 
 
 def _fill(record: Record, at: int, stack: Stack, layer: int, site: str) -> None:

@@ -5,7 +5,7 @@ place is a layer, or a site of one. Pointers are to where the bank keeps the wei
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from umbel.adapters.method import Key
 from umbel.adapters.sites import Sites
 from umbel.backbone.decoder import Decoder
-from umbel.backbone.native import CODES_ROOM, Kernels
+from umbel.backbone.native import COLUMNS, Kernels
 from umbel.core.shape import BackboneShape
 from umbel.engine.slots import Stack
 
@@ -89,7 +89,7 @@ class Room:
         made = {name: torch.empty(rows, width, dtype=torch.bfloat16) for name, width in widths.items()}
         most = max(shape.hidden, queries, shape.intermediate)
         threads = torch.get_num_threads()
-        codes = torch.empty(threads * most * CODES_ROOM, dtype=torch.bfloat16)
+        codes = torch.empty(threads * most * COLUMNS, dtype=torch.bfloat16)
         return cls(codes=codes, threads=threads, **made)
 
     def of_site(self, site: str) -> tuple[Tensor, Tensor]:
@@ -129,6 +129,12 @@ class NativePart(Sites):
     def calls(self, room: Room, decoder: Decoder) -> Calls:
         """The same as the methods of ``Sites`` do, for a tape. What the calls are told lives as long as this part."""
         raise NotImplementedError
+
+    def _listed(self, function: str, rows: Mapping[tuple[int, str], Sequence[int]]) -> Calls:
+        """Calls of one function, each with the members of its structure, whose types all have eight bytes."""
+        told = self._told_tape = np.array(list(rows.values()), np.int64)
+        run, base, step = address(self._kernels, function), told.ctypes.data, told.strides[0]
+        return {place: (run, base + i * step) for i, place in enumerate(rows)}
 
     def _at(self, place: int) -> int:
         """Address of the groups of a place."""

@@ -2,13 +2,12 @@
 
 import ctypes
 
-import numpy as np
 from torch import Tensor
 
 from umbel.adapters.methods.ia3 import IA3Batch
 from umbel.adapters.sites import LM_HEAD, Frozen
 from umbel.backbone.decoder import Decoder
-from umbel.engine.native_part import Calls, Layout, NativePart, Record, Room, address, dtypes_are
+from umbel.engine.native_part import Calls, Layout, NativePart, Record, Room, dtypes_are
 from umbel.engine.slots import Stack
 
 _SIDES = tuple(f"{site}.{side}" for site in ("qkv", "o", "gate_up", "down") for side in ("in", "out"))
@@ -52,17 +51,13 @@ class NativeScales(NativePart):
         return x
 
     def calls(self, room: Room, decoder: Decoder) -> Calls:
-        acting = [place for place, acts in enumerate(self._acting) if acts]
-        rows = [(*self._scaled_in(room, place), self._at(place), self._count, len(self._rows)) for place in acting]
-        told = self._told_tape = np.array(rows, np.int64)
-        run, base, step = address(self._kernels, "umbel_tape_scale"), told.ctypes.data, told.strides[0]
-        names = [divmod(place, len(_SIDES)) for place in acting]
-        return {(layer, _SIDES[side].removesuffix(".out")): (run, base + i * step) for i, (layer, side) in
-                enumerate(names)}  # fmt: skip
-
-    def _scaled_in(self, room: Room, place: int) -> tuple[int, int, int]:
-        """What is scaled, its width, and the rows."""
-        site, side = _SIDES[place % len(_SIDES)].split(".")
-        x, y = room.of_site(site)
-        scaled = x if side == "in" else y
-        return scaled.data_ptr(), scaled.shape[1], self._rows.data_ptr()
+        told = {}
+        for place in (place for place, acts in enumerate(self._acting) if acts):
+            layer, side = divmod(place, len(_SIDES))
+            site, end = _SIDES[side].split(".")
+            x, y = room.of_site(site)
+            scaled, name = (x, f"{site}.in") if end == "in" else (y, site)
+            told[layer, name] = (
+                scaled.data_ptr(), scaled.shape[1], self._rows.data_ptr(), self._at(place), self._count, len(self._rows)
+            )  # fmt: skip
+        return self._listed("umbel_tape_scale", told)

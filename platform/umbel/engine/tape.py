@@ -61,7 +61,7 @@ class _Silu(ctypes.Structure):
 
 
 class _Layer(ctypes.Structure):
-    """``Layer`` of attention.c and prompt.c."""
+    """``Layer`` of tape.h."""
 
     _fields_ = (("layer", ctypes.c_int64),)
 

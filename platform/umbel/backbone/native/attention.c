@@ -91,14 +91,10 @@ void umbel_decode(const Decode *s, int threads) {
     }
 }
 
-typedef struct {
-    int64_t layer;
-} Layer;
-
 void umbel_tape_decode(const Now *now, const void *told, int threads) {
     if (!now->decode) return;
     Decode s = *(const Decode *)now->decode;
-    int64_t offset = ((const Layer *)told)->layer * now->layer_stride;
+    int64_t offset = offset_of(now, told);
     s.keys += offset, s.values += offset;
     umbel_decode(&s, threads);
 }

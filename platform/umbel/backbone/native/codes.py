@@ -3,7 +3,6 @@
 Shape letters here:  N output features   K input features   G groups of inputs   B rows
 """
 
-import ctypes
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from umbel.backbone.linears import PackedLinear, no_gradient
-from umbel.backbone.native.kernels import Kernels
+from umbel.backbone.native.kernels import COUNT, POINTER, THREADS, Kernels
+from umbel.backbone.native.linear import COLUMNS, in_blocks
 
-COLUMNS = 48
-"""``COLUMNS`` of forms.h: a thread needs room for so many outputs of a weight."""
 _TILE = 8
 """``TILE`` of linear.c."""
-
-_POINTER, _COUNT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +39,11 @@ class NativeCodes(PackedLinear):
         super().__init__(d_in, d_out, bias)
         self._run = kernels.library.umbel_codes
         self._run.argtypes = [
-            _POINTER, _COUNT, _COUNT, _COUNT, _POINTER, _COUNT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER,
-            _POINTER, _THREADS,
+            POINTER, COUNT, COUNT, COUNT, POINTER, COUNT, POINTER, POINTER, POINTER, POINTER, POINTER,
+            POINTER, THREADS,
         ]  # fmt: skip
         self.group = d_in // held.scales.shape[1]
-        blocks = _in_blocks(held.codes)
+        blocks = in_blocks(held.codes)
         self.register_buffer("codes", blocks if held.table is None else _two_in_a_byte(blocks))
         self.register_buffer("scales", _by_block(held.scales))
         self.register_buffer("zeros", None if held.zeros is None else _by_block(held.zeros))
@@ -81,13 +77,6 @@ class NativeCodes(PackedLinear):
 
 def _at(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def _in_blocks(codes: Tensor) -> Tensor:
-    """[N,K] -> [blocks, K/2, columns, 2]."""
-    d_out, d_in = codes.shape
-    filled = F.pad(codes, (0, 0, 0, -d_out % COLUMNS))
-    return filled.view(-1, COLUMNS, d_in // 2, 2).transpose(1, 2).contiguous()
 
 
 def _two_in_a_byte(blocks: Tensor) -> Tensor:

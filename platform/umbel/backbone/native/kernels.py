@@ -29,6 +29,8 @@ _RETURN_NOTHING = (
 )  # fmt: skip
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 120
+POINTER, COUNT, THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+"""Of the functions' arguments."""
 
 
 @dataclass(frozen=True, slots=True)

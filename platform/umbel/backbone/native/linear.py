@@ -3,19 +3,15 @@
 Shape letters here:  N output features   K input features   B rows   T tokens   H hidden   V vocabulary
 """
 
-import ctypes
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from umbel.backbone.linears import PackedLinear, no_gradient
-from umbel.backbone.native.kernels import Kernels
+from umbel.backbone.native.kernels import COUNT, POINTER, THREADS, Kernels
 
-_COLUMNS = 48
-"""``COLUMNS`` of forms.h."""
-
-_POINTER, _COUNT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+COLUMNS = 48
+"""``COLUMNS`` of forms.h: outputs of a block."""
 
 
 class NativeLinear(PackedLinear):
@@ -25,8 +21,8 @@ class NativeLinear(PackedLinear):
         d_out, d_in = weight.shape
         super().__init__(d_in, d_out, bias)
         self._run = kernels.library.umbel_linear
-        self._run.argtypes = [_POINTER, _COUNT, _COUNT, _COUNT, _POINTER, _POINTER, _POINTER, _THREADS]
-        self.register_buffer("packed", _in_blocks(weight.detach()))
+        self._run.argtypes = [POINTER, COUNT, COUNT, COUNT, POINTER, POINTER, POINTER, THREADS]
+        self.register_buffer("packed", in_blocks(weight.detach()))
 
     @staticmethod
     def fits(weight: Tensor, kernels: Kernels) -> bool:
@@ -41,7 +37,7 @@ class NativeLinear(PackedLinear):
     def rows(self, outputs: Tensor) -> Tensor:
         """The weights [...,K] of these output features."""
         pairs = self.get_buffer("packed").view(torch.int32).squeeze(-1)
-        found = pairs[outputs // _COLUMNS, :, outputs % _COLUMNS]
+        found = pairs[outputs // COLUMNS, :, outputs % COLUMNS]
         return found.view(self.get_buffer("packed").dtype)
 
     def held(self) -> dict[str, int | None]:
@@ -80,9 +76,8 @@ class NativeEmbedding(nn.Module):
         return self.lm_head.rows(tokens)
 
 
-def _in_blocks(weight: Tensor) -> Tensor:
-    """[N,K] -> [blocks, K/2, columns, 2]."""
+def in_blocks(weight: Tensor) -> Tensor:
+    """[N,K] -> [blocks, K/2, columns, 2], zero in what fills up the last block."""
     d_out, d_in = weight.shape
-    blocks = -(-d_out // _COLUMNS)
-    filled = F.pad(weight, (0, 0, 0, blocks * _COLUMNS - d_out))
-    return filled.view(blocks, _COLUMNS, d_in // 2, 2).transpose(1, 2).contiguous()
+    filled = F.pad(weight, (0, 0, 0, -d_out % COLUMNS))
+    return filled.view(-1, COLUMNS, d_in // 2, 2).transpose(1, 2).contiguous()

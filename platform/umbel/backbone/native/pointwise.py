@@ -5,9 +5,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from umbel.backbone.native.kernels import Kernels
-
-_POINTER, _COUNT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+from umbel.backbone.native.kernels import COUNT, POINTER, THREADS, Kernels
 
 
 class Pointwise:
@@ -16,11 +14,11 @@ class Pointwise:
     def __init__(self, kernels: Kernels) -> None:
         library = kernels.library
         self._norm = library.umbel_rms_norm
-        self._norm.argtypes = [_POINTER, _POINTER, _POINTER, _COUNT, _COUNT, ctypes.c_float, _THREADS]
+        self._norm.argtypes = [POINTER, POINTER, POINTER, COUNT, COUNT, ctypes.c_float, THREADS]
         self._silu_mul = library.umbel_silu_mul
-        self._silu_mul.argtypes = [_POINTER, _POINTER, _COUNT, _COUNT, _THREADS]
+        self._silu_mul.argtypes = [POINTER, POINTER, COUNT, COUNT, THREADS]
         self._rotate = library.umbel_rotate
-        self._rotate.argtypes = [_POINTER, _COUNT, _POINTER, _POINTER, _COUNT, _COUNT, _COUNT, _THREADS]
+        self._rotate.argtypes = [POINTER, COUNT, POINTER, POINTER, COUNT, COUNT, COUNT, THREADS]
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """[..., H] -> [..., H]."""

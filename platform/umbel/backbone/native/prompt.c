@@ -213,14 +213,10 @@ void umbel_prompt(const Prompt *p, int threads) {
     }
 }
 
-typedef struct {
-    int64_t layer;
-} Layer;
-
 void umbel_tape_prompt(const Now *now, const void *told, int threads) {
     if (!now->prompt) return;
     Prompt p = *(const Prompt *)now->prompt;
-    int64_t offset = ((const Layer *)told)->layer * now->layer_stride;
+    int64_t offset = offset_of(now, told);
     p.keys += offset, p.values += offset;
     umbel_prompt(&p, threads);
 }

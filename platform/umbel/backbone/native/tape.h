@@ -12,6 +12,14 @@ typedef struct {
     int64_t layer_stride;        /* numbers from one layer's keys to the next one's */
 } Now;
 
+/* What the two kinds of attention are told. */
+typedef struct {
+    int64_t layer;
+} Layer;
+
+/* Numbers from the keys and values of layer 0 to those of its own. */
+INLINE int64_t offset_of(const Now *now, const void *told) { return ((const Layer *)told)->layer * now->layer_stride; }
+
 /* What a tape may hold: functions named umbel_tape_*, each with a structure of its own. */
 typedef void Call(const Now *now, const void *told, int threads);
 
