@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from umbel.cli.train.flags import split_words
+from umbel.core.settings import Settings
 
 WORDS = [{"prompt": f"{a}{b} ->", "completion": f" {b}{a}"} for a in "abcdefgh" for b in "stuvwxyz"]
 MOODS = [{"text": f"{'good' if i % 2 else 'bad'} thing {i}", "label": "glad" if i % 2 else "sad"} for i in range(120)]
@@ -69,6 +70,21 @@ def test_what_it_prints_is_the_plan_plain_lines_and_commands_that_work(run, file
     assert "/v1/classify" in result
     assert "accuracy" in result
     assert 'always "' in result
+
+
+def test_it_is_judged_as_a_server_answers(run, files, stocked, kernels, monkeypatch):
+    """By the kernels, too: another rounding could answer a row otherwise, and what is told to be added takes longer."""
+    from umbel.evaluation import serving_cost as measuring
+
+    seen, measure = [], measuring.serving_cost
+    monkeypatch.setattr(measuring, "serving_cost", lambda *told: seen.append(told[1]) or measure(*told))
+    cache = Settings.load(stocked).cache / "kernels"
+    cache.mkdir(parents=True)
+    shutil.copy(kernels.path, cache)
+    answer = run("train", str(files / "joy.toml"), "--dtype", "bf16")
+    assert answer.code == 0, answer.err
+    assert [backbone.kernels is not None for backbone in seen] == [True]
+    assert "to a step of 8 rows" in answer.out
 
 
 def test_data_with_one_label_are_refused_before_there_is_a_run(run, files, registry):

@@ -126,6 +126,20 @@ def test_every_method_is_timed_beside_the_bare_backbone(backbone, method):
     assert cost.prompt_added_ms[0] <= cost.prompt_added_ms[1]
 
 
+def test_what_is_timed_wears_the_adapter_in_every_other_run_and_leaves_nothing(backbone, monkeypatch):
+    from umbel.engine import Engine
+
+    asked, submit = [], Engine.submit_together
+    monkeypatch.setattr(
+        Engine, "submit_together", lambda self, requests, **how: asked.append(requests) or submit(self, requests, **how)
+    )
+    adapter = adapter_of(backbone, "lora", noise=0.1)
+    serving_cost(adapter, backbone)
+    assert [requests[0].adapter is None for requests in asked] == [False, True] * 20
+    assert {(len(requests), len(requests[0].tokens)) for requests in asked} == {(2, 32), (8, 1)}
+    assert adapter.contract.output_head == "classify"  # its own
+
+
 def test_time_that_the_rounds_do_not_show_is_no_figure_and_never_below_zero():
     on, off = [5.0, 9.0, 5.2, 4.8, 5.1, 1.0, 5.0, 4.9, 5.3], [5.0] * 9
     noisy = within(on, off)

@@ -52,11 +52,6 @@ def load_backbone(
     else:
         check_form(quantise, {config.shape.linear(name)[0] for name in LINEARS})
         decoder = load_quantised(folder, config, wanted, place, quantise)
-    fitting = kernels if packed and kernels is not None and kernels.fit(decoder.compute_dtype, place) else None
-    if packed:
-        pack(decoder, kernels=fitting)
-    if fitting is not None:
-        decoder.use(fitting)
     backbone = Backbone(
         name=name or folder.name,
         folder=folder,
@@ -65,11 +60,21 @@ def load_backbone(
         tokenizer=load_tokenizer(folder),
         identity=_checked_identity(folder),
         quantised=quantise,
-        kernels=fitting,
     )
     if packed:
+        make_servable(backbone, kernels)
         give_back_freed()
     return backbone
+
+
+def make_servable(backbone: Backbone, kernels: Kernels | None) -> None:
+    """Packs the weights, with ``kernels`` where they fit. Nothing can train on the backbone afterwards."""
+    decoder = backbone.decoder
+    fitting = kernels if kernels is not None and kernels.fit(decoder.compute_dtype, backbone.device) else None
+    pack(decoder, kernels=fitting)
+    if fitting is not None:
+        decoder.use(fitting)
+    backbone.kernels = fitting
 
 
 def _checked_identity(folder: Path) -> Identity:

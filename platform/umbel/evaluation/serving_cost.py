@@ -1,25 +1,34 @@
 """What an adapter adds to serving: bytes in the bank of the engine, and time of a step beside the bare backbone."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 
 import torch
 
+from umbel.adapters import catalog
 from umbel.adapters.adapter import Adapter
+from umbel.adapters.head import HeadConfig
 from umbel.adapters.method import cast
-from umbel.adapters.sites import BARE, Sites
-from umbel.adapters.wear import fuse_all, wear
 from umbel.backbone.backbone import Backbone
-from umbel.backbone.decoder import Layer, whole_step
+from umbel.backbone.decoder import Layer
+from umbel.core.contract import Contract, OutputHead
+from umbel.core.manifest import Manifest
+from umbel.core.protocols import StoredAdapter, VersionRef
+from umbel.engine import Engine, GenerateRequest
 
 _ROUNDS = 9
 """The second smallest and second largest of so many differences hold their median between them with 96 %."""
 _PROMPT = (2, 32)
 """Rows and tokens of a prompt's step."""
-_DECODE = (8, 1)
+_DECODE = 8
 """Rows of a step of generation, one token each."""
+_TOKENS = 4
+"""Such steps in a round."""
+_KV_BYTES = _ADAPTER_BYTES = 1 << 30
+"""At most; what is not touched takes no memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,17 +74,20 @@ def bank_bytes(adapter: Adapter, backbone: Backbone) -> int:
 
 
 def serving_cost(adapter: Adapter, backbone: Backbone) -> ServingCost:
-    worn = fuse_all([adapter], _layers(backbone), dtype=backbone.dtype)
+    """By an engine of its own, on the backbone as it is loaded: packed and with kernels it is what a server has."""
+    worn = _generating(adapter, backbone)
+    engine = Engine(
+        backbone, _One(worn), kv_bytes=_KV_BYTES, adapter_bytes=_ADAPTER_BYTES, prefix_bytes=0, load=lambda _: worn
+    )
     times: dict[str, list[float]] = {}
-    for _ in range(_ROUNDS + 1):
-        for name, (rows, tokens) in (("prompt", _PROMPT), ("decode", _DECODE)):
-            sites = wear(worn, [0] * rows, device=backbone.device, least=2)
-            extra = adapter.weights.num_virtual if name == "prompt" else 0
-            past = torch.full((rows,), adapter.weights.num_past, device=backbone.device)
-            on, off = _step(backbone, sites, rows, tokens + extra, past), _step(backbone, BARE, rows, tokens, None)
-            times.setdefault(name, []).append(_ms(on))
-            times.setdefault(f"{name}_bare", []).append(_ms(off))
-    measured = {name: values[1:] for name, values in times.items()}  # the first round warms up
+    try:
+        for _ in range(_ROUNDS + 1):
+            for name, measure in (("prompt", _prompt_ms), ("decode", _decode_ms)):
+                times.setdefault(name, []).append(measure(engine, worn.digest))
+                times.setdefault(f"{name}_bare", []).append(measure(engine, None))
+    finally:
+        engine.close()
+    measured = {name: values[1:] for name, values in times.items()}  # the first round loads, and warms up
     return ServingCost(
         bytes=bank_bytes(adapter, backbone),
         prompt_ms=median(measured["prompt"]),
@@ -97,20 +109,51 @@ def _layers(backbone: Backbone) -> list[Layer]:
     return [layer for layer in backbone.decoder.layers if isinstance(layer, Layer)]
 
 
-def _step(
-    backbone: Backbone, sites: Sites, rows: int, tokens: int, past: torch.Tensor | None
-) -> Callable[[], torch.Tensor]:
-    ids = torch.ones(rows, tokens, dtype=torch.long, device=backbone.device)
-
-    @torch.no_grad()
-    def run() -> torch.Tensor:
-        hidden: torch.Tensor = backbone.decoder(ids, whole_step(sites, rows=rows, tokens=tokens, offsets=past)).hidden
-        return hidden
-
-    return run
+def _generating(adapter: Adapter, backbone: Backbone) -> Adapter:
+    """The same method's weights with no output head of their own, so that rows of any task can decode."""
+    kind, contract = catalog.head(OutputHead.GENERATE), Contract(output_head=OutputHead.GENERATE)
+    config = kind.configure(contract, HeadConfig(), backbone.shape.hidden)
+    head = kind.fresh(config, backbone.shape.hidden, torch.Generator())
+    return replace(adapter, head=head, contract=contract, digest=f"sha256:{0:064x}")
 
 
-def _ms(step: Callable[[], torch.Tensor]) -> float:
-    start = time.perf_counter()
-    float(step()[0, 0, 0])  # waits for a GPU, too
-    return 1000 * (time.perf_counter() - start)
+class _One:
+    """A source of one adapter, which is in memory."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+
+    def resolve(self, model: str) -> VersionRef:
+        raise LookupError(model)
+
+    def fetch(self, digest: str) -> StoredAdapter:
+        own = self._adapter
+        manifest = Manifest(
+            method=own.method.name, config=own.config, contract=own.contract, backbone=own.backbone, files=()
+        )
+        return StoredAdapter(VersionRef("measured", 1, own.digest), manifest, Path())
+
+
+def _prompt_ms(engine: Engine, digest: str | None) -> float:
+    """Until both have their first token."""
+    rows, tokens = _PROMPT
+    return 1000 * sum(_steps(engine, digest, rows, tokens, 1))
+
+
+def _decode_ms(engine: Engine, digest: str | None) -> float:
+    """Of the steps behind those that read the prompts."""
+    return 1000 * median(_steps(engine, digest, _DECODE, 1, 1 + _TOKENS)[-_TOKENS:])
+
+
+def _steps(engine: Engine, digest: str | None, rows: int, tokens: int, answer: int) -> list[float]:
+    """Seconds of each step that works, until all rows have ended."""
+    request = GenerateRequest(tokens=(1,) * tokens, adapter=digest, max_tokens=answer, ignore_eos=True)
+    handles = engine.submit_together([request] * rows, drive=False)
+    times = []
+    while not all(handle.done for handle in handles):
+        start = time.perf_counter()
+        engine.step()
+        times.append(time.perf_counter() - start)
+    for handle in handles:
+        handle.result()  # raises where one failed
+    return times

@@ -87,7 +87,8 @@ class Kernels:
         """The threads that helped the calling one go, until it needs them again."""
         self.library.umbel_let_go()
 
-    def fit(self, dtype: torch.dtype, device: torch.device) -> bool:
+    @staticmethod
+    def fit(dtype: torch.dtype, device: torch.device) -> bool:
         """Whether they can stand in for torch: bf16 on a CPU."""
         return dtype == torch.bfloat16 and device.type == "cpu"
 

@@ -18,6 +18,7 @@ from umbel.core.wheels import Say
 if TYPE_CHECKING:
     from umbel.backbone.backbone import Backbone
     from umbel.backbone.installed import InstalledBackbone
+    from umbel.backbone.native import Kernels
     from umbel.core.gate import Gate
     from umbel.evaluation.answering import Asker
     from umbel.evaluation.forgetting import Forgetting, Probe
@@ -82,13 +83,14 @@ def finish(
     allow_noop: bool,
     say: Say,
 ) -> list[Outcome]:
-    """Judges and publishes every task that trained. Packs the backbone's weights: nothing trains on it afterwards."""
-    from umbel.backbone.loading import pack
+    """Judges and publishes every task that trained, on the backbone as a server has it: nothing trains on it
+    afterwards."""
+    from umbel.backbone.loading import make_servable
     from umbel.evaluation.answering import Asker
     from umbel.evaluation.forgetting import Probe
     from umbel.evaluation.held import holding
 
-    pack(backbone.decoder)
+    make_servable(backbone, _kernels(backbone))
     with holding(registry) as held:
         asker = Asker(backbone, held)
         finisher = Finisher(registry, backbone, asker, held, Probe(backbone), publish, allow_noop, say)
@@ -96,6 +98,17 @@ def finish(
             return [finisher.outcome(each) if each.adapter is not None else Outcome(each) for each in trained]
         finally:
             asker.close()
+
+
+def _kernels(backbone: "Backbone") -> "Kernels | None":
+    """A server's. Where they are demanded and cannot be had, torch judges: what was trained is worth more."""
+    from umbel.backbone.native import Kernels
+    from umbel.core.settings import Settings
+
+    settings = Settings.load()
+    if not Kernels.fit(backbone.dtype, backbone.device):
+        return None
+    return Kernels.wanted(replace(settings, kernels="auto") if settings.kernels == "on" else settings)
 
 
 @dataclass(frozen=True)
