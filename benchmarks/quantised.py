@@ -27,6 +27,7 @@ from umbel.backbone.decoder import whole_step
 from umbel.backbone.installed import find
 from umbel.backbone.linears import DenseLinear
 from umbel.backbone.loading import load_backbone, pack
+from umbel.backbone.native import Kernels
 from umbel.backbone.quantised import QUANTISED_SITES, quantised
 from umbel.core.forms import FORMS, Form
 from umbel.core.settings import Settings
@@ -86,7 +87,9 @@ def forms() -> dict[str, Form | None]:
 
 
 def load(folder: Path, form: Form | None, *, packed: bool) -> Backbone:
-    return load_backbone(folder, dtype="bf16", packed=packed, quantise=form)
+    """Packed as a server has it, kernels included."""
+    kernels = Kernels.wanted(Settings.load()) if packed else None
+    return load_backbone(folder, dtype="bf16", packed=packed, kernels=kernels, quantise=form)
 
 
 def measure_quality(folder: Path, served: dict[str, Backbone]) -> dict[str, Quality]:
