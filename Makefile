@@ -6,7 +6,7 @@ BIN := $(CURDIR)/.venv/bin
 .PHONY: help setup assets demo test check bench bench-training bench-methods bench-tuning bench-quantised bench-peers parity fresh bench-memory bench-targets docs soak clean
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 .venv/ready: pyproject.toml constraints.txt scripts/install.sh
 	PYTHON=$(PYTHON) sh scripts/install.sh .venv dev --editable
@@ -60,7 +60,7 @@ bench-targets: assets  ## Measure the engine's own targets, print the table (ARG
 fresh: assets  ## Measure how much an untrained adapter of each method changes SmolLM2's logits
 	$(BIN)/python -m benchmarks.fresh
 
-bench-training: assets  ## Measure training beside HF + PEFT and itself (ARGS=--short: twelve minutes)
+bench-training: assets  ## Measure training beside HF + PEFT and itself (ARGS=--short: 20 minutes)
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
 bench-tuning: assets  ## Full, partial and head-only fine-tuning beside adapters; goes on where it stopped

@@ -1,74 +1,37 @@
 """`make bench-training`: how fast umbel trains, beside Hugging Face + PEFT and beside itself without what it does.
 
-Writes docs/benchmarks/training.md and training.json. ``--short`` takes fewer rounds, in about twelve minutes on two
+Writes docs/benchmarks/training.md and training.json. ``--short`` takes fewer rounds, in about twenty minutes on two
 cores; ``--tiny`` tries every part on a toy backbone and writes nothing.
 """
 
 import argparse
 import json
 import math
-import os
-import random
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from statistics import median, stdev
 from typing import Any
 
 from benchmarks.run import BACKBONE, OUT, facts
+from benchmarks.training_found import Clock, Found, Size
+from benchmarks.training_plan import LABELS_OF, duration, memory
 from benchmarks.training_systems import LORA, HuggingFace, Umbel, classifier, mixed_lengths, rows_of
 
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.loading import load_backbone
 from umbel.backbone.tiny import tiny_backbone
-from umbel.core.anew import compact
-from umbel.core.held import most_held
 from umbel.core.settings import Settings
-from umbel.training import Task, TrainedAdapter, fit, tune
-from umbel.training.observer import Observer
+from umbel.training import Task, TrainedAdapter, fit
 from umbel.training.sweep.grid import grid_of
 from umbel.training.sweep.sweeping import sweep
 
 ADAPTERS = 8
 TOGETHER = (2, 4, 8, 16)
 """Tokens of a row: 16 rows of them are 32 to 256 tokens in one pass."""
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How much is measured."""
-
-    folder: Path
-    rounds: int
-    rows: int
-    sweep_rows: int
-    sweep_steps: int
-    data: str
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """One line of the table."""
-
-    what: str
-    value: float
-    floor: float
-    want: float
-    unit: str = "x"
-    less_is_better: bool = False
-    detail: str = ""
-
-    @property
-    def verdict(self) -> str:
-        def reaches(target: float) -> bool:
-            return self.value <= target if self.less_is_better else self.value >= target
-
-        return "reached" if reaches(self.want) else "floor" if reaches(self.floor) else "missed"
 
 
 def against_peft(backbone: Backbone, size: Size) -> Found:
@@ -134,20 +97,6 @@ def _kept(backbone: Backbone, size: Size, **options: Any) -> Found:
     return Found("", gain, 0, 0, detail=f"the first epoch takes {times[0][1] / times[0][0]:.1f} times as long")
 
 
-class Clock(Observer):
-    """Seconds from the first step to the end: what reading and hashing the backbone take is not training."""
-
-    def __init__(self) -> None:
-        self.began = self.seconds = 0.0
-
-    def planned(self, plan: Any) -> None:
-        self.began = time.perf_counter()
-        self.plan = plan
-
-    def finished(self, trainee: Any) -> None:
-        self.seconds = time.perf_counter() - self.began
-
-
 def sweeping(backbone: Backbone, size: Size) -> list[Found]:
     """8 learning rates by halving, over one full run at the rule's rate; and how far the winner is from the best of
     all eight trained to their end, in standard deviations of that best one's loss between seeds."""
@@ -190,85 +139,7 @@ def losses_of(trained: Sequence[TrainedAdapter]) -> list[float]:
     return [each.best.loss for each in trained if each.best is not None]
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A training whose memory is estimated and then measured."""
-
-    shortest: int
-    longest: int
-    batch: int
-    steps: int = 6
-    checkpointing: str = "none"
-    dtype: str = "auto"
-    """Of the backbone; auto is its checkpoint's, bf16."""
-    options: dict[str, Any] = field(default_factory=lambda: {"task": "classify", "options": LORA})
-
-
-HELD = {
-    "LoRA, ragged rows, 40 steps": Held(8, 72, 16, steps=40),
-    "LoRA, long rows": Held(200, 200, 8),
-    "LoRA, long rows, recomputed": Held(200, 200, 8, checkpointing="full"),
-    "LoRA, fp32": Held(20, 60, 16, dtype="fp32"),
-    "output head only": Held(20, 60, 16, options={"task": "classify", "method": "none"}),
-    "prefix, answers": Held(40, 120, 8, options={"task": "generate", "method": "prefix"}),
-    "LLaMA-Adapter, answers": Held(40, 120, 8, options={"task": "generate", "method": "llama_adapter"}),
-    "IA3, one row of 1,000": Held(1000, 1000, 1, steps=3, options={"task": "classify", "method": "ia3"}),
-    "last 4 layers trained": Held(40, 100, 8, options={"task": "classify", "train": "layers=last:4"}),
-    "last 8 layers trained": Held(40, 100, 8, options={"task": "classify", "train": "layers=last:8"}),
-    "all of it trained": Held(20, 60, 8, steps=3, options={"task": "generate", "train": "all"}),
-    "all of it, in fp32": Held(
-        20, 60, 8, steps=3, dtype="fp32", options={"task": "classify", "train": "all", "precision": "fp32"}
-    ),
-}
-
-
-def memory(size: Size) -> list[Found]:
-    """The plan's estimate against what a process of its own was then seen to hold at most."""
-    return [_memory(size, kind) for kind in HELD]
-
-
-def _memory(size: Size, kind: str) -> Found:
-    command = [sys.executable, "-m", "benchmarks.training", "--measure-memory", kind, "--folder", str(size.folder)]
-    environ = compact(os.environ) or dict(os.environ)  # as umbel train runs
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, env=environ)
-    said = json.loads(ran.stdout.splitlines()[-1])
-    error = 100 * abs(said["planned"] - said["held"]) / said["held"]
-    detail = f"{said['planned'] / 1e6:,.0f} MB planned, {said['held'] / 1e6:,.0f} MB held"
-    return Found(f"memory estimate's error, {kind}", error, 15, 5, "%", True, detail)
-
-
-def measure_memory(kind: str, folder: Path) -> None:
-    """Trains a few steps in this process and prints the plan's bytes beside the peak."""
-    held = HELD[kind]
-    with tempfile.TemporaryDirectory() as scratch:
-        data = Path(scratch) / "rows.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in _rows_of_words(held)))
-        task = Task(
-            name="bench", data=str(data), steps=held.steps, batch_size=held.batch, max_length=1024, **held.options
-        )
-        clock, settings = Clock(), Settings.load(Path(scratch))
-        more: dict[str, Any] = {"settings": settings, "observer": clock, "checkpointing": held.checkpointing}
-        backbone = load_backbone(folder, dtype=held.dtype)
-        tune(backbone, task, **more) if task.selection.tunes else fit(backbone, [task], **more)
-    print(json.dumps({"planned": clock.plan.memory, "held": most_held()}))
-
-
-def _rows_of_words(held: Held) -> Iterator[dict[str, str]]:
-    """About as many tokens as words."""
-    words, lengths = ["some", "more", "of", "these", "plain", "words"], random.Random(0)
-    for i in range(8 * held.batch if held.steps < 40 else 40 * held.batch):
-        count = lengths.randint(held.shortest, held.longest) - 3
-        said = [words[(i + j) % 6] for j in range(count)]
-        if held.options["task"] == "generate":
-            yield {"prompt": f"{i} " + " ".join(said[::2]), "completion": " " + " ".join(said[1::2])}
-        else:
-            yield {"text": " ".join(said) + f" {i}", "label": LABELS_OF[i % 2]}
-
-
-LABELS_OF = ("yes", "no")
-
-
-PARTS = ("peft", "together", "head", "quarter", "memory", "sweep")
+PARTS = ("peft", "together", "head", "quarter", "memory", "time", "sweep")
 Lines = dict[str, list[str]]
 """Of the table, by part."""
 
@@ -280,6 +151,7 @@ def parts(backbone: Backbone, size: Size) -> dict[str, Callable[[], Found | list
         lambda: kept_head(backbone, size),
         lambda: kept_quarter(backbone, size),
         lambda: memory(size),
+        lambda: duration(size),
         lambda: sweeping(backbone, size),
     ]
     return dict(zip(PARTS, calls, strict=True))
@@ -313,7 +185,7 @@ def page(lines: Lines, size: Size) -> str:
         "",
         f"{size.folder.name}; umbel and what it is measured against take turns in one run, {size.rounds} rounds after",
         "one to warm up. Random rows of 8 to 40 tokens, but for the sweep, which trains on tweets-sentiment.",
-        "`make bench-training` prints this page again; `ARGS=--short` in about a quarter of an hour.",
+        "`make bench-training` prints this page again; `ARGS=--short` in about twenty minutes.",
         "",
         "| what | measured | floor | wanted | | detail |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -327,11 +199,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="fewer rounds")
     parser.add_argument("--only", metavar="NAME", choices=PARTS, help="measure one part, keep the others")
     parser.add_argument("--tiny", action="store_true", help="a toy backbone: tries the parts, measures nothing")
-    parser.add_argument("--measure-memory", metavar="KIND", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.measure_memory:
-        return measure_memory(args.measure_memory, args.folder)
     with tempfile.TemporaryDirectory() as scratch:
         size = tiny(Path(scratch)) if args.tiny else real(short=args.short)
         lines = measure(size, args.only)
@@ -343,7 +211,7 @@ def main() -> None:
     if not args.tiny:
         (OUT / "training.md").write_text(text, encoding="utf-8")
         kept.write_text(json.dumps({"machine": facts(), "lines": lines}, indent=2) + "\n", encoding="utf-8")
-    return None
+    return
 
 
 def real(*, short: bool) -> Size:

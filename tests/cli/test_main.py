@@ -1,6 +1,7 @@
 """The frame of the command line, run as a person or a script runs it."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -71,6 +72,35 @@ def test_help_fits_a_terminal_and_has_no_boxes(capsys, monkeypatch):
         _, out, _ = umbel(capsys, *words)
         assert max(len(line) for line in out.splitlines()) <= 100
         assert "─" not in out
+
+
+def every_command(entry, words=()):
+    """Of the words after ``umbel``, those of every command and subcommand."""
+    words = (*words, entry.name)
+    yield words
+    for child in getattr(entry.load() if isinstance(entry, Entry) else entry, "commands", {}).values():
+        yield from every_command(child, words)
+
+
+def test_help_of_every_command_fits_80_columns_and_no_sentence_is_cut(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    seen = [words for entry in commands.LazyGroup(name="umbel").entries.values() for words in every_command(entry)]
+    assert ("adapters", "import") in seen
+    for words in [(), *seen]:
+        _, out, _ = umbel(capsys, *words, "--help")
+        lines = out.splitlines()
+        assert max(map(len, lines)) <= 80, (words, max(lines, key=len))
+        assert not [line for line in lines if re.search(r"[a-z]\.\.\.$", line)], words
+
+
+def test_a_long_example_is_folded_where_a_shell_lets_it():
+    from umbel.cli.console import examples
+
+    told = examples("umbel do --one " + "x" * 40 + " --two " + "y" * 30 + "   (a remark)", "umbel do   (short)")
+    one, two, remark, short = told.splitlines()[2:]
+    assert one.endswith(" \\")
+    assert two.strip() == "--two " + "y" * 30
+    assert (remark.strip(), short) == ("(a remark)", "  umbel do   (short)")
 
 
 def test_examples_stand_as_they_are_typed(capsys):

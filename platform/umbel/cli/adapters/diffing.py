@@ -19,7 +19,7 @@ _BAR = 30
 _DIGEST = 19
 """Characters of a digest that tell two apart."""
 
-Ref = Annotated[str, typer.Argument(help="name, name:3, name@alias or name@sha256:...")]
+_REF = "name, name:3, name@alias or name@sha256:..."
 
 
 @app.command(
@@ -31,8 +31,8 @@ Ref = Annotated[str, typer.Argument(help="name, name:3, name@alias or name@sha25
     )
 )
 def diff(
-    before: Ref,
-    after: Ref,
+    before: Annotated[str, typer.Argument(help=_REF, metavar="BEFORE")],
+    after: Annotated[str, typer.Argument(help=_REF, metavar="AFTER")],
     weights: Annotated[bool, typer.Option("--weights/--no-weights", help="Compare weights too.")] = True,
     as_json: Json = False,
 ) -> None:

@@ -45,6 +45,8 @@ class Estimate:
     """Whole units beside the shards, at most; and the casts of mixed precision on one device."""
     peak: int
     """The most of all that at one time, which is less than the sum: activations go as gradients come."""
+    operations: int
+    """Multiplications and additions of one pass, forward and backward, in its matrix products."""
     units: tuple[Gathered, ...]
     """Of a sharded backbone."""
 
@@ -84,6 +86,7 @@ def estimate(work: Work, strategy: Strategy, *, on_cpu: bool = True) -> Estimate
         activations=step.activations,
         gathered=passing,
         peak=held + (best if on_cpu else 0) + passing + step.peak + made,
+        operations=step.operations,
         units=units,
     )
 

@@ -17,7 +17,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     ``trained`` are the tensors that get a gradient, each with what a byte of it weighs: sharding divides gradients, and
     masters may be wider than what is computed with. ``peak`` is the largest sum over time of activations and weighed
-    gradients. ``products`` are the different sizes of matrix products. Works on real tensors as on fake ones.
+    gradients. ``products`` are the different sizes of matrix products, ``operations`` all their multiplications and
+    additions. Works on real tensors as on fake ones.
     """
 
     def __init__(self, known: Iterable[Tensor], trained: Mapping[Tensor, float]) -> None:
@@ -25,6 +26,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.activations = 0
         self.gradients = self.peak = 0.0
         self.products: set[tuple[torch.Size, ...]] = set()
+        self.operations = 0
         self._sizes: dict[int, int] = {}
         self._weights: dict[int, float] = {}
         self._storages = [tensor.untyped_storage() for tensor in known]  # held: an id is one's own only while one lives
@@ -41,6 +43,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = function(*args, **(kwargs or {}))
         if getattr(function, "overloadpacket", None) in _PRODUCTS:
             self.products.add(tuple(each.shape for each in args if isinstance(each, Tensor)))
+            self.operations += 2 * made.numel() * _factors(function, args)[0].shape[-1]
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor):
                 self._note(leaf)
@@ -78,6 +81,11 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _look(self) -> None:
         self.peak = max(self.peak, self.activations + self.gradients)
+
+
+def _factors(function: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """The two that are multiplied; some products add a third tensor, which comes first."""
+    return args[-2:] if len(args) == 2 else args[1:3]
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:

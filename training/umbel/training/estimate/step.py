@@ -39,6 +39,8 @@ class StepBytes:
     """Of those of them that are trained."""
     products: int
     """Different sizes of matrix products."""
+    operations: int
+    """Multiplications and additions of these, forward and backward."""
 
 
 def fake_step(work: Work, *, gradient_weight: float = 1.0) -> StepBytes:
@@ -66,7 +68,7 @@ def measure(work: Work, decoder: Decoder, adapter: Adapter, *, gradient_weight: 
         loss.backward()  # type: ignore[no-untyped-call]
     ledger.close()
     adapters = nbytes(adapter.tensors.values())
-    return StepBytes(activations, int(ledger.peak), adapters, nbytes(own), len(ledger.products))
+    return StepBytes(activations, int(ledger.peak), adapters, nbytes(own), len(ledger.products), ledger.operations)
 
 
 def _loss(work: Work, decoder: Decoder, adapter: Adapter) -> Tensor:

@@ -59,6 +59,10 @@ class Halving:
             gone += sorted(there, key=lambda each: each.rungs[level].order)[self._left(level + 1) :]
         return gone
 
+    def field_at(self, trainee: Trainee) -> int:
+        """Candidates that take the step at which this one stands."""
+        return self._left(sum(trainee.step >= self._step(trainee, level) for level in range(len(self.rungs))))
+
     def _left(self, level: int) -> int:
         """Candidates that train towards the rung of this level."""
         return math.ceil(self.field / (1 << level))
