@@ -148,8 +148,12 @@ def lines_of(seats: Sequence[Seat]) -> list[Line]:
     return lines
 
 
+def places(seats: Sequence[Seat]) -> int:
+    """Of a pass, padding included."""
+    lines = lines_of(seats)
+    return len(lines) * max(map(_length, lines))
+
+
 def padding(passes: Sequence[Sequence[Seat]]) -> float:
     """Share of all places that hold no token."""
-    lines = [lines_of(each) for each in passes]
-    places = sum(len(each) * max(map(_length, each)) for each in lines)
-    return 1 - sum(seat.length for each in passes for seat in each) / places
+    return 1 - sum(seat.length for each in passes for seat in each) / sum(map(places, passes))

@@ -1,48 +1,42 @@
-"""How long a training is going to take, told before its first step: a few of its own windows are tried and timed.
+"""How long a training is going to take, told before its first step: a few of its own passes are tried and timed.
 
 A trial is the real code on the real rows, so every method, output head, layout and device is told as it is. It leaves
-nothing behind but states of frozen layers that would be kept anyway: no step is taken and gradients go. What of a
-training hangs on its text (a window's tokens) is then a straight line through the windows tried.
+nothing behind but states of frozen layers that would be kept anyway: no step is taken and gradients go. All passes that
+come are laid out as they will be; what one takes lies on a straight line through those tried.
 """
 
 import time
+from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from statistics import fmean, linear_regression, median
 
 import torch
 
 from umbel.backbone.shards import own_rows
+from umbel.training.contrast import scattered
 from umbel.training.data.encode import Example
 from umbel.training.distributed.clip import clip
+from umbel.training.passes import Seat, pack, places
 from umbel.training.sweep.halving import Halving
 from umbel.training.trainee import Trainee
 from umbel.training.window import Machine, look, rehearse
 
-_WINDOWS_OF_ONE = 40
-"""Windows of a training for each that is tried; and most that are, for each time that they are."""
+_LAID_OUT = 200
+"""Windows whose passes are looked at; of a longer training, that many of all its windows."""
+_PASSES_OF_ONE = 30
+"""Passes of a training for each that is tried, and for each time that they are; at most so many of both."""
 _SAMPLES, _ROUNDS = 3, 3
 _PATIENCE = 10.0
-"""Seconds after which no further window is tried."""
-_PASSES = 2
-"""Full passes of a window that are tried; a window of more is told by its first ones."""
+"""Seconds after which no further pass is tried."""
+_AGAIN = 4 / 3
+"""Embedders in several passes go forwards once more before, without a gradient."""
 _MOVED = 4_000_000
 """Numbers that the optimizer's step is tried on."""
 _NOTES = 0.002
 """Seconds in which one adapter's step is written into the run log; measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    present: Sequence[Trainee]
-    """Those that take it, standing at their step of it."""
-    tokens: int
-
-    def rows(self, most: int) -> list[list[Example]]:
-        """Of each present, no more of them than make about ``most`` tokens in all."""
-        share = min(1.0, most / self.tokens)
-        return [rows[: max(1, round(len(rows) * share))] for rows in (each.next_rows() for each in self.present)]
 
 
 def seconds_to_train(trainees: Sequence[Trainee], machine: Machine, halving: Halving | None = None) -> float:
@@ -50,11 +44,10 @@ def seconds_to_train(trainees: Sequence[Trainee], machine: Machine, halving: Hal
 
     In a group every process calls this alike.
     """
-    windows = _Course(trainees, halving)
-    if not windows.sizes:
+    if not any(map(_left, trainees)):
         return 0.0
     filling = _filling(trainees, machine)
-    passes = _passes(windows, machine)
+    passes = _passes(trainees, machine, halving)
     share = 1.0 if halving is None else halving.runs / halving.field
     steps = sum(_left(each) * (_moving(each, machine) + _NOTES) for each in trainees)
     return filling + passes + share * (steps + _looking(trainees, machine, halving))
@@ -64,58 +57,86 @@ def _left(trainee: Trainee) -> int:
     return trainee.schedule.steps - trainee.step
 
 
-class _Course:
-    """All windows that come, by their tokens."""
+@dataclass(frozen=True, slots=True)
+class _Window:
+    present: Sequence[Trainee]
+    """Those that take it, standing at their step of it."""
+    rows: Sequence[Sequence[Example]]
+    """Of each."""
+    passes: Sequence[Sequence[Seat]]
+    """Of all processes together."""
 
-    def __init__(self, trainees: Sequence[Trainee], halving: Halving | None) -> None:
-        self.trainees, self.halving = trainees, halving
-        longest = max(map(_left, trainees))
-        self.sizes = [sum(map(_tokens, self.present(window))) for window in range(longest)]
-
-    def present(self, window: int) -> list[Trainee]:
-        there = [replace(each, step=each.step + window) for each in self.trainees if window < _left(each)]
-        return there if self.halving is None else there[: self.halving.field_at(there[0])]
-
-    def samples(self) -> list[_Window]:
-        """The largest comes first."""
-        count = min(_SAMPLES, len(self.sizes) // _WINDOWS_OF_ONE + 1)
-        ordered = sorted(range(len(self.sizes)), key=self.sizes.__getitem__, reverse=True)
-        chosen = [ordered[len(ordered) * (2 * i + 1) // (2 * count)] for i in range(count)]
-        return [_Window(self.present(window), self.sizes[window]) for window in chosen]
+    def rows_of(self, part: Sequence[Seat]) -> list[list[Example]]:
+        """Of each present, those that have a text in the pass."""
+        texts = {id(seat.example) for seat in part}
+        return [[row for row in rows if any(id(text) in texts for text in row.sequences)] for rows in self.rows]
 
 
-def _tokens(trainee: Trainee) -> int:
-    return int(trainee.batches.lengths[trainee.batches.at(trainee.step)].sum())
+def _windows(trainees: Sequence[Trainee], machine: Machine, halving: Halving | None) -> tuple[list[_Window], float]:
+    """Some of all that come, evenly chosen, and how many each of them stands for."""
+    longest = max(map(_left, trainees))
+    count = min(longest, _LAID_OUT)
+    chosen = (longest * (2 * i + 1) // (2 * count) for i in range(count))
+    return [_laid_out(_present(trainees, window, halving), machine) for window in chosen], longest / count
 
 
-def _passes(course: _Course, machine: Machine) -> float:
-    """Forward and backward passes of all windows."""
-    samples, most = course.samples(), _PASSES * machine.packing.tokens
-    rounds = min(_ROUNDS, len(course.sizes) // (_WINDOWS_OF_ONE * len(samples)) + 1)
-    tried = [(window, window.rows(most)) for window in samples]
+def _present(trainees: Sequence[Trainee], window: int, halving: Halving | None) -> list[Trainee]:
+    there = [replace(each, step=each.step + window) for each in trainees if window < _left(each)]
+    return there if halving is None else there[: halving.field_at(there[0])]
+
+
+def _laid_out(present: Sequence[Trainee], machine: Machine) -> _Window:
+    rows = [each.next_rows() for each in present]
+    seats = [seat for index, each in enumerate(present) for seat in each.seats(index, rows[index])]
+    most = {index: each.task.micro_batch for index, each in enumerate(present)}
+    return _Window(present, rows, pack(seats, machine.packing, most))
+
+
+def _passes(trainees: Sequence[Trainee], machine: Machine, halving: Halving | None) -> float:
+    """Forward and backward passes of all windows: so much for each pass, and so much for each of its places."""
+    windows, stands_for = _windows(trainees, machine, halving)
+    parts = [(window, part) for window in windows for part in window.passes]
+    tried = _samples(parts, len(parts) * stands_for)
+    rounds = min(_ROUNDS, int(len(parts) * stands_for / (_PASSES_OF_ONE * len(tried))) + 1)
     timed = _Timer(machine)
-    timed(partial(rehearse, machine, samples[0].present, tried[0][1]))  # the first of a size is slower
+    trials = [partial(rehearse, machine, window.present, window.rows_of(part)) for window, part in tried]
+    timed(trials[0])  # the first of a size is slower
     took: list[list[float]] = [[] for _ in tried]
-    for (window, rows), times in [pair for _ in range(rounds) for pair in zip(tried, took, strict=True)]:
+    for trial, times in [pair for _ in range(rounds) for pair in zip(trials, took, strict=True)]:
         if timed.tired and took[0]:
             break
-        times.append(timed(partial(rehearse, machine, window.present, rows)))
-    points = [(min(window.tokens, most), median(times)) for window, times in zip(samples, took, strict=True) if times]
-    fixed, each = _line(points)
-    whole = [size / most if size > most else 1.0 for size in course.sizes]
-    return sum(part * (fixed + each * min(size, most)) for part, size in zip(whole, course.sizes, strict=True))
+        times.append(timed(trial))
+    seen = [(places(part), median(times)) for (_, part), times in zip(tried, took, strict=True) if times]
+    each, of_place = _line(*zip(*seen, strict=True))
+    whole = sum(
+        _again(window) * (each * len(window.passes) + of_place * sum(map(places, window.passes))) for window in windows
+    )
+    return whole * stands_for / machine.group.size
 
 
-def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+Part = tuple[_Window, Sequence[Seat]]
+
+
+def _samples(parts: Sequence[Part], number: float) -> list[Part]:
+    """Those in the midst of each third of all places; the largest comes first."""
+    count = min(_SAMPLES, int(number / _PASSES_OF_ONE) + 1)
+    ordered = sorted(parts, key=lambda each: places(each[1]), reverse=True)
+    sums = list(accumulate(places(part) for _, part in ordered))
+    return [ordered[bisect(sums, sums[-1] * (2 * i + 1) / (2 * count))] for i in range(count)]
+
+
+def _again(window: _Window) -> float:
+    return _AGAIN if scattered(window.passes) else 1.0
+
+
+def _line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
     """(intercept, slope), neither below 0."""
-    sizes, times = zip(*points, strict=True)
-    through_zero = (0.0, sum(times) / sum(sizes))
     if len(set(sizes)) < 2:
-        return through_zero
+        return 0.0, fmean(times) / sizes[0]
     slope, intercept = linear_regression(sizes, times)
     if slope < 0:
         return fmean(times), 0.0
-    return (intercept, slope) if intercept >= 0 else through_zero
+    return (intercept, slope) if intercept >= 0 else (0.0, sum(times) / sum(sizes))
 
 
 def _filling(trainees: Sequence[Trainee], machine: Machine) -> float:

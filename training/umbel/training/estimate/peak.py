@@ -3,6 +3,7 @@ states that come, and the largest of its passes, found by running that one on te
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
@@ -112,16 +113,21 @@ def _laid_out(window: int, trainees: Sequence[Trainee], machine: Machine) -> lis
 
 
 def _works(largest: _Pass, trainees: Sequence[Trainee], machine: Machine) -> Iterator[Work]:
-    """The pass by kinds of adapters: those alike are run as one, and a row costs what it costs in any company."""
+    """The pass by kinds of adapters: a row costs what it costs in any company."""
     kinds: dict[tuple[object, ...], list[Seat]] = {}
     for line in lines_of(largest.seats):
-        task = trainees[line[0].trainee].task
-        kinds.setdefault((task.method, repr(task.options), task.output_head), []).extend(line)
-    for seats in kinds.values():
-        yield _work(seats, largest.length, trainees[seats[0].trainee], machine)
+        kinds.setdefault(_kind(trainees[line[0].trainee]), []).extend(line)
+    alike = Counter(map(_kind, trainees))
+    for kind, seats in kinds.items():
+        yield _work(seats, largest.length, trainees[seats[0].trainee], alike[kind], machine)
 
 
-def _work(seats: Sequence[Seat], length: int, trainee: Trainee, machine: Machine) -> Work:
+def _kind(trainee: Trainee) -> tuple[object, ...]:
+    task = trainee.task
+    return task.method, repr(task.options), task.output_head
+
+
+def _work(seats: Sequence[Seat], length: int, trainee: Trainee, adapters: int, machine: Machine) -> Work:
     task, dtype = trainee.task, machine.backbone.dtype
     rows = len(lines_of(seats))
     spoken = sum(int(seat.example.spoken.sum()) for seat in seats if seat.example.spoken is not None)
@@ -133,6 +139,7 @@ def _work(seats: Sequence[Seat], length: int, trainee: Trainee, machine: Machine
         method=task.method,
         options=task.options,
         output_head=task.output_head,
+        adapters=adapters,
         rows=rows,
         length=max(2, length - trainee.adapter.weights.num_virtual),
         head=HeadConfig(depth=task.head_depth, width=task.head_width, pooling=task.pooling),

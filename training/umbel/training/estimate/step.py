@@ -1,5 +1,6 @@
 """One step of the real code on tensors without bytes: what lives when."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class StepBytes:
     peak: int
     """Most of activations and gradients together."""
     adapter: int
-    """Of the adapter's own tensors, output head included."""
+    """Of the adapters' own tensors, output heads included."""
     trained: int
     """Of those of them that are trained."""
     products: int
@@ -50,33 +51,36 @@ def fake_step(work: Work, *, gradient_weight: float = 1.0) -> StepBytes:
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         decoder = Decoder(work.config, work.compute, CPU)
-        adapter = _adapter(work)
-        return measure(work, decoder, adapter, gradient_weight=gradient_weight)
+        adapters = [_adapter(work) for _ in range(work.adapters)]
+        return measure(work, decoder, adapters, gradient_weight=gradient_weight)
 
 
-def measure(work: Work, decoder: Decoder, adapter: Adapter, *, gradient_weight: float = 1.0) -> StepBytes:
-    """The same on any decoder and adapter, real ones too."""
-    own = list(trained_tensors(adapter).values())
+def measure(work: Work, decoder: Decoder, adapters: Sequence[Adapter], *, gradient_weight: float = 1.0) -> StepBytes:
+    """The same on any decoder and adapters, real ones too."""
+    own = [tensor for adapter in adapters for tensor in trained_tensors(adapter).values()]
+    all_own = [tensor for adapter in adapters for tensor in adapter.tensors.values()]
     theirs = [parameter for name, parameter in decoder.named_parameters() if name in work.trained]
     for tensor in [*own, *theirs]:
         tensor.requires_grad_()
-    known = [*decoder.parameters(), *decoder.buffers(), *adapter.tensors.values()]
+    known = [*decoder.parameters(), *decoder.buffers(), *all_own]
     ledger = Ledger(known, {**dict.fromkeys(own, 1.0), **dict.fromkeys(theirs, gradient_weight)})
     with ledger:
-        loss = _loss(work, decoder, adapter)
+        loss = _loss(work, decoder, adapters)
         activations = ledger.activations
         loss.backward()  # type: ignore[no-untyped-call]
     ledger.close()
-    adapters = nbytes(adapter.tensors.values())
-    return StepBytes(activations, int(ledger.peak), adapters, nbytes(own), len(ledger.products), ledger.operations)
+    return StepBytes(
+        activations, int(ledger.peak), nbytes(all_own), nbytes(own), len(ledger.products), ledger.operations
+    )
 
 
-def _loss(work: Work, decoder: Decoder, adapter: Adapter) -> Tensor:
+def _loss(work: Work, decoder: Decoder, adapters: Sequence[Adapter]) -> Tensor:
     nobody = Identity("", "", "")
     backbone = Backbone("", Path(), work.config, decoder, None, nobody)  # type: ignore[arg-type] # no text is read
-    seats = [Seat(0, _example(work, index), adapter.weights.num_virtual) for index in range(work.rows)]
-    worn = fuse_all([adapter], dtype=work.compute)
-    scores = run_pass(backbone, [adapter], worn, seats, checkpointing=Checkpointing.parse(work.checkpointing))
+    virtual = adapters[0].weights.num_virtual
+    seats = [Seat(row * len(adapters) // work.rows, _example(work, row), virtual) for row in range(work.rows)]
+    worn = fuse_all(adapters, dtype=work.compute)
+    scores = run_pass(backbone, adapters, worn, seats, checkpointing=Checkpointing.parse(work.checkpointing))
     return torch.stack([score.loss for score in scores.values()]).sum()
 
 

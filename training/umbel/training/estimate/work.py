@@ -41,6 +41,8 @@ class Work:
     method: str = "none"
     options: Mapping[str, Any] = field(default_factory=dict)
     output_head: OutputHead = OutputHead.GENERATE
+    adapters: int = 1
+    """All alike; each has its part of the rows."""
     rows: int = 1
     """Of one forward pass of one process."""
     length: int = 512
