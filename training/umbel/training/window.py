@@ -62,8 +62,7 @@ def take_window(machine: Machine, trainees: Sequence[Trainee]) -> dict[int, Step
     """
     healthy = list(range(len(trainees)))
     while healthy:
-        there = [trainees[i] for i in healthy]
-        means, bad = _accumulate(machine, there, [trainee.next_rows() for trainee in there])
+        means, bad = _accumulate(machine, [trainees[i] for i in healthy])
         if not bad:
             return _step_all(trainees, healthy, means)
         for place in bad:
@@ -82,9 +81,13 @@ def rehearse(machine: Machine, trainees: Sequence[Trainee], rows: Sequence[Seque
 
 
 def _accumulate(
-    machine: Machine, trainees: Sequence[Trainee], rows: Sequence[Sequence[Example]]
+    machine: Machine, trainees: Sequence[Trainee], rows: Sequence[Sequence[Example]] | None = None
 ) -> tuple[list[float], list[int]]:
-    """(mean loss of each, trainees whose loss is not finite); gradients are in the tensors afterwards."""
+    """(mean loss of each, trainees whose loss is not finite); gradients are in the tensors afterwards.
+
+    ``rows`` of each, where they are not those of the step that comes.
+    """
+    rows = rows or [trainee.next_rows() for trainee in trainees]
     _fill(machine, [(trainee.cut, found, trainee.coming_rows) for trainee, found in zip(trainees, rows, strict=True)])
     masses = [sum(example.mass for example in found) for found in rows]
     seats = [seat for i, trainee in enumerate(trainees) for seat in trainee.seats(i, rows[i])]

@@ -31,8 +31,8 @@ _PASSES_OF_ONE = 30
 _SAMPLES, _ROUNDS = 3, 3
 _PATIENCE = 10.0
 """Seconds after which no further pass is tried."""
-_AGAIN = 4 / 3
-"""Embedders in several passes go forwards once more before, without a gradient."""
+_FORWARD = 1 / 3
+"""Of a pass with a gradient, what one without takes."""
 _MOVED = 4_000_000
 """Numbers that the optimizer's step is tried on."""
 _NOTES = 0.002
@@ -108,9 +108,7 @@ def _passes(trainees: Sequence[Trainee], machine: Machine, halving: Halving | No
         times.append(timed(trial))
     seen = [(places(part), median(times)) for (_, part), times in zip(tried, took, strict=True) if times]
     each, of_place = _line(*zip(*seen, strict=True))
-    whole = sum(
-        _again(window) * (each * len(window.passes) + of_place * sum(map(places, window.passes))) for window in windows
-    )
+    whole = sum(each * count + of_place * size for count, size in map(_work, windows))
     return whole * stands_for / machine.group.size
 
 
@@ -125,8 +123,15 @@ def _samples(parts: Sequence[Part], number: float) -> list[Part]:
     return [ordered[bisect(sums, sums[-1] * (2 * i + 1) / (2 * count))] for i in range(count)]
 
 
-def _again(window: _Window) -> float:
-    return _AGAIN if scattered(window.passes) else 1.0
+def _work(window: _Window) -> tuple[float, float]:
+    """(passes, places). Embedders in several passes go forwards once more before, without a gradient."""
+    apart = scattered(window.passes)
+    before = [[seat for seat in part if id(seat.contrast) in apart] for part in window.passes]
+    again = [part for part in before if part]
+    return (
+        len(window.passes) + _FORWARD * len(again),
+        sum(map(places, window.passes)) + _FORWARD * sum(map(places, again)),
+    )
 
 
 def _line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
