@@ -40,6 +40,8 @@ class Work:
     """Adapters that train together."""
     sweep: int = 0
     """Learning rates of a sweep."""
+    epoch: int = 40
+    """Most steps of one."""
 
 
 HELD = {
@@ -69,7 +71,7 @@ TIMED = {
     "LoRA in the last 8 layers, 3 epochs": Work(
         8, 72, 16, steps=120, options={"task": "classify", "options": {**LORA, "layers": tuple(range(22, 30))}}
     ),
-    "output head only, 3 epochs": Work(8, 72, 16, steps=120, options={"task": "classify", "method": "none"}),
+    "output head only, 3 epochs": Work(8, 72, 16, steps=450, epoch=150, options={"task": "classify", "method": "none"}),
     "last 4 layers trained": Work(20, 60, 8, steps=40, options={"task": "classify", "train": "layers=last:4"}),
     "all of it trained": Work(20, 60, 8, steps=20, options={"task": "generate", "train": "all"}),
 }
@@ -118,7 +120,7 @@ def train(work: Work, folder: Path) -> dict[str, tuple[float, float]]:
 def _rows_of_words(work: Work) -> Iterator[dict[str, str]]:
     """About as many tokens as words."""
     words, lengths = ["some", "more", "of", "these", "plain", "words"], random.Random(0)
-    for i in range(work.batch * min(40, max(8, work.steps))):
+    for i in range(work.batch * min(work.epoch, max(8, work.steps))):
         count = lengths.randint(work.shortest, work.longest) - 3
         said = [words[(i + j) % 6] for j in range(count)]
         if work.options["task"] == "generate":

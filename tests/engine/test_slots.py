@@ -166,3 +166,38 @@ def test_adapters_with_and_without_an_output_head_of_their_own_share_a_stack_to_
         bank.insert(one)
     assert len(bank.residents) == 200
     assert len(first.stack.members) == 200
+
+
+@pytest.mark.parametrize("anywhere", [True, False], ids=["by a kernel", "side by side"])
+def test_a_newcomer_takes_the_slot_of_one_that_leaves(resident, anywhere):
+    made = [resident(seed) for seed in range(6)]
+    bank = Bank(4 * made[0][0].nbytes, reads_anywhere=lambda stack: anywhere)
+    content = {}
+    for number, (one, expected) in enumerate(made):
+        content[one.digest] = expected
+        bank.insert(one)
+        bank.pin(one)
+        if number != 1:  # the second one stays worn
+            bank.unpin(one)
+        assert bank.used == sum(each.nbytes for each in bank.residents.values()) <= bank.budget
+        assert all(holds(each, content[each.digest]) for each in bank.residents.values())
+    (stack,) = bank.stacks.values()
+    assert [one.slot for one in stack.members] == list(range(4))
+    assert stack.members[1] is made[1][0]
+    newest = made[-1][0].slot
+    assert newest == 0 if anywhere else newest in (0, 2)  # it was worn beside the steady one
+    assert [gone.stack for gone, _ in (made[0], made[2])] == [None, None]
+
+
+def test_one_of_another_shape_makes_room_too_and_leaves_no_hole(resident):
+    small, large = [resident(seed, rank=2) for seed in range(4)], resident(9, rank=4)
+    bank = Bank(4 * small[0][0].nbytes)
+    for one, _ in small:
+        bank.insert(one)
+    bank.insert(large[0])
+    assert sorted(one.digest for one in bank.residents.values()) == sorted(one.digest for one, _ in [*small[2:], large])
+    assert holds(*large)
+    assert all(holds(one, expected) for one, expected in small[2:])
+    newest = resident(7, rank=2)
+    bank.insert(newest[0])  # small[2] leaves its slot, small[3] stays
+    assert all(holds(one, expected) for one, expected in [small[3], newest, large])

@@ -78,3 +78,18 @@ def test_a_shared_file_stays_while_anyone_needs_it(registry, publish):
     registry.versions.remove("a:2")
     registry.gc(dry_run=False, grace_ms=NOW)
     assert registry.fetch(shared.digest).ref.name == "b"
+
+
+def test_kept_forms_go_with_their_version(registry, publish):
+    kept, gone = publish(weights=b"1"), publish(weights=b"2")
+    paths = []
+    for version in (kept, gone):
+        name = version.digest.removeprefix("sha256:")
+        paths.append(registry.settings.ready / name[:2] / f"{name}-0123456789abcdef")
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
+        paths[-1].write_bytes(b"as a slot takes it")
+    registry.versions.remove("sentiment:2")
+    registry.gc(grace_ms=NOW)
+    assert [path.exists() for path in paths] == [True, True]
+    registry.gc(dry_run=False, grace_ms=NOW)
+    assert [path.exists() for path in paths] == [True, False]

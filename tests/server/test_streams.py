@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from umbel.core.wire.chat import Delta
-from umbel.server.sse import EventStream, data, with_pings
+from umbel.server.sse import EventStream, data
 
 LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 500, "ignore_eos": True}
 
@@ -166,12 +166,19 @@ def test_pings_fill_the_silence_and_nothing_else():
         await asyncio.sleep(0.05)
         yield b"two"
 
-    async def collect():
-        return [part async for part in with_pings(slowly(), 0.02)]
+    sent = []
 
-    parts = asyncio.run(collect())
-    assert [part for part in parts if not part.startswith(b":")] == [b"one", b"two"]
-    assert parts[1] == b": ping\n\n"
+    async def send(message):
+        sent.append(message.get("body"))
+
+    async def silent():
+        await asyncio.Event().wait()
+
+    stream = EventStream(slowly(), close=lambda: None, headers={}, ping=0.02, patience=5.0)
+    asyncio.run(asyncio.wait_for(stream({"type": "http"}, silent, send), 20))
+    assert [part for part in sent if part and not part.startswith(b":")] == [b"one", b"two"]
+    assert sent[1:3] == [b"one", b": ping\n\n"]
+    assert (sent[0], sent[-1]) == (None, b"")
 
 
 def test_a_body_that_never_ends_is_given_up(serve):

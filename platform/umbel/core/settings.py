@@ -11,6 +11,7 @@ from umbel.core.forms import Form, read_form
 
 _TRUNK_CACHE = 2_000_000_000
 _SPOOL = 64_000_000
+_READY = 4_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Settings:
     """Folder or ``s3://``; ``UMBEL_STORE_URL``, or ``store/`` in the home."""
     trunk_cache_bytes: int = _TRUNK_CACHE
     """Most that training keeps of frozen layers' results; ``UMBEL_TRUNK_CACHE_GB``, 0 keeps nothing."""
+    ready_bytes: int = _READY
+    """Most that servers keep of adapters as their slots take them; ``UMBEL_READY_CACHE_GB``, 0 keeps nothing."""
     spool_bytes: int = _SPOOL
     """Rows of a larger file are laid out in the cache and not held in memory; ``UMBEL_SPOOL_GB``."""
     quantise: Form | None = None
@@ -39,6 +42,7 @@ class Settings:
             database_url=os.environ.get("UMBEL_DATABASE_URL") or f"sqlite:///{home / 'registry.db'}",
             store_url=os.environ.get("UMBEL_STORE_URL") or str(home / "store"),
             trunk_cache_bytes=_gigabytes("UMBEL_TRUNK_CACHE_GB", _TRUNK_CACHE),
+            ready_bytes=_gigabytes("UMBEL_READY_CACHE_GB", _READY),
             spool_bytes=_gigabytes("UMBEL_SPOOL_GB", _SPOOL),
             quantise=read_form(os.environ.get("UMBEL_QUANTISE") or None),
             kernels=_kernels(),
@@ -73,6 +77,11 @@ class Settings:
     def cache(self) -> Path:
         """What can be fetched or made again: deleting it costs time only."""
         return self.home / "cache"
+
+    @property
+    def ready(self) -> Path:
+        """Adapters as slots take them; file names begin with a version's digest."""
+        return self.cache / "ready"
 
 
 def _kernels() -> str:

@@ -117,6 +117,11 @@ class Dresser:
         ]
 
 
+def reads_anywhere(kernels: Kernels | None, stack: Stack) -> bool:
+    """Whether slots of this stack need not lie side by side: a kernel finds each by its address."""
+    return kernels is not None and any(kind.fits(stack) for kind in _KINDS)
+
+
 def _in_answers(worn: Resident) -> bool:
     return worn.stack is not None and worn.stack.method.batch.in_answers
 

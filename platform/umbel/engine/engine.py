@@ -25,7 +25,9 @@ from umbel.adapters.adapter import Adapter
 from umbel.adapters.peft_io import load_adapter
 from umbel.backbone.backbone import Backbone
 from umbel.core.errors import ConfigError, UmbelError, Unavailable
+from umbel.core.kept import KeptFiles
 from umbel.core.protocols import AdapterSource, StoredAdapter
+from umbel.engine.dressing import reads_anywhere
 from umbel.engine.forward import Forward, Result, Wanted
 from umbel.engine.handle import Handle, wake
 from umbel.engine.kv import KVCache
@@ -33,6 +35,7 @@ from umbel.engine.limits import Limits
 from umbel.engine.loader import Loader
 from umbel.engine.pooling import gather, head_logits
 from umbel.engine.prefixes import Prefixes
+from umbel.engine.ready import ReadyForms
 from umbel.engine.requests import FinishReason, Pooled, Request
 from umbel.engine.row import Marks, Row
 from umbel.engine.running import Plan, Running
@@ -82,7 +85,8 @@ class Engine:
     ``EngineThread``'s. ``kv_bytes`` and ``adapter_bytes`` bound memory beside the backbone. ``saved_bytes`` (None: as
     many as ``kv_bytes``) may come to hold rows that made room when their answers grew longer than there was room for;
     0 admits a row only where its longest answer fits. ``prefix_bytes`` (None: all that rows leave; 0: off) bounds the
-    part of ``kv_bytes`` that beginnings of prompts may take.
+    part of ``kv_bytes`` that beginnings of prompts may take. ``ready`` keeps adapters in the form that slots take them,
+    so that one that comes again is loaded sooner.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class Engine:
         lookahead: int = 8,
         patience: int = 32,
         load: Callable[[StoredAdapter], Adapter] | None = None,
+        ready: KeptFiles | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backbone = backbone
@@ -125,7 +130,8 @@ class Engine:
             dtype=backbone.dtype,
             device=backbone.device,
         )
-        self.bank = Bank(adapter_bytes, self._count_eviction)
+        self.bank = Bank(adapter_bytes, self._count_eviction, functools.partial(reads_anywhere, backbone.kernels))
+        forms = None if ready is None else ReadyForms(ready, backbone)
         load = load or functools.partial(load_adapter, shape=backbone.shape)
         self._forward = Forward(backbone, cache)
         per_token = backbone.kv_bytes_per_token
@@ -135,7 +141,7 @@ class Engine:
             backbone,
             self._forward,
             self.bank,
-            Loader(backbone, adapters, load, clock=clock, on_done=self.wakeup.set),
+            Loader(backbone, adapters, load, clock=clock, on_done=self.wakeup.set, ready_forms=forms),
             self.limits,
             running=Running(cache, prefixes, places=kv_bytes // per_token, spare=spare),
             clock=clock,

@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from umbel.adapters.adapter import Adapter
+from umbel.adapters.method import Fused
 from umbel.backbone.backbone import Backbone
 from umbel.core.errors import AdapterRefused, UmbelError, Unavailable
 from umbel.core.protocols import AdapterSource, StoredAdapter
+from umbel.engine.ready import ReadyForms
 from umbel.engine.resident import Resident, make_resident
 
 log = logging.getLogger(__name__)
@@ -41,9 +43,10 @@ class Loader:
         *,
         clock: Callable[[], float],
         on_done: Callable[[], None],
+        ready_forms: ReadyForms | None = None,
     ) -> None:
         self._backbone, self._source, self._load = backbone, source, load
-        self._clock, self._on_done = clock, on_done
+        self._clock, self._on_done, self._ready_forms = clock, on_done, ready_forms
         begin = None if backbone.kernels is None else backbone.kernels.alone
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="umbel-loader", initializer=begin)
         self._lock = threading.Lock()
@@ -89,10 +92,31 @@ class Loader:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _work(self, digest: str) -> None:
-        result = self._attempt(digest)
+        kept = self._kept(digest)
+        result = kept or self._attempt(digest)
+        fused = result.fused if isinstance(result, Resident) else None  # a slot takes it away
         with self._lock:
             self._finished.append((digest, result))
         self._on_done()
+        if kept is None and isinstance(result, Resident) and fused is not None:
+            self._keep(result, fused)
+
+    def _kept(self, digest: str) -> Resident | None:
+        if self._ready_forms is None:
+            return None
+        try:
+            return self._ready_forms.read(digest)
+        except Exception:
+            log.exception("the kept form of adapter %s could not be read", digest)
+            return None
+
+    def _keep(self, resident: Resident, fused: Fused) -> None:
+        if self._ready_forms is None:
+            return
+        try:
+            self._ready_forms.write(resident, fused)
+        except Exception:
+            log.exception("adapter %s could not be kept", resident.digest)
 
     def _attempt(self, digest: str) -> Resident | UmbelError:
         try:

@@ -71,17 +71,25 @@ def make_resident(digest: str, adapter: Adapter, backbone: Backbone) -> Resident
     gathered = _gather(fused)
     _check_finite(adapter.name or digest, [*(flat for _, flat in gathered.values()), *tensors.values()])
     head = type(adapter.head)(adapter.head.config, adapter.head.hidden, tensors)
-    fused = _apart(fused, gathered)
+    own, weights = _emptied(adapter, head), adapter.weights
+    return resident_of(
+        digest, own, _apart(fused, gathered), past_length=weights.num_past, num_virtual=weights.num_virtual
+    )
+
+
+def resident_of(digest: str, adapter: Adapter, fused: Fused, *, past_length: int, num_virtual: int) -> Resident:
+    """Of an adapter whose weights hold no tensors, and whose output head is on the backbone's device."""
+    tensors = [*fused.values(), *adapter.head.tensors.values()]
     return Resident(
         digest=digest,
-        adapter=_emptied(adapter, head),
-        head=head,
+        adapter=adapter,
+        head=adapter.head,
         signature=signature(adapter.method.name, fused),
-        nbytes=sum(t.numel() * t.element_size() for t in [*fused.values(), *tensors.values()]),
-        past_length=adapter.weights.num_past,
-        num_virtual=adapter.weights.num_virtual,
+        nbytes=sum(tensor.nbytes for tensor in tensors),
+        past_length=past_length,
+        num_virtual=num_virtual,
         adapts_lm_head=any(layer == LM_HEAD for layer, _ in fused),
-        head_only=not (fused or adapter.weights.num_past or adapter.weights.num_virtual),
+        head_only=not (fused or past_length or num_virtual),
         fused=fused,
     )
 

@@ -1,12 +1,16 @@
 """The bank of resident adapters: one stack for each signature, least recently used adapters leave first.
 
-Slots of a stack have no hole between them, and adapters worn by running rows drift to its front, so that a step
-multiplies with a contiguous view and copies no weight. An adapter is identified by its digest and never changes;
-one that is worn is pinned. Tensors move only between steps, by the thread that owns the engine.
+Slots of a stack have no hole between them. Where no kernel reads them by their addresses, adapters worn by running rows
+drift to its front, so that a step multiplies with a contiguous view and copies no weight. An adapter is identified by
+its digest and never changes; one that is worn is pinned. Tensors move only between steps, by the thread that owns the
+engine.
 """
 
 import itertools
 from collections.abc import Callable, Hashable, Iterator
+
+import torch
+from torch import Tensor
 
 from umbel.adapters.method import Batch, Fused, Method
 from umbel.adapters.sites import LM_HEAD, Sites
@@ -34,6 +38,8 @@ class Stack:
         self.rooms = rooms(first.fused, most)
         self.acts = _acts(self.method.batch)
         """Whether it acts inside a step; a prefix acts at admission only."""
+        self.reads_anywhere = False
+        """Whether worn slots may lie apart."""
         self.lm_head = any(layer == LM_HEAD for layer, _ in first.fused)
 
     @property
@@ -42,13 +48,22 @@ class Stack:
 
     def add(self, resident: Resident) -> None:
         """Copies its fused tensors into the next slot; they are dropped."""
-        assert resident.fused is not None
         slot = len(self.members)
         self.rooms.need(slot + 1)
-        for key, tensor in resident.fused.items():
-            self.tensors[key][slot] = tensor
-        resident.stack, resident.slot, resident.fused = self, slot, None
         self.members.append(resident)
+        self._fill(slot, resident)
+
+    def replace(self, gone: Resident, resident: Resident) -> None:
+        """The same into the slot of one that leaves."""
+        slot, gone.stack, gone.slot = gone.slot, None, -1
+        self.members[slot] = resident
+        self._fill(slot, resident)
+
+    def _fill(self, slot: int, resident: Resident) -> None:
+        fused = resident.fused
+        assert fused is not None
+        torch._foreach_copy_(self._of(slot), [fused[key] for key in self.tensors])
+        resident.stack, resident.slot, resident.fused = self, slot, None
         self.version = next(_VERSIONS)
 
     def remove(self, resident: Resident) -> None:
@@ -75,17 +90,18 @@ class Stack:
         return {key: tensor[resident.slot : resident.slot + 1] for key, tensor in self.tensors.items()}
 
     def _swap(self, a: Resident, b: Resident) -> None:
-        for tensor in self.tensors.values():
-            kept = tensor[a.slot].clone()
-            tensor[a.slot] = tensor[b.slot]
-            tensor[b.slot] = kept
+        kept = [tensor.clone() for tensor in self._of(a.slot)]
+        self._copy(b.slot, a.slot)
+        torch._foreach_copy_(self._of(b.slot), kept)
         a.slot, b.slot = b.slot, a.slot
         self.members[a.slot], self.members[b.slot] = a, b
         self.version = next(_VERSIONS)
 
     def _copy(self, source: int, target: int) -> None:
-        for tensor in self.tensors.values():
-            tensor[target] = tensor[source]
+        torch._foreach_copy_(self._of(target), self._of(source))
+
+    def _of(self, slot: int) -> list[Tensor]:
+        return [tensor[slot] for tensor in self.tensors.values()]
 
 
 def _acts(batch: type[Batch]) -> bool:
@@ -95,12 +111,17 @@ def _acts(batch: type[Batch]) -> bool:
 class Bank:
     """All residents within ``budget`` bytes."""
 
-    def __init__(self, budget: int, on_evict: Callable[[str], None] = lambda digest: None) -> None:
+    def __init__(
+        self,
+        budget: int,
+        on_evict: Callable[[str], None] = lambda digest: None,
+        reads_anywhere: Callable[[Stack], bool] = lambda stack: False,
+    ) -> None:
         self.budget = budget
         self.used = 0
         self.residents: dict[str, Resident] = {}
         self.stacks: dict[Hashable, Stack] = {}
-        self._on_evict = on_evict
+        self._on_evict, self._reads_anywhere = on_evict, reads_anywhere
         self._tick = 0
 
     def __contains__(self, digest: object) -> bool:
@@ -121,17 +142,28 @@ class Bank:
         """
         if resident.nbytes > self.budget:
             raise too_large(resident, self.budget)
+        hole: Resident | None = None
         while self.used + resident.nbytes > self.budget:
-            self.evict(min(self._idle(), key=lambda idle: idle.last_used))
-        if resident.fused:
-            stack = self.stacks.get(resident.signature)
-            if stack is None:
-                most = self.budget // max(1, sum(tensor.nbytes for tensor in resident.fused.values()))
-                stack = self.stacks[resident.signature] = Stack(resident, max(1, most))
-            stack.add(resident)
+            oldest = min(self._idle(), key=lambda idle: idle.last_used)
+            if hole is None and resident.fused and oldest.signature == resident.signature:
+                hole = oldest
+                self._forget(oldest)
+            else:
+                self.evict(oldest)
+        if resident.fused and hole is not None and hole.stack is not None:
+            hole.stack.replace(hole, resident)
+        elif resident.fused:
+            self._stack_for(resident, resident.fused).add(resident)
         self.residents[resident.digest] = resident
         self.used += resident.nbytes
         self.touch(resident)
+
+    def _stack_for(self, resident: Resident, fused: Fused) -> Stack:
+        if resident.signature not in self.stacks:
+            most = self.budget // max(1, sum(tensor.nbytes for tensor in fused.values()))
+            stack = self.stacks[resident.signature] = Stack(resident, max(1, most))
+            stack.reads_anywhere = self._reads_anywhere(stack)
+        return self.stacks[resident.signature]
 
     def evict(self, resident: Resident) -> None:
         """Frees an idle adapter's slot."""
@@ -141,13 +173,17 @@ class Bank:
             stack.remove(resident)
             if not stack.members:
                 del self.stacks[resident.signature]
+        self._forget(resident)
+
+    def _forget(self, resident: Resident) -> None:
         del self.residents[resident.digest]
         self.used -= resident.nbytes
         self._on_evict(resident.digest)
 
     def pin(self, resident: Resident) -> None:
-        if not resident.worn and resident.stack is not None:
-            resident.stack.bring_forward(resident)
+        stack = resident.stack
+        if not resident.worn and stack is not None and not stack.reads_anywhere:
+            stack.bring_forward(resident)
         resident.worn += 1
         self.touch(resident)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from umbel.backbone.backbone import Backbone
 from umbel.core.clock import now_ms
 from umbel.core.contract import Contract, OutputHead
+from umbel.core.kept import KeptFiles
 from umbel.engine import Engine, GenerateRequest, PoolRequest
 from umbel.engine.loop import EngineThread
 from umbel.registry import Registry
@@ -38,6 +39,7 @@ def running(backbone: Backbone, registry: Registry, capacity: Capacity, config: 
         kv_bytes=capacity.kv_bytes,
         adapter_bytes=capacity.adapter_bytes,
         max_rows=capacity.max_rows,
+        ready=KeptFiles(registry.settings.ready, registry.settings.ready_bytes),
     )
     with EngineThread(engine) as thread:
         yield Running(make_service(backbone, registry, thread, capacity, config), thread)

@@ -130,13 +130,12 @@ async def stream(request: Request, rows: Rows, chunker: Chunker) -> EventStream:
 
 async def _parts(first: Placed, events: AsyncGenerator[Placed], chunker: Chunker) -> AsyncIterator[bytes]:
     try:
-        for part in [*chunker.start(), *chunker.all_of(*first)]:
-            yield part
+        if parts := [*chunker.start(), *chunker.all_of(*first)]:
+            yield b"".join(parts)
         async for placed in events:
-            for part in chunker.all_of(*placed):
-                yield part
-        for part in chunker.end():
-            yield part
+            if parts := chunker.all_of(*placed):
+                yield b"".join(parts)
+        yield b"".join(chunker.end())
     except UmbelError as error:
         yield failure(error)
     finally:

@@ -55,6 +55,10 @@ class Rows:
 
     async def events(self) -> AsyncGenerator[Placed]:
         """Of all rows as they come, with the row's place. Raises the first error, and then the others stop too."""
+        if len(self.handles) == 1:
+            async for event in self._alone(self.handles[0]):
+                yield 0, event
+            return
         queue: asyncio.Queue[Placed] = asyncio.Queue()
         readers = [asyncio.create_task(_read(handle, place, queue)) for place, handle in enumerate(self.handles)]
         try:
@@ -70,6 +74,16 @@ class Rows:
             for reader in readers:
                 reader.cancel()
             await asyncio.gather(*readers, return_exceptions=True)
+
+    async def _alone(self, handle: Handle) -> AsyncGenerator[Event]:
+        """Without a queue, which wakes two tasks for each token."""
+        try:
+            async for event in handle:
+                if isinstance(event, Finished):
+                    self._ended(event)
+                yield event
+        finally:
+            self.cancel()
 
     def _ended(self, finished: Finished) -> None:
         self.service.observe(self.target, finished)

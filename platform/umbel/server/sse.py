@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from pydantic import BaseModel
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from umbel.core.errors import UmbelError
 from umbel.server.errors import error_body
@@ -34,6 +34,7 @@ def failure(error: UmbelError) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
+_PING = b": ping\n\n"
 
 
 class EventStream(Response):
@@ -60,53 +61,66 @@ class EventStream(Response):
         self.init_headers({**_HEADERS, **headers})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.create_task(self._send_all(send))
-        gone = asyncio.create_task(disconnected(receive))
+        line = _Line(send, ping=self.ping, patience=self.patience)
+        sending = asyncio.create_task(self._send_all(line))
+        others = [asyncio.create_task(disconnected(receive)), asyncio.create_task(line.watch())]
         try:
-            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((sending, *others), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 await sending
         finally:
             self.close()
-            for task in (sending, gone):
+            for task in (sending, *others):
                 task.cancel()
-            await asyncio.gather(sending, gone, return_exceptions=True)
+            await asyncio.gather(sending, *others, return_exceptions=True)
 
-    async def _send_all(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        with suppress(TimeoutError, OSError):  # a reader that is too slow, or gone
-            async for part in with_pings(self.parts, self.ping):
-                async with asyncio.timeout(self.patience):
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+    async def _send_all(self, line: "_Line") -> None:
+        with suppress(OSError):  # the reader is gone
+            await line.send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for part in self.parts:
+                await line.write(part)
+            await line.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _Line:
+    """What one reader is sent. Times are watched beside, since a timer for each token costs more than the token."""
+
+    def __init__(self, send: Send, *, ping: float, patience: float) -> None:
+        self._send, self._ping, self._patience = send, ping, patience
+        self._clock = asyncio.get_running_loop().time
+        self._writing: float | None = None
+        """When the write that goes on began."""
+        self._quiet = self._clock()
+        """When the last one ended."""
+
+    async def write(self, part: bytes) -> None:
+        await self.send({"type": "http.response.body", "body": part, "more_body": True})
+
+    async def send(self, message: Message) -> None:
+        self._writing = self._clock()
+        await self._send(message)
+        self._writing, self._quiet = None, self._clock()
+
+    async def watch(self) -> None:
+        """Sends a comment whenever nothing was sent for a while; returns where a write takes too long."""
+        while (left := self._left()) > 0:
+            await asyncio.sleep(left)
+            if self._writing is None and self._clock() >= self._quiet + self._ping:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._patience):
+                        await self.write(_PING)
+                        continue
+                return
+
+    def _left(self) -> float:
+        """Seconds until something has to be looked at; none are left to a write that takes too long."""
+        now = self._clock()
+        if self._writing is not None:
+            return self._writing + self._patience - now
+        return max(1e-3, min(self._quiet + self._ping - now, self._patience))
 
 
 async def disconnected(receive: Receive) -> None:
     """Returns when the client went away. Needs the body to be read already."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def with_pings(parts: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
-    """``parts``, and a comment whenever none came for so many seconds."""
-    coming: asyncio.Task[bytes] | None = None
-    try:
-        while True:
-            coming = coming or asyncio.ensure_future(_next(parts))
-            done, _ = await asyncio.wait((coming,), timeout=seconds)
-            if not done:
-                yield b": ping\n\n"
-                continue
-            part, coming = coming.result(), None
-            if not part:
-                return
-            yield part
-    finally:
-        if coming is not None:
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
-
-
-async def _next(parts: AsyncIterator[bytes]) -> bytes:
-    """The next part; empty at the end. A StopAsyncIteration cannot leave a task."""
-    return await anext(parts, b"")

@@ -32,6 +32,9 @@ class Collector:
     database: Database
     store: BlobStore
     cache: Path
+    """Versions' folders."""
+    ready: Path
+    """Versions as servers' slots take them."""
 
     def collect(self, *, dry_run: bool = True, grace_ms: int = GRACE_MS, actor: str | None = None) -> GcReport:
         """Says what nothing needs and, unless ``dry_run``, removes it. Safe beside publishes and other gcs."""
@@ -47,6 +50,8 @@ class Collector:
                 shutil.rmtree(folder, ignore_errors=True)
             for folder in cached:
                 drop(folder)
+            for path in self._dead_ready():
+                path.unlink(missing_ok=True)
             self._note(garbage, sum(sizes.values()), who(actor))
         return GcReport(
             dry_run=dry_run,
@@ -85,10 +90,18 @@ class Collector:
         return [folder for folder in leftovers if not held(folder)]
 
     def _dead_cache(self) -> list[Path]:
+        kept = self._live()
+        return [folder for folder in folders_in(self.cache) if folder.name not in kept]
+
+    def _dead_ready(self) -> list[Path]:
+        kept = self._live()
+        return [path for path in self.ready.glob("??/*-*") if path.name.partition("-")[0] not in kept]
+
+    def _live(self) -> set[str]:
+        """Digests, without their algorithm."""
         with self.database.read() as session:
             live = session.scalars(select(VersionRow.digest).where(VersionRow.state != VersionState.DELETED))
-            kept = {digest.removeprefix("sha256:") for digest in live}
-        return [folder for folder in folders_in(self.cache) if folder.name not in kept]
+            return {digest.removeprefix("sha256:") for digest in live}
 
     def _note(self, garbage: list[str], size: int, actor: str) -> None:
         with self.database.write() as session:

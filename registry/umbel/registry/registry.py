@@ -148,7 +148,7 @@ class Registry:
 
     def gc(self, *, dry_run: bool = True, grace_ms: int = GRACE_MS, actor: str | None = None) -> GcReport:
         """Removes what nothing needs; by default only says what that is."""
-        collector = Collector(self.database, self.store, self._fetcher.cache)
+        collector = Collector(self.database, self.store, self._fetcher.cache, self.settings.ready)
         return collector.collect(dry_run=dry_run, grace_ms=grace_ms, actor=actor)
 
     def verify(self, *, deep: bool = False) -> VerifyReport:

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,8 @@ from umbel.training.prepared import prepare
 from umbel.training.trainee import trainee_of
 from umbel.training.trunk import trunk as trunk_module
 from umbel.training.trunk.choice import choose_cut, open_trunk
-from umbel.training.trunk.trunk import Cut
+from umbel.training.trunk.rowstore import RowStore
+from umbel.training.trunk.trunk import Cut, Trunk
 
 EXACT = 1e-12
 TOP = {
@@ -213,3 +215,23 @@ def test_gradients_stop_at_the_kept_states_and_reach_the_lowest_adapted_layer(to
     _accumulate(Machine(wide, Packing(), trunk=open_trunk(wide, settings)), [trainee])
     assert all(float(tensor.grad.abs().sum()) > 0 for tensor in trainee.trained.values())
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_row_has_the_same_states_in_every_place_of_a_group(deep, tmp_path, dtype):
+    """On two threads MKL's fp32 products of odd lengths depend on where a row begins in memory."""
+    backbone, threads = load_backbone(deep, dtype=dtype), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for length in range(2, 34):
+            texts = [np.random.default_rng(i).integers(3, 200, length).astype(np.int32) for i in range(12)]
+            examples = [Example(i, ids, None, (0.0,)) for i, ids in enumerate(texts)]
+            found = []
+            for order in (examples, examples[::-1], examples[5:6]):
+                trunk = Trunk(backbone, RowStore(tmp_path / "none", 0, in_memory=0))
+                states = dict(zip([each.index for each in order], trunk.states(Cut(3, "layer"), order), strict=True))
+                found.append(states[5])
+            assert found[0].shape == (length, backbone.shape.hidden)
+            assert all(torch.equal(found[0], other) for other in found[1:]), length
+    finally:
+        torch.set_num_threads(threads)

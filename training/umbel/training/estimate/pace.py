@@ -5,6 +5,7 @@ nothing behind but states of frozen layers that would be kept anyway: no step is
 come are laid out as they will be; what one takes lies on a straight line through those tried.
 """
 
+import math
 import time
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ _PATIENCE = 10.0
 """Seconds after which no further pass is tried."""
 _FORWARD = 1 / 3
 """Of a pass with a gradient, what one without takes."""
+_NO_FASTER = 0.8
 _MOVED = 4_000_000
 """Numbers that the optimizer's step is tried on."""
 _NOTES = 0.002
@@ -46,11 +48,12 @@ def seconds_to_train(trainees: Sequence[Trainee], machine: Machine, halving: Hal
     """
     if not any(map(_left, trainees)):
         return 0.0
+    looking = _looking(trainees, machine, halving)
     filling = _filling(trainees, machine)
     passes = _passes(trainees, machine, halving)
     share = 1.0 if halving is None else halving.runs / halving.field
     steps = sum(_left(each) * (_moving(each, machine) + _NOTES) for each in trainees)
-    return filling + passes + share * (steps + _looking(trainees, machine, halving))
+    return filling + passes + share * (steps + looking)
 
 
 def _left(trainee: Trainee) -> int:
@@ -100,7 +103,9 @@ def _passes(trainees: Sequence[Trainee], machine: Machine, halving: Halving | No
     rounds = min(_ROUNDS, int(len(parts) * stands_for / (_PASSES_OF_ONE * len(tried))) + 1)
     timed = _Timer(machine)
     trials = [partial(rehearse, machine, window.present, window.rows_of(part)) for window, part in tried]
-    timed(trials[0])  # the first of a size is slower
+    fills = any(trainee.cut is not None for trainee in trainees)
+    for trial in trials if fills else trials[:1]:
+        timed(trial)  # the first of a size is slower, and so is one that computes states of frozen layers
     took: list[list[float]] = [[] for _ in tried]
     for trial, times in [pair for _ in range(rounds) for pair in zip(trials, took, strict=True)]:
         if timed.tired and took[0]:
@@ -145,21 +150,25 @@ def _line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float]
 
 
 def _filling(trainees: Sequence[Trainee], machine: Machine) -> float:
-    """What is not kept yet of the layers below an adapter. Tried in the middle of the first epoch; of a sweep, whose
-    candidates have the same rows, the first one pays for all."""
+    """What is not kept yet of the layers below an adapter. Kernels are made for each new length, so the first rows are
+    slow: tried until it gets no faster. Of a sweep, whose candidates have the same rows, the first one pays for all."""
     seconds, timed = 0.0, _Timer(machine)
     for trainee in trainees:
         if trainee.cut is None or machine.trunk is None:
             continue
-        trunk, cut = machine.trunk, trainee.cut
-        ahead = min(trainee.batches.per_epoch, _left(trainee)) // 2
-        trunk.fill(cut, trainee.next_rows())
-        rows, before = replace(trainee, step=trainee.step + ahead).coming_rows(), trunk.computed
-        took = timed(partial(trunk.fill, cut, rows))
-        if trunk.computed > before:
-            visited = min(len(trainee.batches.lengths), _left(trainee) * trainee.batches.batch_size)
-            seconds += took * max(0, visited / len(rows) - 1)
-            seconds += took * len(trainee.prepared.validation.examples) / len(rows)
+        trunk, looked, made, of_one = machine.trunk, 0, 0, math.inf
+        step, end = trainee.step, trainee.step + min(trainee.batches.per_epoch, _left(trainee))
+        while step < end:
+            rows, before = replace(trainee, step=step).coming_rows(), trunk.computed
+            took = timed(partial(trunk.fill, trainee.cut, rows))
+            fresh = trunk.computed - before
+            looked, made, step = looked + len(rows), made + fresh, step + max(1, len(rows) // trainee.task.batch_size)
+            slower, of_one = of_one, took / max(1, fresh)
+            if of_one > _NO_FASTER * slower or timed.tired:
+                break
+        visited = min(len(trainee.batches.lengths), _left(trainee) * trainee.task.batch_size)
+        still = visited + len(trainee.prepared.validation.examples) - looked
+        seconds += of_one * made / looked * max(0, still)
     return seconds
 
 

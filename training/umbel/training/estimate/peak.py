@@ -57,8 +57,16 @@ class _Pass:
     def places(self) -> int:
         return len(lines_of(self.seats)) * self.length
 
+    @property
+    def kept(self) -> bool:
+        """Whether only what a head reads passes: a few numbers for each row."""
+        cut = self.seats[0].cut
+        return cut is not None and cut.whole
+
     def cost(self, backbone: Backbone) -> int:
         """Grows with what its activations take."""
+        if self.kept:
+            return len(self.seats)
         return self.places * (per_place(backbone) + 3 * backbone.shape.heads * self.length)
 
 
@@ -67,7 +75,8 @@ def peak_bytes(trainees: Sequence[Trainee], machine: Machine) -> int:
     backbone, passes = machine.backbone, _passes(trainees, machine)
     largest = max(passes, key=lambda each: each.cost(backbone))
     sharded = any(isinstance(each, DTensor) for each in backbone.decoder.parameters())
-    steps = [fake_step(work, gradient_weight=_weight(work, machine)) for work in _works(largest, trainees, machine)]
+    works = () if largest.kept else _works(largest, trainees, machine)
+    steps = [fake_step(work, gradient_weight=_weight(work, machine)) for work in works]
     made = unpacked(backbone.config, backbone.dtype, backbone.quantised)
     step = made + sum(_of_step(each, largest.more) for each in steps)
     coming = sum(_states(trainee) + _kept(trainee, backbone) for trainee in trainees)
@@ -201,7 +210,7 @@ def _gathered(backbone: Backbone, *, trains: bool) -> int:
 
 
 def _holes(largest: _Pass, backbone: Backbone) -> int:
-    if backbone.device.type != "cpu" or sys.platform != "linux":
+    if backbone.device.type != "cpu" or sys.platform != "linux" or largest.kept:
         return 0
     share = _HOLES_COMPACT if NO_CACHE in os.environ.get("GLIBC_TUNABLES", "") else _HOLES
     return int(share * largest.places * per_place(backbone) * backbone.shape.layers * backbone.dtype.itemsize)

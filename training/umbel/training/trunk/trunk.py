@@ -1,9 +1,10 @@
 """What a frozen part of the backbone makes of a row: computed once, kept in a ``RowStore``, the same bits ever after.
 
-A row's states are a function of its tokens alone. They are computed in groups of rows of one length, and a group of
-that length always has the same shape (the last one is filled up by repeating), so a row goes through the same products
-whichever others are at hand. Whether states come from the disk, from memory or are computed now, in this run or one
-that was killed, a training thus ends in the same bytes.
+A row's states are a function of its tokens alone. They are computed in groups of rows of about one length, filled up
+to a multiple of 8 tokens that nothing before them sees, and a group of that length always has the same shape (the last
+one is filled up by repeating): a row goes through the same products whichever others are at hand. (With odd lengths
+MKL's products depend on where a row begins in memory.) Whether states come from the disk, from memory or are computed
+now, in this run or one that was killed, a training thus ends in the same bytes.
 
 Shape letters here:  B rows   T tokens   H hidden   W words
 """
@@ -27,9 +28,11 @@ from umbel.core.contract import OutputHead
 from umbel.training.data.encode import Example
 from umbel.training.trunk.rowstore import RowStore
 
+_MULTIPLE = 8
+"""Tokens of a row, those that fill it up included, are a multiple of it."""
 GROUP = 64
 """Tokens of a group: enough for the machine to be busy, few enough that filling up the last one costs little."""
-_SCHEMA = 1
+_SCHEMA = 2
 """Raise it where the decoder's arithmetic changes: what was kept before is then not found."""
 
 What = Literal["layer", "last", "mean", "tokens"]
@@ -102,20 +105,23 @@ class Trunk:
     def _compute(self, cut: Cut, missing: Mapping[str, Example]) -> dict[str, Tensor]:
         by_length: dict[int, list[str]] = defaultdict(list)
         for key, example in missing.items():
-            by_length[len(example.ids)].append(key)
+            by_length[-(-len(example.ids) // _MULTIPLE) * _MULTIPLE].append(key)
         made: dict[str, Tensor] = {}
         for length, keys in by_length.items():
             size = max(1, GROUP // length)
             for group in _batched(keys, size):
-                made |= self._group(cut, {key: missing[key] for key in group}, size)
+                made |= self._group(cut, {key: missing[key] for key in group}, size, length)
         self.computed += len(made)
         return made
 
-    def _group(self, cut: Cut, group: Mapping[str, Example], size: int) -> dict[str, Tensor]:
-        """Rows of one length, ``size`` of them or fewer."""
+    def _group(self, cut: Cut, group: Mapping[str, Example], size: int, length: int) -> dict[str, Tensor]:
+        """Rows of at most ``length``, ``size`` of them or fewer."""
         examples = list(group.values())
         filled = [*examples, *[examples[0]] * (size - len(examples))]
-        tokens = torch.stack([torch.from_numpy(each.ids).long() for each in filled]).to(self.backbone.device)
+        tokens = torch.zeros(size, length, dtype=torch.long)
+        for row, each in zip(tokens, filled, strict=True):
+            row[: len(each.ids)] = torch.from_numpy(each.ids)
+        tokens = tokens.to(self.backbone.device)
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
         stop = None if cut.whole else cut.layer
         hidden = self.backbone.decoder(tokens, Step(positions, WholeAttention(BARE), stop=stop)).hidden
@@ -132,10 +138,10 @@ def _batched(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 def _read(cut: Cut, hidden_TH: Tensor, example: Example) -> Tensor:
     if cut.what == "layer":
-        return hidden_TH
+        return hidden_TH[: len(example.ids)]
     if cut.what == "tokens":
         return hidden_TH[list(example.words)]
-    length = torch.tensor([hidden_TH.shape[0]], device=hidden_TH.device)
+    length = torch.tensor([len(example.ids)], device=hidden_TH.device)
     return pool(hidden_TH[None], length, torch.zeros_like(length), cut.what)
 
 
