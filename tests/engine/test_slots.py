@@ -184,9 +184,18 @@ def test_a_newcomer_takes_the_slot_of_one_that_leaves(resident, anywhere):
     (stack,) = bank.stacks.values()
     assert [one.slot for one in stack.members] == list(range(4))
     assert stack.members[1] is made[1][0]
-    newest = made[-1][0].slot
-    assert newest == 0 if anywhere else newest in (0, 2)  # it was worn beside the steady one
     assert [gone.stack for gone, _ in (made[0], made[2])] == [None, None]
+
+
+def test_what_a_kernel_reads_by_its_address_stays_where_it_is(resident):
+    for anywhere, slot in ((True, 3), (False, 1)):
+        bank = Bank(1 << 30, reads_anywhere=lambda stack, anywhere=anywhere: anywhere)
+        made = [resident(seed)[0] for seed in range(4)]
+        for one in made:
+            bank.insert(one)
+        bank.pin(made[0])
+        bank.pin(made[3])
+        assert (made[0].slot, made[3].slot) == (0, slot)
 
 
 def test_one_of_another_shape_makes_room_too_and_leaves_no_hole(resident):
