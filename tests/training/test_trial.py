@@ -50,7 +50,7 @@ def test_copies_leaks_and_contradictions_are_counted(check):
     train = [*rows(200), {"text": "Row number 4!", "label": "a"}, {"text": "row number 6", "label": "b"}]
     held_out = [*rows(100, text="held out {}"), {"text": "ROW number 8", "label": "a"}]
     report = check(train, validation=rows(20, text="looked at {}"), test=held_out)
-    assert report.splits["train"].duplicates == 2
+    assert report.splits["train"].copies == 1
     assert report.contradictions == 1
     assert report.leaks == {"validation": 0, "test": 1}
 

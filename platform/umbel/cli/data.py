@@ -1,16 +1,26 @@
 """``umbel data``: check a dataset before training on it."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umbel.cli.console import Json, examples, human_count, print_facts, print_heading, print_json, print_table
+from umbel.cli.console import (
+    Json,
+    examples,
+    human_count,
+    human_number,
+    print_facts,
+    print_heading,
+    print_json,
+    print_table,
+)
 from umbel.cli.eval import LabelColumn, TextColumn
 from umbel.core.errors import DataError
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
-    from umbel.training.data.trial import Trial
+    from umbel.training.data.trial import SplitReport, Trial
 
 app = typer.Typer(no_args_is_help=True, help="Check a dataset before training on it.")
 
@@ -32,7 +42,7 @@ def data() -> None:
 def check(
     what: Annotated[str, typer.Argument(help="JSONL or CSV file, folder, or dataset of the home.", metavar="DATA")],
     test: Annotated[
-        str | None, typer.Option(help="Another file whose texts must not be in it.", metavar="FILE")
+        str | None, typer.Option(help="Held-out file, whose texts must not be in DATA.", metavar="FILE")
     ] = None,
     task: Annotated[str | None, typer.Option(help="Output head: look at tokens, too, as its training would.")] = None,
     labels: Annotated[str | None, typer.Option(help="In order, with commas; default is what the data hold.")] = None,
@@ -45,7 +55,8 @@ def check(
 ) -> None:
     """Check every row before training on it.
 
-    Form, labels, copies, contradictions, and test rows that training has seen.
+    Form, labels, and rows of train whose text came before: with the same answer (copies) or another one
+    (contradictions). Leaks are held-out rows whose text is in train. Case, punctuation, links and @names do not count.
 
     With --task also what training would meet: token lengths, rows that are cut or do not fit, labels too rare to
     learn, two beginnings, rows with nothing to learn. Exits with 2 at the first row that cannot be trained on, and
@@ -71,8 +82,12 @@ def check(
     facts += [(split, f"{human_count(count)} rows") for split, count in found.rows.items()]
     facts += [(f"label {label}", human_count(count)) for label, count in found.labels.items()]
     facts += [("characters", f"{human_count(found.median_length)} in the median text, {found.longest:,} at most")]
-    facts += [("copies", human_count(found.copies)), ("contradictions", human_count(found.contradictions))]
-    facts += [("leaks", f"{human_count(found.leaks)} test rows whose text is in train, too")]
+    for name, count, other in (
+        ("copies", found.copies, "the same"),
+        ("contradictions", found.contradictions, "another"),
+    ):
+        facts += [(name, f"{human_number(count, 'training row')} whose text came before, with {other} answer")]
+    facts += [("leaks", f"{human_number(found.leaks, 'test row')} whose text is in train, too")]
     facts += [("warning", each) for each in found.warnings]
     return print_facts(facts)
 
@@ -99,25 +114,30 @@ def _try(
         raise DataError(worst.what, code="untrainable_data", hint=worst.fix)
 
 
+def _counts(split: "SplitReport") -> Iterator[str]:
+    counts = (split.rows, split.tokens, split.median, split.p95, split.longest, split.truncated, split.left_out)
+    return map(human_count, (*counts, split.copies))
+
+
 def _print(report: "Trial") -> None:
     print_facts([("data", report.name), ("digest", report.digest), ("labels", ", ".join(report.labels) or None)])
     print_heading("Splits")
     print_table(
-        ["split", "rows", "tokens", "p50", "p95", "max", "cut", "left out", "copies", "in train"],
+        ["split", "rows", "tokens", "p50", "p95", "max", "cut", "left out", "copies", "leaks"],
         [
-            [
-                name, human_count(s.rows), human_count(s.tokens), s.median, s.p95, s.longest, s.truncated, s.left_out,
-                s.duplicates, report.leaks.get(name, ""),
-            ]
+            [name, *_counts(s), human_count(report.leaks[name]) if name in report.leaks else ""]
             for name, s in report.splits.items()
         ],
         empty="no rows",
-    )  # fmt: skip
+    )
     if report.labels:
         print_heading("Labels")
         print_table(
             ["label", *report.splits],
-            [[label, *(s.balance.get(label, 0) for s in report.splits.values())] for label in report.labels],
+            [
+                [label, *(human_count(s.balance.get(label, 0)) for s in report.splits.values())]
+                for label in report.labels
+            ],
             empty="no labels",
         )
     print_heading("Findings")

@@ -63,7 +63,8 @@ def prepare(task: Task, backbone: Backbone, settings: Settings) -> Prepared:
     """Raises DataError, ConfigError or NotFound for what is wrong with the task's data."""
     splits = load_splits(task, settings)
     contract = contract_of(task, splits, backbone)
-    train = encode_all(splits.train, contract, backbone, settings)
+    with splits.naming("train"):
+        train = encode_all(splits.train, contract, backbone, settings)
     if not train.examples:
         raise DataError(
             f"all {len(splits.train)} training rows are longer than max_length {contract.max_length}.",
@@ -72,10 +73,10 @@ def prepare(task: Task, backbone: Backbone, settings: Settings) -> Prepared:
         )
     if contract.output_head is OutputHead.GENERATE:
         contract = contract.model_copy(update={"decoding": _decoding(task, train)})
-    validation = encode_rows(list(splits.validation[: task.validation_limit]), contract, backbone)
-    encode_rows(
-        list(splits.test[: task.test_limit]), contract, backbone
-    )  # a wrong label there is told now, not at the end
+    with splits.naming("validation"):
+        validation = encode_rows(list(splits.validation[: task.validation_limit]), contract, backbone)
+    with splits.naming("test"):  # a wrong label there is told now, not at the end
+        encode_rows(list(splits.test[: task.test_limit]), contract, backbone)
     metric = task.metric or splits.metric or _USUAL.get(task.output_head, "loss")
     return Prepared(task=task, contract=contract, splits=splits, train=train, validation=validation, metric=metric)
 

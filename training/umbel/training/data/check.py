@@ -1,8 +1,9 @@
 """What there is to know about data before training on them: form, balance, copies, contradictions, leaks."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from statistics import median
 
@@ -35,6 +36,13 @@ _FORM_OF = {
 }
 
 
+RARE = 10
+"""Training rows that a label needs before anything can be learnt of it."""
+_MOST_TOLD = 3
+_ALIKE = 0.8
+"""How like another label a misspelt one is: ``difflib``'s ratio."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataReport:
     form: str
@@ -53,7 +61,7 @@ class DataReport:
     leaks: int
     """Rows of the test whose text is in train."""
     warnings: tuple[str, ...] = ()
-    """What a training would refuse."""
+    """What a training would refuse, and labels too rare to learn."""
 
 
 def check_data(what: str, settings: Settings, *, test: str | None = None, columns: Columns = AS_NAMED) -> DataReport:
@@ -62,28 +70,46 @@ def check_data(what: str, settings: Settings, *, test: str | None = None, column
     parts = {split: read_rows(path, columns=columns) for split, path in paths.items()}
     train = parts["train"]
     lengths = [len(text_of(row)) for rows in parts.values() for row in rows]
-    copies, contradictions = _repeats(train)
-    form = _FORM_OF[type(train[0])]
+    copies, contradictions = repeats(train)
+    form, labels = _FORM_OF[type(train[0])], _labels(train)
     assert form in FORMS
     return DataReport(
         form=form,
         rows={split: len(rows) for split, rows in parts.items()},
-        labels=_labels(train),
+        labels=labels,
         median_length=round(median(lengths)),
         longest=max(lengths),
         copies=copies,
         contradictions=contradictions,
         leaks=leaks(train, parts.get("test", ())),
-        warnings=_warnings(paths["train"], train),
+        warnings=_warnings(paths["train"], train, labels),
     )
 
 
-def _warnings(path: Path, train: Sequence[Row]) -> tuple[str, ...]:
+def _warnings(path: Path, train: Sequence[Row], labels: Mapping[str, int]) -> tuple[str, ...]:
     label = only_label(train)
-    if label is None:
-        return ()
-    error = nothing_to_tell_apart(path, label)
-    return (f"{error.message} fix: {error.hint}",)
+    if label is not None:
+        error = nothing_to_tell_apart(path, label)
+        return (f"{error.message} fix: {error.hint}",)
+    noun = "word" if isinstance(train[0], TaggedRow) else "row"
+    return tuple(f"{what} fix: {fix}" for what, fix in rare_labels(labels, noun))
+
+
+def rare_labels(counts: Mapping[str, int], noun: str) -> list[tuple[str, str]]:
+    """(what, fix) of the rarest labels, of which nothing can be learnt, with what each may be a misspelling of."""
+    common = [label for label, count in counts.items() if count >= RARE]
+    rare = sorted((label for label, count in counts.items() if 0 < count < RARE), key=counts.__getitem__)
+    return [_rare(label, counts[label], noun, likely_label(label, common)) for label in rare[:_MOST_TOLD]]
+
+
+def _rare(label: str, count: int, noun: str, like: str | None) -> tuple[str, str]:
+    meant = f"did you mean {like!r}? else " if like is not None else ""
+    return f"{label!r} has {count} training {noun}{'' if count == 1 else 's'}.", f"{meant}give at least {RARE}"
+
+
+def likely_label(label: str, known: Sequence[str]) -> str | None:
+    """The known label that this one may be a misspelling of."""
+    return next(iter(get_close_matches(label, known, n=1, cutoff=_ALIKE)), None)
 
 
 def leaks(train: Sequence[Row], test: Sequence[Row]) -> int:
@@ -112,7 +138,8 @@ def _labels(rows: Sequence[Row]) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _repeats(rows: Sequence[Row]) -> tuple[int, int]:
+def repeats(rows: Sequence[Row]) -> tuple[int, int]:
+    """(copies, contradictions): rows whose text came before with the same answer, and with other answers only."""
     seen: defaultdict[str, set[str]] = defaultdict(set)
     copies = contradictions = 0
     for row in rows:

@@ -19,6 +19,7 @@ from umbel.backbone.texts import Encoded, encode_texts
 from umbel.backbone.words import encode_words, join_words
 from umbel.core.contract import Contract
 from umbel.core.errors import ConfigError, DataError
+from umbel.training.data.check import likely_label
 from umbel.training.data.rows import ChatRow, LabelledRow, PairRow, PromptRow, Row, TaggedRow, ValuedRow
 
 
@@ -207,10 +208,12 @@ def _encode_tags(rows: Sequence[TaggedRow], contract: Contract, backbone: Backbo
 def _place(label: str, places: dict[str, int], row: Row) -> float:
     if label not in places:
         known = list(places)
+        like = likely_label(label, known)
+        meant = f"did you mean {like!r}? " if like is not None else ""
         raise DataError(
             f"line {row.line}: label {label!r} is none of {', '.join(known)}.",
             code="unknown_label",
-            hint=f"mend the row, or train with --labels {','.join([*known, label])}",
+            hint=f"{meant}mend the row, or train with --labels {','.join([*known, label])}",
         )
     return float(places[label])
 

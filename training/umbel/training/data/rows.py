@@ -103,6 +103,15 @@ _KEYS = {
     "regress": {"text", "value"},
     "classify": {"text", "label"},
 }
+_HEADERS = {
+    "classify": "text,label",
+    "regress": "text,value",
+    "tag": "tokens,tags",
+    "embed": "text,positive",
+    "prompt": "prompt,completion",
+    "messages": "messages",
+}
+"""Each form's keys as the header of a CSV file."""
 _ROLES = ("system", "user", "assistant")
 
 
@@ -222,10 +231,15 @@ class _Place:
         return f"column {named}" if is_csv(self.path) else named
 
     def fix(self, forms: tuple[str, ...]) -> str:
-        if not is_csv(self.path):
+        heads = {form: head for head in OutputHead for form in forms_of(head) if form in forms}
+        one = len(set(heads.values())) == 1  # else nobody said which task it shall be
+        if is_csv(self.path):
+            headers = " or ".join(_HEADERS[form] if one else f"{_HEADERS[form]} ({heads[form]})" for form in forms)
+            return f"give the file the header {headers}, or name its columns with --text-column and --label-column"
+        if one:
             return "write rows as " + "\n    or: ".join(FORMS[form] for form in forms)
-        headers = " or ".join(",".join(sorted(_KEYS[form], reverse=True)) for form in forms)
-        return f"give the file the header {headers}, or name its columns with --text-column and --label-column"
+        told = "".join(f"\n    {heads[form]}: {FORMS[form]}" for form in forms)
+        return f"write rows as their task needs them (--task names it){told}"
 
 
 def form_of(raw: Mapping[str, Any], place: _Place, allowed: tuple[str, ...]) -> str:

@@ -1,8 +1,9 @@
 """Finds a task's data and splits it: train, validation, and a test that training never sees."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from umbel.core.contract import OutputHead
@@ -37,6 +38,19 @@ class Splits:
     licence: str | None = None
     leaks: int = 0
     """Test rows whose text is in train, too."""
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """Where each split was read from."""
+
+    @contextmanager
+    def naming(self, split: str) -> Iterator[None]:
+        """A DataError of a row of the split, which knows its line, names the file too."""
+        try:
+            yield
+        except DataError as error:
+            if split not in self.files:
+                raise
+            told = f"{self.files[split]} {error.message}"
+            raise DataError(told, code=error.code, param=error.param, hint=error.hint) from None
 
 
 def load_splits(task: Task, settings: Settings) -> Splits:
@@ -54,6 +68,7 @@ def load_splits(task: Task, settings: Settings) -> Splits:
         metric=info.metric if info and info.output_head is task.output_head else None,
         licence=info.licence if info else None,
         leaks=leaks(parts["train"][: task.limit], parts["test"]),
+        files={split: paths.get(split, paths["train"]) for split in parts},
     )
 
 
@@ -162,6 +177,6 @@ def _chosen(rows: Sequence[Row], places: Sequence[int]) -> Sequence[Row]:
 
 
 def balance(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, int]:
-    """Rows of each label, in the labels' order."""
-    counts = Counter(label for row in rows for label in getattr(row, "labels", ()))
+    """Rows of each label, or words of each tag, in the labels' order."""
+    counts = Counter(label for row in rows for label in getattr(row, "labels", getattr(row, "tags", ())))
     return {label: counts[label] for label in labels}

@@ -7,20 +7,17 @@ from typing import Literal
 import numpy as np
 
 from umbel.backbone.backbone import Backbone
-from umbel.core.contract import Contract
+from umbel.core.contract import Contract, OutputHead
 from umbel.core.settings import Settings
-from umbel.training.data.check import leaks
+from umbel.training.data.check import leaks, rare_labels, repeats
 from umbel.training.data.encode import EncodedRows, encode_rows
-from umbel.training.data.rows import ALL_TOO_LONG, OTHER_LABEL, LabelledRow, Row, text_of
+from umbel.training.data.rows import ALL_TOO_LONG, OTHER_LABEL, Row
 from umbel.training.data.source import Splits, balance, load_splits
-from umbel.training.data.splits import text_key
 from umbel.training.prepared import contract_of
 from umbel.training.task import Task
 
 Level = Literal["error", "warning"]
 
-_RARE = 10
-"""Training rows that a label needs before anything can be learnt of it."""
 _SKEW = 20
 """How many times commoner one label may be than another without a word."""
 
@@ -53,8 +50,8 @@ class SplitReport:
     """Rows whose text is cut to ``max_length``."""
     left_out: int
     """Rows that are too long to learn an answer from."""
-    duplicates: int
-    """Rows whose text (but for case, punctuation, links and names) stands before in the same split."""
+    copies: int
+    """Rows whose text (case, punctuation, links and names aside) came before in the same split with the same answer."""
     balance: dict[str, int]
 
 
@@ -67,7 +64,7 @@ class Trial:
     leaks: dict[str, int]
     """Rows of validation and test whose text is in train, too."""
     contradictions: int
-    """Texts of train that stand there with different answers."""
+    """Rows of train whose text came before with another answer."""
     findings: list[Finding]
 
     @property
@@ -80,10 +77,13 @@ def try_data(task: Task, backbone: Backbone, settings: Settings) -> Trial:
     splits = load_splits(task, settings)
     contract = contract_of(task, splits, backbone)
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    encoded = {name: encode_rows(rows, contract, backbone) for name, rows in parts.items()}
+    encoded = {}
+    for name, rows in parts.items():
+        with splits.naming(name):
+            encoded[name] = encode_rows(rows, contract, backbone)
     reports = {name: _report(rows, encoded[name], contract) for name, rows in parts.items()}
     leaked = {name: leaks(splits.train, parts[name]) for name in ("validation", "test")}
-    contradictions = _contradictions(splits.train)
+    _, contradictions = repeats(splits.train)
     return Trial(
         name=splits.name,
         digest=splits.digest,
@@ -93,9 +93,9 @@ def try_data(task: Task, backbone: Backbone, settings: Settings) -> Trial:
         contradictions=contradictions,
         findings=[
             *_of_splits(splits, reports, contract),
-            *_of_labels(reports["train"].balance),
+            *_of_labels(reports["train"].balance, "word" if contract.output_head is OutputHead.TAG else "row"),
             *_of_tokens(encoded["train"], backbone, contract),
-            *_of_copies(leaked, contradictions),
+            *_of_copies(leaked, contradictions if contract.labels else 0),
         ],
     )
 
@@ -110,17 +110,9 @@ def _report(rows: Sequence[Row], encoded: EncodedRows, contract: Contract) -> Sp
         longest=int(lengths.max()),
         truncated=encoded.truncated,
         left_out=encoded.left_out,
-        duplicates=len(rows) - len({text_key(text_of(row)) for row in rows}),
+        copies=repeats(rows)[0],
         balance=balance(rows, contract.labels),
     )
-
-
-def _contradictions(rows: Sequence[Row]) -> int:
-    labels: dict[str, set[tuple[str, ...]]] = {}
-    for row in rows:
-        if isinstance(row, LabelledRow):
-            labels.setdefault(text_key(row.text), set()).add(row.labels)
-    return sum(len(found) > 1 for found in labels.values())
 
 
 def _of_splits(splits: Splits, reports: dict[str, SplitReport], contract: Contract) -> list[Finding]:
@@ -135,30 +127,30 @@ def _of_splits(splits: Splits, reports: dict[str, SplitReport], contract: Contra
         found.append(_warning(f"{share:.0f} % of the training rows are cut.", "raise --max-length"))
     for name in ("validation", "test"):
         if not reports[name].rows:
-            found.append(_warning(f"there are no {name} rows.", f"give a file with --{name}"))
+            found.append(_warning(f"there are no {name} rows.", f"train with a file for --{name}"))
     if splits.test and len(splits.test) < 100:
         found.append(
             _warning(
                 f"{len(splits.test)} test rows show only large differences.",
-                "give more rows, --test-fraction 0.3 or --test FILE",
+                "give more rows or --test FILE, or train with --test-fraction 0.3",
             )
         )
     return found
 
 
-def _of_labels(counts: dict[str, int]) -> list[Finding]:
+def _of_labels(counts: dict[str, int], noun: str) -> list[Finding]:
     found = []
     if len(counts) == 1:
         found.append(_error(f"every training row has the label {next(iter(counts))!r}.", OTHER_LABEL))
     if missing := [label for label, count in counts.items() if count == 0]:
         found.append(_error(f"no training row has the label {missing[0]!r}.", "add rows, or drop it from --labels"))
-    if rare := [label for label, count in counts.items() if 0 < count < _RARE]:
-        found.append(_warning(f"{rare[0]!r} has {counts[rare[0]]} training rows.", f"give at least {_RARE}"))
+    found += [_warning(what, fix) for what, fix in rare_labels(counts, noun)]
     present = [count for count in counts.values() if count]
     if present and max(present) > _SKEW * min(present):
         found.append(
             _warning(
-                f"the commonest label has {max(present) // min(present)} times the rarest's rows.", "look at macro_f1"
+                f"the commonest label has {max(present) // min(present)} times the rarest's {noun}s.",
+                "look at macro_f1",
             )
         )
     return found
@@ -182,10 +174,13 @@ def _of_tokens(encoded: EncodedRows, backbone: Backbone, contract: Contract) -> 
 
 def _of_copies(leaks: dict[str, int], contradictions: int) -> list[Finding]:
     found = [
-        _warning(f"{count} {name} rows stand in train, too.", "remove them: scores would be too good")
+        _warning(
+            f"{count} {name} rows are leaks: their text is in train, too.", "remove them: scores would be too good"
+        )
         for name, count in leaks.items()
         if count
     ]
     if contradictions:
-        found.append(_warning(f"{contradictions} training texts have two answers.", "decide for one"))
+        what = f"{contradictions} training rows are contradictions: their text came before with another answer."
+        found.append(_warning(what, "decide for one"))
     return found
