@@ -121,6 +121,28 @@ def test_where_a_table_is_too_wide_only_its_long_columns_are_folded(capsys, monk
     assert max(map(len, lines[1:])) <= 60  # the header has escapes
 
 
+def test_what_spills_goes_under_its_row_only_where_it_is_too_long(capsys, monkeypatch):
+    become_a_terminal(monkeypatch)
+    monkeypatch.setenv("NO_COLOR", "1")
+    rows = [("config", "rank", "4", "8"), ("data", "run", "run-" + "a" * 26, "run-" + "b" * 26)]
+    console.print_table(("PART", "KEY", "mood:1", "mood:2"), rows, empty="none", spill=("mood:1", "mood:2"))
+    assert capsys.readouterr().out.splitlines() == [
+        "PART    KEY   mood:1  mood:2",
+        "config  rank  4       8",
+        "data    run",
+        "  mood:1 run-" + "a" * 26,
+        "  mood:2 run-" + "b" * 26,
+    ]
+
+
+def test_a_table_of_markdown_ends_nothing_in_dots(capsys, monkeypatch):
+    become_a_terminal(monkeypatch)
+    console.print_markdown(f"| | |\n| --- | --- |\n| digest | sha256:{'0123456789' * 6} |\n")
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert "0123456789" * 6 in "".join(re.sub(r"\x1b\[[\d;]*m", "", out).split())
+
+
 def test_facts_are_folded_at_spaces_beside_their_names(capsys, monkeypatch):
     become_a_terminal(monkeypatch)
     console.print_facts((("labels", "word " * 20), ("name", "x")))

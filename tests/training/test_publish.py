@@ -87,7 +87,7 @@ def test_the_card_says_what_it_is_what_it_was_trained_on_and_how_good_it_is(task
         "Forgetting while it is on: +12.5% perplexity.",
         f"(sha256 {trained.frozen})",
         "| general questions right | 75.0% | 50.0% |",
-        "Memory while it is served: 1,234 bytes.",
+        "Memory while it is served: 1.2 kB.",
         "Gate `accuracy>=0.8`: passed.",
         "| licence of the backbone | Apache-2.0 |",
     ):

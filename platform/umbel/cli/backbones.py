@@ -29,7 +29,7 @@ def list_(as_json: Json = False) -> None:
         (one.name, human_bytes(one.bytes), one.licence or "not stated", one.source.source, _form(one)) for one in found
     ]
     empty = "No backbone yet. Fetch one: umbel pull backbone smollm2-135m-instruct"
-    return print_table(("NAME", "SIZE", "LICENCE", "SOURCE", "FORM"), rows, empty=empty)
+    return print_table(("NAME", "SIZE", "LICENCE", "SOURCE", "FORM"), rows, empty=empty, under=("SOURCE",))
 
 
 def _form(backbone: "InstalledBackbone") -> str:

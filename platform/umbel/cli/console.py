@@ -14,12 +14,17 @@ from dataclasses import asdict, is_dataclass
 from datetime import UTC, date, datetime
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TextIO
 
 import typer
 
 from umbel.core.errors import UmbelError
+from umbel.core.sizes import human_bytes as human_bytes
 from umbel.core.wheels import Say, silent
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.markdown import Markdown
 
 _GAP = 2
 """Between two columns of a table."""
@@ -73,19 +78,25 @@ def print_json(value: Any) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str, under: Sequence[str] = ()
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    empty: str,
+    under: Sequence[str] = (),
+    spill: Sequence[str] = (),
 ) -> None:
     """Aligned in a terminal; tab-separated with a header line in a pipe, nothing cut short.
 
     ``empty`` is told, on stderr, where there is no row: say which command makes the first. ``under`` names columns
-    whose cells go under their row, each with its name, in a terminal that is too narrow for all.
+    whose cells go under their row, each with its name, in a terminal that is too narrow for all; ``spill`` those of
+    which only what is too long does so.
     """
     if not rows:
         typer.echo(empty, err=True)
         return
     texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
-        _print_aligned(columns, texts, under)
+        _print_aligned(columns, texts, under, spill)
     else:
         for line in [columns, *texts]:
             typer.echo("\t".join(line))
@@ -119,9 +130,26 @@ def print_markdown(text: str) -> None:
         typer.echo(text.rstrip("\n"))
         return
     from rich.console import Console
-    from rich.markdown import Markdown
 
-    Console().print(Markdown(re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)))
+    Console().print(_markdown_type()(re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)))
+
+
+def _markdown_type() -> "type[Markdown]":
+    """rich's Markdown, but its tables fold what is too wide: they would end a digest in "..."."""
+    from rich.markdown import Markdown, TableElement
+    from rich.table import Table
+
+    class WholeTable(TableElement):
+        def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+            for made in super().__rich_console__(console, options):
+                for column in made.columns if isinstance(made, Table) else ():
+                    column.overflow = "fold"
+                yield made
+
+    class WholeMarkdown(Markdown):
+        elements: ClassVar = {**Markdown.elements, "table_open": WholeTable}
+
+    return WholeMarkdown
 
 
 def print_error(error: UmbelError, *, as_json: bool) -> None:
@@ -138,16 +166,6 @@ def print_error(error: UmbelError, *, as_json: bool) -> None:
 def error_line(error: BaseException) -> str:
     """The first line of any exception's text."""
     return (str(error).splitlines() or ["no message"])[0]
-
-
-def human_bytes(count: int) -> str:
-    """``269.1 MB``: powers of 1000, as disks are sold."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 999.95:
-            return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
 
 
 def human_number(count: int, noun: str) -> str:
@@ -186,19 +204,40 @@ def human_age(at_ms: int, now_ms: int) -> str:
     return f"{seconds} s ago"
 
 
-def _print_aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], under: Sequence[str]) -> None:
+def _print_aligned(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], under: Sequence[str], spill: Sequence[str]
+) -> None:
     room = shutil.get_terminal_size().columns
+    away = [under] * len(rows) if under else _too_long(columns, rows, spill, room)
     beside = [index for index, column in enumerate(columns) if column not in under]
-    narrow = _width([[row[index] for index in beside] for row in (columns, *rows)])
-    if _width((columns, *rows)) <= room or narrow > room or not under:
+    lines = [columns, *(_without(gone, columns, row) for row, gone in zip(rows, away, strict=True))]
+    lines = [[line[index] for index in beside] for line in lines]
+    if _width((columns, *rows)) <= room or _width(lines) > room or not any(away):
         return _print_rich(columns, rows)
-    widths = [max(len(row[index]) for row in (columns, *rows)) + _GAP for index in beside]
-    for row in (columns, *rows):
-        line = "".join(f"{row[index]:<{width}}" for index, width in zip(beside, widths, strict=True)).rstrip()
-        typer.echo(_styled("1", line, sys.stdout) if row is columns else line)
-        if row is not columns:
-            _print_under({name.lower(): row[columns.index(name)] for name in under})
+    widths = [max(map(len, cells)) + _GAP for cells in zip(*lines, strict=True)]
+    for number, cells in enumerate(lines):
+        line = "".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
+        typer.echo(line if number else _styled("1", line, sys.stdout))
+        if number:
+            row = dict(zip(columns, rows[number - 1], strict=True))
+            _print_under({name.lower(): row[name] for name in away[number - 1]})
     return None
+
+
+def _too_long(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], spill: Sequence[str], room: int
+) -> list[Sequence[str]]:
+    """For each row ``spill``, where a cell of it does not fit beside the other columns, or nothing."""
+    if not spill:
+        return [()] * len(rows)
+    places = [columns.index(name) for name in spill]
+    others = [[cell for place, cell in enumerate(row) if place not in places] for row in (columns, *rows)]
+    widest = (room - _width(others)) // len(spill) - _GAP
+    return [spill if any(len(row[place]) > widest for place in places) else () for row in rows]
+
+
+def _without(gone: Sequence[str], columns: Sequence[str], row: Sequence[str]) -> list[str]:
+    return ["" if name in gone else cell for name, cell in zip(columns, row, strict=True)]
 
 
 def _print_under(cells: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from umbel.core.contract import OutputHead
 from umbel.core.forms import Form, told
+from umbel.core.sizes import human_bytes
 from umbel.training.data.rows import ChatRow, PromptRow, text_of
 from umbel.training.fitting import TrainedAdapter
 from umbel.training.plan import TaskPlan
@@ -176,7 +177,7 @@ def _effects(effects: Effects | None, trained: TrainedAdapter) -> str:
         "## Beside its task",
         f"Forgetting while it is on: {effects.forgetting:+.1%} perplexity. {off}",
         _table(rows, head=("", "off", "on")),
-        f"Memory while it is served: {effects.bytes:,} bytes.",
+        f"Memory while it is served: {human_bytes(effects.bytes)}.",
         effects.gate,
     ]
     return "\n\n".join(part for part in said if part)

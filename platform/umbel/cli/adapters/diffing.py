@@ -54,7 +54,8 @@ def _weights(registry: Any, found: "VersionDiff") -> "WeightChange":
 def _print(found: "VersionDiff", changed: "WeightChange | None") -> None:
     rows = [(part, change.key, *_sides(change)) for part in _PARTS for change in getattr(found, part)]
     same = "They have one digest and give the same answers." if found.same_answers else "Nothing differs in words."
-    print_table(("PART", "KEY", str(found.before), str(found.after)), rows, empty=same)
+    versions = (str(found.before), str(found.after))
+    print_table(("PART", "KEY", *versions), rows, empty=same, spill=versions)
     if changed is not None and not found.same_answers:
         _print_weights(changed)
 

@@ -117,7 +117,7 @@ def _print_versions(adapter: "Adapter", versions: "Page[Version]") -> None:
         for version in versions.items
     ]
     columns = ("VERSION", "STATE", "ALIASES", "OUTPUT HEAD", "METHOD", "SIZE", "METRICS", "CREATED")
-    print_table(columns, rows, empty="No version is left.")
+    print_table(columns, rows, empty="No version is left.", under=("METRICS",))
     if versions.next:
         typer.echo(f"{len(rows)} newest of {adapter.last_number}", err=True)
 
