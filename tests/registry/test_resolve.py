@@ -69,9 +69,32 @@ def test_a_yanked_version_answers_to_its_digest_only(registry, publish):
         with pytest.raises(Unavailable, match="wrong labels") as caught:
             registry.resolve(model)
         assert caught.value.code == "version_yanked"
+        assert "rollback" not in caught.value.hint  # nothing is before the first version
     assert registry.resolve(f"sentiment@{version.digest}") == version.ref
     registry.versions.unyank("sentiment:1")
     assert registry.resolve("sentiment") == version.ref
+
+
+def test_a_yanked_version_tells_a_rollback_only_where_one_helps(registry, publish):
+    for weights in (b"1", b"2", b"3"):
+        publish(weights=weights)
+    registry.aliases.set("sentiment:3", "champion")
+    for number in (1, 2):
+        registry.aliases.set(f"sentiment:{number}", "canary")
+    registry.versions.yank("sentiment:2", reason="bad")
+    registry.versions.yank("sentiment:3", reason="worse")
+    hints = {}
+    for model in ("sentiment", "sentiment@canary", "sentiment:2", "sentiment:3"):
+        with pytest.raises(Unavailable) as caught:
+            registry.resolve(model)
+        hints[model] = caught.value.hint.split("umbel adapters unyank")[0]
+        if ":" in model:
+            assert caught.value.message.startswith(f"{model} was yanked: ")
+    assert hints["sentiment"] == "umbel rollback sentiment for sentiment:1, or "
+    assert hints["sentiment@canary"] == "umbel rollback sentiment --alias canary for sentiment:1, or "
+    assert hints["sentiment:2"] == hints["sentiment:3"] == ""
+    assert registry.aliases.rollback("sentiment").target == 1
+    assert registry.aliases.rollback("sentiment", "canary").target == 1
 
 
 def test_latest_passes_over_what_cannot_answer(registry, publish):

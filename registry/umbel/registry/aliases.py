@@ -4,7 +4,7 @@ An alias row can only point at a version that exists (a composite foreign key), 
 also writes its event, and two people who move one alias at once cannot both believe that they won (``expect``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -17,7 +17,8 @@ from umbel.registry.audit import note, who
 from umbel.registry.convert import alias_event
 from umbel.registry.database import Database
 from umbel.registry.models import AdapterRow, AliasEventRow, AliasRow, VersionRow
-from umbel.registry.records import SERVABLE, AliasEvent
+from umbel.registry.records import AliasEvent
+from umbel.registry.trail import Trail, before, events_of, trail_of
 
 ABSENT = 0
 """As ``expect``: the alias must not exist yet."""
@@ -94,7 +95,10 @@ class Aliases:
         with self.database.write() as session:
             adapter = lookup.adapter_row(session, name, lock=True)
             _expect(session, adapter, alias, expect)
-            number = _before(session, adapter, alias)
+            trail = trail_of(session, adapter, alias)
+            number = before(session, adapter, trail)
+            if number is None:
+                raise _nothing_before(name, alias, trail)
             by = who(actor)
             return move(session, adapter, alias, number, kind="rollback", actor=by, reason=reason, evidence=evidence)
 
@@ -120,7 +124,7 @@ class Aliases:
         """Every move, oldest first; removed aliases too."""
         with self.database.read() as session:
             adapter = lookup.adapter_row(session, name)
-            return tuple(alias_event(row, name) for row in _events(session, adapter, alias))
+            return tuple(alias_event(row, name) for row in events_of(session, adapter, alias))
 
 
 def move(
@@ -195,27 +199,7 @@ def _servable(row: VersionRow, ref: AdapterRef) -> int:
     return row.number
 
 
-def _events(session: Session, adapter: AdapterRow, alias: str | None) -> Sequence[AliasEventRow]:
-    statement = select(AliasEventRow).where(AliasEventRow.adapter_id == adapter.id).order_by(AliasEventRow.id)
-    if alias is not None:
-        statement = statement.where(AliasEventRow.alias == alias)
-    return session.scalars(statement).all()
-
-
-def _before(session: Session, adapter: AdapterRow, alias: str) -> int:
-    trail = _trail(_events(session, adapter, alias))
-    usable = set(
-        session.scalars(
-            select(VersionRow.number).where(VersionRow.adapter_id == adapter.id, VersionRow.state.in_(SERVABLE))
-        )
-    )
-    for number in reversed(trail[:-1]):
-        if number in usable and number != trail[-1]:
-            return number
-    raise _nothing_before(adapter.name, alias, trail)
-
-
-def _nothing_before(name: str, alias: str, trail: Sequence[int | None]) -> Conflict:
+def _nothing_before(name: str, alias: str, trail: Trail) -> Conflict:
     """Says where the alias stands, what of its past cannot answer, and how to name a version instead."""
     now = trail[-1] if trail else None
     where = f"is at {name}:{now}" if now is not None else "is nowhere"
@@ -227,15 +211,3 @@ def _nothing_before(name: str, alias: str, trail: Sequence[int | None]) -> Confl
         code="nothing_to_roll_back",
         hint=f"name the version: {to} (umbel adapters show {name} lists them)",
     )
-
-
-def _trail(events: Sequence[AliasEventRow]) -> list[int | None]:
-    """Where the alias was, as a stack: a set pushes, a rollback pops, so that rolling back twice goes back twice."""
-    trail: list[int | None] = []
-    for event in events:
-        if event.kind == "rollback":
-            while trail and trail[-1] != event.target:
-                trail.pop()
-        else:
-            trail.append(event.target)
-    return trail

@@ -51,11 +51,13 @@ class Keys:
             row = session.scalar(select(ApiKeyRow).where(ApiKeyRow.prefix == prefix))
         same = hmac.compare_digest(digest_bytes(secret.encode()), row.sha256 if row else _NOBODY)
         if row is None or not same or row.revoked_at is not None:
-            raise AuthError("the API key is unknown or revoked.", hint="umbel keys create makes a new one")
+            raise AuthError(
+                "the API key is unknown or revoked.", hint="umbel keys create NAME --scope SCOPE makes a new one"
+            )
         key = _key(row)
         if scope is not None and not key.may(scope):
             raise NotAllowed(
-                f"the key {key.name!r} lacks the scope {scope}.", hint=f"umbel keys create --scope {scope}"
+                f"the key {key.name!r} lacks the scope {scope}.", hint=f"umbel keys create NAME --scope {scope}"
             )
         return key
 

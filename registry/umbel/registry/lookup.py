@@ -12,6 +12,7 @@ from umbel.core.protocols import VersionRef
 from umbel.registry.convert import LOADED
 from umbel.registry.models import AdapterRow, AliasRow, BackboneRow, NameRow, VersionRow
 from umbel.registry.records import SERVABLE, Standing, VersionState
+from umbel.registry.trail import before, trail_of
 
 Ts = TypeVarTuple("Ts")
 
@@ -67,7 +68,7 @@ def resolved(session: Session, ref: AdapterRef) -> Standing:
         raise _missing(session, ref)
     number, digest, state, reason, since = found
     refuse_deleted(ref, state)
-    refuse_unservable(ref, number, digest, state, reason)
+    refuse_unservable(ref, number, digest, state, reason, back=_back(session, ref) if state not in SERVABLE else "")
     return Standing(VersionRef(ref.name, number, digest), VersionState(state), reason, since)
 
 
@@ -78,22 +79,36 @@ def refuse_deleted(ref: AdapterRef, state: str) -> None:
         )
 
 
-def refuse_unservable(ref: AdapterRef, number: int, digest: str, state: str, reason: str | None) -> None:
+def refuse_unservable(
+    ref: AdapterRef, number: int, digest: str, state: str, reason: str | None, *, back: str = ""
+) -> None:
+    """``back``: the command that points the alias of ``ref`` at a version that may answer, where there is one."""
     if state in SERVABLE or (state == VersionState.YANKED and ref.digest):
         return
+    version = f"{ref.name}:{number}"
+    which = version if str(ref) == version else f"{ref} means {version}, which"
     because = f": {reason}" if reason else ""
     if state == VersionState.YANKED:
         raise Unavailable(
-            f"{ref} means {ref.name}:{number}, which was yanked{because}.",
+            f"{which} was yanked{because}.",
             code="version_yanked",
-            hint=f"umbel rollback {ref.name} for the version before, or umbel adapters unyank {ref.name}:{number}; its "
-            f"digest loads it all the same: {ref.name}@{digest}",
+            hint=f"{back}umbel adapters unyank {version}; its digest loads it all the same: {ref.name}@{digest}",
         )
     raise Unavailable(
-        f"{ref} means {ref.name}:{number}, which is {state}{because}.",
+        f"{which} is {state}{because}.",
         code="version_not_ready",
         hint=f"umbel adapters show {ref.name}",
     )
+
+
+def _back(session: Session, ref: AdapterRef) -> str:
+    """``umbel rollback mood for mood:2, or``; empty for a version's own number, and where nothing is before."""
+    if ref.number is not None or ref.digest is not None or ref.alias == LATEST:
+        return ""
+    adapter, alias = adapter_row(session, ref.name), ref.alias or CHAMPION
+    number = before(session, adapter, trail_of(session, adapter, alias))
+    which = "" if alias == CHAMPION else f" --alias {alias}"
+    return "" if number is None else f"umbel rollback {ref.name}{which} for {ref.name}:{number}, or "
 
 
 def _matching(statement: Select[*Ts], ref: AdapterRef) -> Select[*Ts]:
