@@ -105,7 +105,12 @@ def test_versions_that_are_asked_differently_are_not_compared(run, data, registr
     publish(registry, "shouty", made(9, contract=own.model_copy(update={"template": "HEAR: {text}"})))
     answer = run("compare", "mood:1", "shouty:1", "--data", data)
     assert answer.code == 2
-    assert "differ in template" in answer.err
+    assert "differ in template: '{text}' and 'HEAR: {text}'." in answer.err
+    publish(registry, "fewer", made(9, contract=own.model_copy(update={"labels": ("x", "y")})))
+    assert (
+        f"differ in labels: {', '.join(own.labels)} and x, y."
+        in run("compare", "mood:1", "fewer:1", "--data", data).err
+    )
 
 
 def test_a_version_for_another_backbone_is_never_asked_on_this_one(run, data, registry, made):

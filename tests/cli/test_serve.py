@@ -84,8 +84,10 @@ def test_letting_other_machines_in_without_a_key_is_refused_before_anything_is_l
 
 def test_a_port_that_is_taken_is_told(run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        answer = run("serve", "--port", str(taken.getsockname()[1]))
+        port = taken.getsockname()[1]
+        answer = run("serve", "--port", str(port))
     assert answer.code == 2
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use.\n" in answer.err
     assert "--port 0" in answer.err
 
 

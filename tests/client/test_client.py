@@ -75,6 +75,15 @@ def test_errors_are_umbels_own_with_code_hint_and_request_id(api, ask, error, co
     assert met.value.request_id.startswith("req-")
 
 
+def test_a_missing_key_is_told_as_this_client_is_given_one(api):
+    with pytest.raises(AuthError) as met:
+        api.adapters.promote("mood", 1)
+    assert met.value.hint.startswith(
+        "give the client api_key=KEY, or set UMBEL_API_KEY; umbel keys create NAME --scope"
+    )
+    assert "header" not in met.value.hint
+
+
 def test_a_key_is_sent_and_its_scope_counts(live, home):
     _, secret = home.registry.keys.create("reader", ["read"])
     with Client(live.url, secret) as client, pytest.raises(NotAllowed):

@@ -257,6 +257,11 @@ def test_umbels_own_words_are_held_against_the_rest(client, may, own, traces, ch
     assert traces() == before
 
 
+def test_the_fix_for_missing_labels_names_the_field_of_an_upload(client, may, peft):
+    message = upload(client, may, "refused", peft).json()["error"]["message"]
+    assert "the field labels of an upload" in message
+
+
 def test_what_changes_nothing_is_taken_only_if_asked_for(client, may, peft):
     silent = with_weights(silence)(peft)
     assert upload(client, may, "silent", silent, labels="a,b,c", allow_noop="true").status_code == 201

@@ -17,7 +17,7 @@ from umbel.core.errors import Conflict, NotFound
 from umbel.core.settings import Settings
 from umbel.core.wheels import Wheel
 from umbel.training.data import assets, corpora
-from umbel.training.data.installed import find, installed, remove
+from umbel.training.data.installed import PULLABLE, find, installed, not_found, remove
 from umbel.training.data.source import digest_of, paths_of
 from umbel.training.data.splits import SPLITS, Keyed, split, text_key, unit
 from umbel.training.task import Task
@@ -199,6 +199,20 @@ def test_an_unknown_dataset_is_answered_with_those_there_are(settings):
     with pytest.raises(NotFound) as refused:
         assets.pull(settings, "imdb")
     assert "drug-reviews" in str(refused.value.hint)
+    with pytest.raises(NotFound) as refused:
+        assets.pull(settings, "tweets-sentimnt")
+    assert refused.value.hint == "did you mean tweets-sentiment?"
+
+
+def test_a_dataset_that_is_not_there_is_told_with_one_that_is_or_can_be_pulled(settings):
+    assert tuple(assets.CATALOG) == PULLABLE
+    assert not_found(settings, "pronunce").hint.startswith("umbel pull dataset pronounce; or")
+    assert "umbel pull dataset tweets-sentiment (or drug-reviews, pronounce)" in not_found(settings, "xyz").hint
+    assets.pull(settings, "tweets-sentiment", name="mine-own")
+    assert not_found(settings, "mine-won").hint.startswith("did you mean mine-own?")
+    with pytest.raises(NotFound) as refused:
+        find(settings, "mine-won")
+    assert refused.value.hint == "did you mean mine-own?"
 
 
 def test_a_removed_dataset_is_gone(settings):

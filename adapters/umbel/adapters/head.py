@@ -15,6 +15,12 @@ from torch.nn import functional as F
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.errors import ConfigError
 
+NAME_LABELS = (
+    "name one label for each row of score.weight, in order: --labels A,B,... of the command, or the field labels of an "
+    "upload"
+)
+"""The fix where a head has other rows than labels."""
+
 Pooling = Literal["last", "mean", "tokens", "none"]
 """Which hidden states a head reads: the last token's, their mean over the text's own tokens, each token's, or none."""
 

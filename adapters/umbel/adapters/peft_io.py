@@ -17,7 +17,7 @@ from torch import Tensor
 from umbel.adapters import catalog
 from umbel.adapters.adapter import Adapter
 from umbel.adapters.as_lora import CONVERTIBLE, WHY_NOT
-from umbel.adapters.head import HeadConfig
+from umbel.adapters.head import NAME_LABELS, HeadConfig
 from umbel.adapters.method import Method, check_tensors
 from umbel.adapters.peft_config import PeftConfig, read_peft_config
 from umbel.adapters.tensorfile import read_tensors, write_tensors
@@ -162,7 +162,7 @@ def _import_own(folder: Path, own: dict[str, Any], shape: BackboneShape, backbon
             raise AdapterRefused(
                 "adapter_config.json and umbel.json disagree.",
                 code="config_mismatch",
-                hint="delete umbel.json and import with --labels, or export the adapter again",
+                hint="delete umbel.json and name the labels anew, or export the adapter again",
             )
         raw.finish()
     return assemble(folder, method, config, own["head"], own["contract"], shape, backbone=backbone)
@@ -281,7 +281,7 @@ def _contract_of(task: str, labels: Sequence[str], folder: Path, method: Method)
         raise AdapterRefused(
             f"PEFT's folder names no labels, and score.weight has {rows} rows.",
             code="missing_labels",
-            hint="pass --labels with one name for each row, in order",
+            hint=NAME_LABELS,
         )
     return Contract(output_head=head, labels=tuple(labels))
 
@@ -328,7 +328,7 @@ def check_effect(adapter: Adapter) -> None:
         raise AdapterRefused(
             "this adapter changes nothing: its answers would be the backbone's own.",
             code="no_effect",
-            hint="train it first, or pass --allow-noop for a test",
+            hint="train it first, or for a test allow it: --allow-noop, or the field allow_noop of an upload",
         )
 
 

@@ -23,6 +23,7 @@ from umbel.cli.eval import (
     warn_of_trained,
 )
 from umbel.cli.opened import open_registry
+from umbel.core.contract import shown
 from umbel.core.errors import AdapterRefused, UsageError
 from umbel.core.names import CHAMPION
 from umbel.core.settings import Settings
@@ -174,7 +175,7 @@ def _same_question(registry: "Registry", names: list[str], backbones: set[str]) 
         one, other = getattr(first, what), getattr(second, what)
         if one != other:
             raise UsageError(
-                f"{names[0]} and {names[1]} differ in {what}: {one!r} and {other!r}.",
+                f"{names[0]} and {names[1]} differ in {what}: {shown(one)} and {shown(other)}.",
                 code="not_comparable",
                 param=what,
                 hint="compare versions that are asked the same question in the same way",

@@ -21,7 +21,7 @@ from umbel.core.errors import (
     Unavailable,
     UsageError,
 )
-from umbel.core.wire.base import Reply
+from umbel.core.wire.base import SEND_KEY, Reply
 
 T = TypeVar("T")
 
@@ -89,6 +89,7 @@ def build_error(status: int, told: Mapping[str, Any], headers: Mapping[str, str]
         Overloaded if told.get("code") in _FULL else _BY_STATUS.get(status, UsageError if status < 500 else UmbelError)
     )
     message, _, hint = str(told.get("message", "")).partition(" Fix: ")
+    hint = hint.replace(SEND_KEY, "give the client api_key=KEY, or set UMBEL_API_KEY")
     wait = headers.get("retry-after-ms")
     error = kind(
         message,

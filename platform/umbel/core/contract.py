@@ -3,7 +3,7 @@
 Training text is serving text, so whatever turns a user's text into tokens is stored here once and read by both sides.
 """
 
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -88,3 +88,12 @@ class Contract(BaseModel):
     def fill(self, text: str) -> str:
         """The text that is tokenised. A replace, not ``str.format``: braces in the text stay as they are."""
         return self.template.replace(TEXT_SLOT, text)
+
+
+def shown(value: object) -> str:
+    """A part of a contract as a person reads it: a text in quotes, a word or a list without."""
+    if isinstance(value, Enum | BaseModel):
+        return str(value)
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else repr(value)

@@ -6,6 +6,7 @@ The server's routes and the command line both work through ``Live``; ``client.ex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from umbel.core.contract import shown
 from umbel.core.errors import GateFailed, Unavailable, UsageError
 from umbel.core.protocols import VersionRef
 from umbel.core.wire.adapters import AliasEventView
@@ -181,7 +182,8 @@ def _check_exchangeable(versions: Mapping[str, Version]) -> None:
             ours, theirs = (_property(one, what) for one in (first, version))
             if ours != theirs:
                 raise UsageError(
-                    f"{control} ({first.ref}) and {arm} ({version.ref}) differ in {what}: {ours!r} and {theirs!r}.",
+                    f"{control} ({first.ref}) and {arm} ({version.ref}) differ in {what}: {shown(ours)} and "
+                    f"{shown(theirs)}.",
                     code="not_comparable",
                     param="arms",
                     hint="arms must answer the same question on the same backbone",

@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from umbel.core.errors import Interrupted, UsageError
+from umbel.core.listening import listen
 from umbel.engine.loop import EngineThread
 from umbel.server.service import Service
 
@@ -27,9 +28,8 @@ _LOOK_AGAIN = 0.02
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes any free one. Raises UsageError where the address is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listening = socket.create_server((host, port), family=family, backlog=2048)
+        listening = listen(host, port)
     except OSError as error:
         raise UsageError(
             f"cannot listen on {host}:{port}: {error.strerror}.",

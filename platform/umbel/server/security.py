@@ -15,6 +15,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.routing import APIRoute
 
 from umbel.core.errors import AuthError, NotAllowed, UsageError
+from umbel.core.wire.base import SEND_KEY
 from umbel.registry.records import ApiKey, Scope
 from umbel.server.hosts import is_loopback
 
@@ -53,7 +54,7 @@ class Gate:
             raise AuthError(
                 "this request needs an API key.",
                 code="missing_api_key",
-                hint=f"send the header Authorization: Bearer KEY; umbel keys create NAME --scope {scope} makes one",
+                hint=f"{SEND_KEY}; umbel keys create NAME --scope {scope} makes one",
             )
         key = await self._check(secret)
         if not key.may(scope):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from umbel.adapters.head import Head, HeadConfig
+from umbel.adapters.head import NAME_LABELS, Head, HeadConfig
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.errors import ConfigError
 
@@ -25,7 +25,7 @@ class ClassifyHead(Head):
             raise ConfigError(
                 f"the head has {config.outputs} outputs but the contract names {labels} labels.",
                 code="label_count_mismatch",
-                hint="pass --labels with one name for each row of score.weight",
+                hint=NAME_LABELS,
             )
         if config.pooling not in (None, "last", "mean"):
             raise ConfigError(f"pooling {config.pooling!r} does not suit classification.", hint="use last or mean")

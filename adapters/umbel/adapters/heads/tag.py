@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from umbel.adapters.head import Head, HeadConfig
+from umbel.adapters.head import NAME_LABELS, Head, HeadConfig
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.errors import ConfigError
 
@@ -18,7 +18,7 @@ class TagHead(Head):
             raise ConfigError(
                 f"the head has {config.outputs} outputs but the contract names {len(contract.labels)} tags.",
                 code="label_count_mismatch",
-                hint="pass --labels with one name for each row of score.weight",
+                hint=NAME_LABELS,
             )
         return replace(config, outputs=len(contract.labels), pooling="tokens", bias=True)
 

@@ -1,12 +1,12 @@
 """Conditions of serving: the address, keys, one token, and rows that do not feel their company."""
 
-import socket
 from typing import TYPE_CHECKING
 
 from umbel.cli.console import human_number
 from umbel.cli.doctor.condition import Condition, Finding, failed, fine, warning
 from umbel.cli.doctor.patient import Patient, Skip
 from umbel.core.forms import told
+from umbel.core.listening import listen
 
 if TYPE_CHECKING:
     from umbel.registry.records import ApiKey
@@ -16,10 +16,9 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def port(patient: Patient) -> Finding:
-    family = socket.AF_INET6 if ":" in patient.host else socket.AF_INET
     where = f"{patient.host}:{patient.port}"
     try:
-        with socket.create_server((patient.host, patient.port), family=family):
+        with listen(patient.host, patient.port):
             return fine(f"{where} is free")
     except OSError as error:
         return warning(f"{where}: {error.strerror}", "umbel serve --port 0 takes any free one; umbel ps shows a server")

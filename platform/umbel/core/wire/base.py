@@ -10,6 +10,9 @@ from umbel.core.errors import UsageError
 _REQUEST_ID = "_request_id"
 """Kept as ``functools.cached_property`` keeps its value, which neither equality nor JSON sees."""
 
+SEND_KEY = "send the header Authorization: Bearer KEY"
+"""The server's fix for a request without a key; the Python client says how it is given one instead."""
+
 MAX_UNIT = 256
 """Longest unit of an experiment, in characters."""
 

@@ -7,6 +7,7 @@ Equal wheels give equal bytes: no time, no path and no random number goes in.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from umbel.core.contract import OutputHead
@@ -100,8 +101,12 @@ def pull(settings: Settings, what: str, *, name: str | None = None, say: Say = s
     Unavailable for what ``umbel.core.wheels`` cannot fetch.
     """
     if what not in CATALOG:
+        near = next(iter(get_close_matches(what, CATALOG, n=1)), None)
+        meant = f"did you mean {near}?" if near is not None else None
         raise NotFound(
-            f"no dataset {what!r} can be pulled.", code="unknown_dataset", hint=f"use one of {', '.join(CATALOG)}"
+            f"no dataset {what!r} can be pulled.",
+            code="unknown_dataset",
+            hint=meant or f"use one of {', '.join(CATALOG)}",
         )
     target = settings.datasets / check_name(name or what, "dataset")
     settings.make_home()

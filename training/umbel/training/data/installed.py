@@ -1,7 +1,9 @@
 """The datasets of a home: folders of JSONL with ``dataset.json`` saying what they are."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -14,6 +16,8 @@ from umbel.core.names import check_name
 from umbel.core.settings import Settings
 
 INFO_FILE = "dataset.json"
+PULLABLE = ("tweets-sentiment", "drug-reviews", "pronounce")
+"""What ``umbel pull dataset`` knows."""
 
 
 class DatasetInfo(BaseModel):
@@ -67,11 +71,11 @@ def find(settings: Settings, name: str) -> InstalledDataset:
     """One dataset of the home; raises NotFound (``dataset_not_found``) with the command that brings it."""
     folder = settings.datasets / check_name(name, "dataset")
     if not (folder / INFO_FILE).is_file():
-        there = ", ".join(dataset.name for dataset in installed(settings)) or "none"
+        there = [dataset.name for dataset in installed(settings)]
         raise NotFound(
-            f"no dataset {name!r} in {settings.datasets} (there: {there}).",
+            f"no dataset {name!r} in {settings.datasets} (there: {', '.join(there) or 'none'}).",
             code="dataset_not_found",
-            hint="umbel pull dataset tweets-sentiment (or drug-reviews, pronounce)",
+            hint=_meant(name, there),
         )
     return _read(folder)
 
@@ -80,12 +84,22 @@ def not_found(settings: Settings, data: str) -> NotFound:
     """Of what is neither a file, a folder nor a dataset; the same wherever data are named."""
     if "/" in data or Path(data).suffix:
         return NotFound(f"there is no file or folder {data}.", code="data_not_found", hint="check the path")
-    names = ", ".join(dataset.name for dataset in installed(settings)) or "none"
+    names = [dataset.name for dataset in installed(settings)]
     return NotFound(
-        f"{data!r} is neither a file nor a dataset in {settings.datasets} (there: {names}).",
+        f"{data!r} is neither a file nor a dataset in {settings.datasets} (there: {', '.join(names) or 'none'}).",
         code="dataset_not_found",
-        hint=settings.nearby or f"umbel pull dataset {data}, or give the path of a JSONL or CSV file",
+        hint=settings.nearby or f"{_meant(data, names)}; or give the path of a JSONL or CSV file",
     )
+
+
+def _meant(data: str, there: Sequence[str]) -> str:
+    """The dataset that is called so or much like it: here, or to be pulled."""
+    near = next(iter(get_close_matches(data, [*there, *PULLABLE], n=1)), None)
+    if near in there:
+        return f"did you mean {near}?"
+    first, *rest = PULLABLE
+    any_of = f"{first} (or {', '.join(rest)})"
+    return f"umbel pull dataset {near or any_of}"
 
 
 def remove(settings: Settings, name: str) -> InstalledDataset:
