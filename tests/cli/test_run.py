@@ -58,6 +58,26 @@ def test_a_file_is_answered_row_by_row_in_order(run, tmp_path):
     assert rows[7]["probs"] == pytest.approx(one["probs"], abs=1e-4)
 
 
+def test_what_a_row_has_under_a_name_of_the_answers_is_kept_as_given(run, tmp_path):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"text": "hello", "label": "truth"}\n')
+    for _ in range(2):  # answered again, the first label is still there
+        assert run("run", "mood", "--input", str(source), "--output", str(target)).code == 0
+        row = json.loads(target.read_text())
+        assert row["given_label"] == "truth"
+        assert row["label"] in row["labels"]
+        source = target
+
+
+def test_a_named_column_comes_back_once_and_takes_no_others_place(run, tmp_path):
+    source = tmp_path / "in.csv"
+    source.write_text("text,tweet\nmine,hello\n")
+    row = json.loads(run("run", "mood", "--input", str(source), "--text-column", "tweet").out)
+    assert (row["text"], row["tweet"]) == ("mine", "hello")
+    source.write_text("id,tweet\n1,hello\n")
+    assert "text" not in json.loads(run("run", "mood", "--input", str(source), "--text-column", "tweet").out)
+
+
 def test_rows_that_fail_stay_in_the_output_with_their_reason_and_the_rest_is_answered(run, tmp_path):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"text": "fine"}\n{"text": ""}\n{"words": 1}\n')

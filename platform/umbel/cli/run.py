@@ -65,7 +65,11 @@ def run(
     url: Annotated[str | None, typer.Option(help="Ask this server instead of loading the backbone here.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Ask one adapter. Without --url the backbone is loaded in this process for as long as it takes."""
+    """Ask one adapter. Without --url the backbone is loaded in this process for as long as it takes.
+
+    Each row of a file comes back with its answer beside it. What the row had under a name of the answer's, such as
+    its true label, is kept as given_label.
+    """
     if (text is None) == (input is None):
         raise UsageError("give either a text or --input.", hint=f'umbel run {model} "some text"')
     given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "abstain_below": abstain_below}
@@ -161,12 +165,13 @@ async def _file(
     async def answered(row: dict[str, Any]) -> dict[str, Any]:
         async with window:
             try:
-                return row | await ask(client, model, head, row, options)
+                return await ask(client, model, head, row, options)
             except UmbelError as error:
-                return row | failed(error)
+                return failed(error)
 
     names = {} if column is None else {"text": column}
     asked = [row for _, row in read_records(input, names)]  # a line that cannot be read is told before any is asked
+    own = asked if column is None else [row for _, row in read_records(input)]
     if asked and is_csv(input) and not any(key in asked[0] for key in _ASKED):
         raise UsageError(
             f"no column of {input} is called text: its header is {', '.join(asked[0])}.",
@@ -174,12 +179,19 @@ async def _file(
             param="text_column",
             hint="say which of them holds the texts: --text-column NAME",
         )
-    rows = await asyncio.gather(*(answered(row) for row in asked))
+    answers = await asyncio.gather(*(answered(row) for row in asked))
+    rows = [_beside(row, answer) for row, answer in zip(own, answers, strict=True)]
     _write(rows, output)
     bad = [row for row in rows if "error" in row]
     typer.echo(f"{human_count(len(rows) - len(bad))} rows answered, {human_count(len(bad))} failed", err=True)
     if bad:
         raise UmbelError(f"{len(bad)} rows failed; the first: {bad[0]['error']['message']}", code="rows_failed")
+
+
+def _beside(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    """The row with its answer; what stood under a name of the answer's goes on as ``given_NAME``, once and for all."""
+    given = {f"given_{key}": value for key, value in row.items() if key in answer}
+    return row | {key: value for key, value in given.items() if key not in row} | answer
 
 
 def _write(rows: list[dict[str, Any]], output: Path | None) -> None:
