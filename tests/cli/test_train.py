@@ -56,6 +56,8 @@ def test_two_tasks_train_together_and_are_published_with_card_metrics_and_run(ru
 def test_what_it_prints_is_the_plan_plain_lines_and_commands_that_work(run, files):
     answer = run("train", str(files / "joy.toml"))
     plan, result = answer.err, answer.out
+    told = [line for line in plan.splitlines() if line.startswith("step 12/12 ")]
+    assert len(told) == 1
     for part in ("joy: lora, classify head", "rows", "glad", "learning rate", "hidden 32", "needs about", "judged by"):
         assert part in plan
     assert " to train\nbeyond that  judging: held-out rows" in plan  # the time is not of judging
@@ -216,6 +218,32 @@ def test_a_signal_saves_and_resume_goes_on_and_publishes(stocked, files, run, re
     assert run("train", "--resume", left.id).code == 0
     assert registry.versions.get("long:1").run == left.id
     assert registry.runs.get(left.id).status == "succeeded"
+    again = run("train", "--resume", left.id)
+    assert (again.code, again.out) == (4, "")
+    assert again.err.startswith(f"error: {left.id} has succeeded already: it became long:1.\n")  # no plan before it
+
+
+def test_a_training_whose_reader_goes_away_goes_on_to_its_end(stocked, files, registry):
+    """As under ``2>&1 | head``: what nobody reads is written to nobody."""
+    words = ["train", str(files / "joy.toml"), "--eval-every", "1"]
+    child = subprocess.Popen([sys.executable, "-m", "umbel.cli", *words], stderr=subprocess.PIPE, text=True)
+    assert "adapter" in child.stderr.readline()
+    child.stderr.close()
+    assert child.wait(timeout=300) == 0
+    (done,) = registry.runs.list(name="joy").items
+    assert (done.status, done.error) == ("succeeded", None)
+    assert registry.versions.get("joy:1").run == done.id
+
+
+def test_a_signal_saves_though_nobody_reads(stocked, files, registry):
+    words = ["train", str(files / "flip.toml"), "--name", "long", "--steps", "100000", "--eval-every", "1"]
+    child = subprocess.Popen([sys.executable, "-m", "umbel.cli", *words], stderr=subprocess.PIPE, text=True)
+    assert any("validation at step 2" in line for line in child.stderr)
+    child.stderr.close()
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=300) == 130
+    (left,) = registry.runs.list(name="long").items
+    assert (left.status, left.finished_at, left.lease_owner) == ("running", None, None)  # it waits to be resumed
 
 
 def test_a_run_goes_on_as_it_was_begun(stocked, files, run, registry):

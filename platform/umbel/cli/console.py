@@ -69,7 +69,23 @@ def _example(command: str) -> Iterator[str]:
 
 def say_to_stderr(quiet: bool) -> Say:
     """For progress that a person waits with."""
-    return silent if quiet else lambda line: typer.echo(line, err=True)
+    return silent if quiet else lambda line: write_line(sys.stderr, line)
+
+
+def write_line(out: TextIO, line: str) -> None:
+    """A line of progress. Where whoever read it went away (``| head``), work goes on and is told to nobody."""
+    try:
+        out.write(line + "\n")
+        out.flush()
+    except BrokenPipeError:
+        to_nobody(out)
+
+
+def to_nobody(out: TextIO) -> None:
+    """From now on, and for what waits in its buffer: Python would raise again at the next line and at the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, out.fileno())
+    os.close(nowhere)
 
 
 def print_json(value: Any) -> None:
@@ -156,11 +172,11 @@ def print_error(error: UmbelError, *, as_json: bool) -> None:
     """``error:`` and ``fix:`` on stderr, or OpenAI's error object with the hint in it."""
     if as_json:
         body = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-        typer.echo(json.dumps({"error": body | {"hint": error.hint}}, ensure_ascii=False), err=True)
+        write_line(sys.stderr, json.dumps({"error": body | {"hint": error.hint}}, ensure_ascii=False))
         return
-    typer.echo(f"{_red('error:')} {error.message}", err=True)
+    write_line(sys.stderr, f"{_red('error:')} {error.message}")
     if error.hint:
-        typer.echo(f"  {_bold('fix:')} {error.hint}", err=True)
+        write_line(sys.stderr, f"  {_bold('fix:')} {error.hint}")
 
 
 def error_line(error: BaseException) -> str:

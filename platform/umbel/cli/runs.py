@@ -31,7 +31,7 @@ from umbel.cli.opened import open_registry
 from umbel.cli.paging import Limit, PageCursor, more
 from umbel.cli.words import one_of
 from umbel.core.clock import now_ms
-from umbel.core.errors import Conflict, NotFound, UsageError
+from umbel.core.errors import NotFound, UsageError
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -133,24 +133,12 @@ def cancel(run: Which, as_json: Json = False) -> None:
 def resume(run: Which, quiet: Quiet = False, as_json: Json = False) -> None:
     """Go on with a run that was stopped. From its last checkpoint, as `umbel train --resume` does."""
     from umbel.cli.train.command import train
+    from umbel.cli.train.over import refuse_over
 
     with open_registry() as registry:
         found = _find(registry, run)
-        over = found.finished_at is not None and not _only_trained(registry, found)
-    if over:
-        raise Conflict(
-            f"{found.id} has {found.status} already.", code="run_finished", hint=f"umbel runs show {found.id}"
-        )
+        refuse_over(registry, Settings.load(), found)
     train(resume=found.id, quiet=quiet, as_json=as_json)
-
-
-def _only_trained(registry: "Registry", run: "Run") -> bool:
-    """Whether it was killed between its last step and its version: its weights are there, nothing is published."""
-    from umbel.cli.train.begin import was_begun
-
-    said = registry.runs.events(run.id)
-    published = any(event.message.startswith("published ") for event in said)
-    return run.status == "succeeded" and not published and was_begun(Settings.load(), run.id)
 
 
 def _find(registry: "Registry", run: str) -> "Run":

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +17,9 @@ from umbel.cli.train.form import form_of_run, one_form, with_form
 from umbel.cli.train.how import How, settle
 from umbel.cli.train.launch import launch
 from umbel.cli.train.lease import failing, holding
+from umbel.cli.train.over import refuse_over
 from umbel.cli.train.sweep import begun_grid, check_sweep, go_on, read_grid
-from umbel.core.errors import Interrupted, UmbelError, UsageError
+from umbel.core.errors import Interrupted, NotFound, UmbelError, UsageError
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -149,6 +150,8 @@ def train(
     asked: dict[str, Any] = {"dtype": dtype, "checkpointing": checkpointing, "pack": pack, "backbone": backbone}
     if queue:
         return enqueue(tasks or [], asked, nproc=nproc, as_json=as_json)
+    if resume and not spread.under_torchrun():
+        _refuse_over(settings, resume)
     only = tasks[0] if tasks is not None and len(tasks) == 1 else None
     if only is not None and not spread.under_torchrun():  # before there are others who would tell it too
         look_at(only, settings)
@@ -194,6 +197,12 @@ def _refuse_beside_resume(files: Sequence[Path], flags: Mapping[str, Any]) -> No
             param=given[0].lstrip("-"),
             hint=f"leave {given[0]} out, or start another run without --resume",
         )
+
+
+def _refuse_over(settings: Settings, run: str) -> None:
+    """Before a backbone is loaded. A run that the registry does not know is told where it is looked for."""
+    with open_registry() as registry, suppress(NotFound):
+        refuse_over(registry, settings, registry.runs.get(run))
 
 
 def enqueue(tasks: "Sequence[Task]", asked: dict[str, Any], *, nproc: int | None, as_json: bool) -> None:

@@ -1,12 +1,13 @@
 """Ctrl-C and SIGTERM: the first saves and stops after the step that runs, a second Ctrl-C stops at once."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import typer
+from umbel.cli.console import write_line
 
 
 class Stopping:
@@ -35,7 +36,7 @@ def stopping(*, told: bool = True) -> Iterator[Stopping]:
         asked.reason = "interrupted"
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if told:
-            typer.echo("\nsaving and stopping after this step; Ctrl-C again stops at once", err=True)
+            write_line(sys.stderr, "\nsaving and stopping after this step; Ctrl-C again stops at once")
 
     for number in before:
         signal.signal(number, heard)

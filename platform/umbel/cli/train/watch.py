@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from umbel.cli.console import human_bytes, human_seconds
+from umbel.cli.console import human_bytes, human_seconds, write_line
 from umbel.cli.train.plan import plan_lines
 from umbel.core.held import most_held
 from umbel.training.observer import Observer
@@ -32,6 +32,7 @@ class Watch(Observer):
         self._trainees: dict[str, Trainee] = {}
         self._began = self._told = clock()
         self._steps_before: dict[str, int] = {}
+        self._told_steps = -1
         self._tokens = 0
         self._rich: _LiveLine | None = None
 
@@ -79,14 +80,17 @@ class Watch(Observer):
         if self.live:
             self._rich = self._rich or _LiveLine(self.out)
             self._rich.show(self.line())
-        elif force or now - self._told >= _PLAIN_EVERY:
-            self._told = now
+        elif (force and self._steps() != self._told_steps) or now - self._told >= _PLAIN_EVERY:
+            self._told, self._told_steps = now, self._steps()
             self._line(self.line())
+
+    def _steps(self) -> int:
+        return sum(trainee.step for trainee in self._trainees.values())
 
     def line(self) -> str:
         """Steps, losses, learning rate, speed, time left, memory."""
         shown = list(self._trainees.values())
-        done = sum(trainee.step for trainee in shown)
+        done = self._steps()
         total = sum(trainee.schedule.steps if trainee.active else trainee.step for trainee in shown)
         spent = max(1e-9, self.clock() - self._began)
         taken = max(1, done - sum(self._steps_before.values()))
@@ -111,8 +115,7 @@ class Watch(Observer):
         if self._rich is not None:
             self._rich.print(text)
         else:
-            self.out.write(text + "\n")
-            self.out.flush()
+            write_line(self.out, text)
 
 
 class _LiveLine:

@@ -1,0 +1,24 @@
+"""Whether a run is over: there is nothing to go on with, and what came of it can be told."""
+
+from typing import TYPE_CHECKING
+
+from umbel.cli.train.begin import was_begun
+from umbel.core.errors import Conflict
+from umbel.core.settings import Settings
+
+if TYPE_CHECKING:
+    from umbel.registry.records import Run
+    from umbel.registry.registry import Registry
+
+_PUBLISHED = "published "
+
+
+def refuse_over(registry: "Registry", settings: Settings, run: "Run") -> None:
+    """Raises Conflict (``run_finished``), but not for one that was killed between its last step and its version:
+    its weights are there, nothing is published."""
+    said = (event.message for event in registry.runs.events(run.id))
+    made = [message.removeprefix(_PUBLISHED) for message in said if message.startswith(_PUBLISHED)]
+    if run.finished_at is None or (run.status == "succeeded" and not made and was_begun(settings, run.id)):
+        return
+    became = f": it became {made[-1]}" if made else ""
+    raise Conflict(f"{run.id} has {run.status} already{became}.", code="run_finished", hint=f"umbel runs show {run.id}")
