@@ -75,6 +75,23 @@ def test_a_yanked_version_answers_to_its_digest_only(registry, publish):
     assert registry.resolve("sentiment") == version.ref
 
 
+def test_a_bare_name_without_a_champion_is_told_what_makes_it_answer(registry, publish):
+    publish(weights=b"1")
+    publish(weights=b"2")
+    registry.aliases.remove("sentiment", "champion")
+    with pytest.raises(NotFound, match="no version answers to the bare name 'sentiment' yet") as caught:
+        registry.resolve("sentiment")
+    assert caught.value.code == "alias_not_found"
+    assert caught.value.hint.startswith("umbel promote sentiment:2 makes one; or ask sentiment:2; ")
+    with pytest.raises(NotFound, match="has no alias 'champion'"):
+        registry.resolve("sentiment@champion")
+    for number in (1, 2):
+        registry.versions.yank(f"sentiment:{number}", reason="bad")
+    with pytest.raises(NotFound) as caught:
+        registry.resolve("sentiment")
+    assert "promote" not in caught.value.hint
+
+
 def test_a_yanked_version_tells_a_rollback_only_where_one_helps(registry, publish):
     for weights in (b"1", b"2", b"3"):
         publish(weights=weights)

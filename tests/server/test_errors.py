@@ -72,7 +72,7 @@ def test_an_adapter_of_another_backbone_is_refused_with_both_fingerprints(client
     )
     error = error_of(post(client, model="stranger"), 409, "backbone_mismatch", "model")
     assert other in error["message"]
-    assert home.backbone.fingerprint in error["message"]
+    assert f"this server has {home.backbone.name} ({home.backbone.fingerprint})" in error["message"]
 
 
 @pytest.mark.parametrize(

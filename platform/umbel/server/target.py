@@ -17,7 +17,7 @@ from umbel.core.forms import Form, other_form, told
 from umbel.core.protocols import VersionRef
 from umbel.core.wire.server import Resident
 from umbel.registry import Registry
-from umbel.registry.records import Experiment, Standing, Version, VersionState
+from umbel.registry.records import Experiment, Standing, VersionState
 from umbel.server.enrolling import Caller, Enroller, Enrolment
 
 log = logging.getLogger("umbel.server")
@@ -171,8 +171,7 @@ class Targets:
     async def _of(self, ref: VersionRef) -> Target:
         key = f"{ref}@{ref.digest}"
         if key not in self._known:
-            found = await to_thread.run_sync(self.registry.versions.get, f"{ref.name}@{ref.digest}")
-            _remember(self._known, key, self._target(ref, found))
+            _remember(self._known, key, await to_thread.run_sync(self._target, ref))
             _remember(self._names, ref.digest, str(ref))
         return self._known[key]
 
@@ -186,10 +185,12 @@ class Targets:
         _remember(self._last, model, standing)
         return standing
 
-    def _target(self, ref: VersionRef, version: Version) -> Target:
+    def _target(self, ref: VersionRef) -> Target:
+        version = self.registry.versions.get(f"{ref.name}@{ref.digest}")
         if version.backbone != self.backbone.fingerprint:
             raise Conflict(
-                f"{ref} was made for the backbone {version.backbone}; this server has {self.backbone.fingerprint}.",
+                f"{ref} was made for the backbone {self._called(version.backbone)}; this server has "
+                f"{self.backbone.name} ({self.backbone.fingerprint}).",
                 code="backbone_mismatch",
                 param="model",
                 hint=f"serve it on its own backbone: umbel serve --backbone {ref}",
@@ -197,6 +198,13 @@ class Targets:
         if note := other_form(str(ref), version.contract.quantised, self.backbone.quantised):
             log.warning("%s", note)
         return Target(str(ref), ref.digest, ref.digest, version.contract, ref.name, ref.number)
+
+    def _called(self, fingerprint: str) -> str:
+        """A backbone's fingerprint, after its name where this home knows it."""
+        try:
+            return f"{self.registry.backbones.get(fingerprint).name} ({fingerprint})"
+        except NotFound:
+            return fingerprint
 
 
 def _refuse_wrong_route(target: Target, heads: tuple[OutputHead, ...]) -> None:

@@ -137,10 +137,14 @@ def _missing(session: Session, ref: AdapterRef) -> NotFound:
     show = f"umbel adapters show {ref.name} lists versions and aliases"
     if ref.number is not None or ref.digest is not None or ref.alias == LATEST:
         return NotFound(f"there is no {ref}.", code="version_not_found", hint=show)
+    if ref.alias is None:
+        newest = session.scalar(_matching(select(VersionRow.number), AdapterRef(ref.name, alias=LATEST)))
+        way = "" if newest is None else f"umbel promote {ref.name}:{newest} makes one; or ask {ref.name}:{newest}; "
+        return NotFound(
+            f"no version answers to the bare name {ref.name!r} yet.", code="alias_not_found", hint=f"{way}{show}"
+        )
     return NotFound(
-        f"{ref.name!r} has no alias {ref.alias or CHAMPION!r}.",
-        code="alias_not_found",
-        hint=f"{show}; umbel alias set moves one",
+        f"{ref.name!r} has no alias {ref.alias!r}.", code="alias_not_found", hint=f"{show}; umbel alias set moves one"
     )
 
 
