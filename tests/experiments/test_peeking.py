@@ -172,5 +172,8 @@ def test_an_interval_of_zeros_and_ones_ends_where_the_truth_can_be():
     assert difference(up, down).interval.high == 1
     assert difference(down, up).interval.low == -1
     assert (mean(up).interval.high, mean(down).interval.low) == (1, 0)
+    averaged = (60, 58.5, 58.25)  # two outcomes of one unit differ: its value is 0.5
+    assert difference(Sums(*averaged, zero_or_one=True), down).interval.high == 1
+    assert difference(Sums(*averaged), down).interval.high > 1
     graded = difference(Sums.of([5.0] * 58 + [1.0] * 2), down)
     assert graded.interval.high > graded.value > 1  # what is no share is left as it is

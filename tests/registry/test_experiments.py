@@ -64,6 +64,13 @@ def test_counts_are_over_units_and_their_means(registry):
     thumbs = old.metrics["thumbs"]
     assert (thumbs.n, thumbs.total, thumbs.total_squares) == (2, 1.5, 1.25)
     assert new.metrics["thumbs"].n == 1
+    assert thumbs.zero_or_one  # each outcome is, though u1's mean is not
+    for value in (0.5, 2, -1):
+        unit = f"more-{value}"
+        registry.experiments.expose("trial", unit, "new")
+        key = {"name": "trial", "unit": unit, "idempotency_key": unit}
+        registry.experiments.outcome(metric=f"m{value}", value=value, **key)
+        assert not registry.experiments.counts("trial")[1].metrics[f"m{value}"].zero_or_one
 
 
 @pytest.mark.usefixtures("trial")

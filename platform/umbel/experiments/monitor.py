@@ -168,7 +168,7 @@ def _missing_differs(n: int, exposed: int, n_control: int, exposed_control: int,
     if min(exposed, exposed_control) < FEWEST:
         return False
     answered = sequential.difference(
-        Sums(exposed, n, n), Sums(exposed_control, n_control, n_control), alpha=alpha, horizon=horizon
+        Sums(exposed, n, n, True), Sums(exposed_control, n_control, n_control, True), alpha=alpha, horizon=horizon
     )
     return answered is not None and answered.interval.excludes(0.0)
 

@@ -56,7 +56,11 @@ def evidence(report: ExperimentReport, *, forced: bool) -> dict[str, Any]:
 
 def _counts(experiment: ExperimentView, counted: Counted) -> ArmCounts:
     known = {metric.name for metric in experiment.metrics}
-    sums = {name: Sums(one.n, one.total, one.total_squares) for name, one in counted.metrics.items() if name in known}
+    sums = {
+        name: Sums(one.n, one.total, one.total_squares, one.zero_or_one)
+        for name, one in counted.metrics.items()
+        if name in known
+    }
     return ArmCounts(counted.exposed, sums)
 
 

@@ -64,20 +64,17 @@ class Sums:
     n: int
     total: float
     squares: float
+    zero_or_one: bool = False
+    """Whether every outcome was: then no mean lies beyond, however many outcomes a unit's value is the average of."""
 
     @classmethod
     def of(cls, values: ArrayLike) -> "Sums":
         array = np.asarray(values, dtype=np.float64)
-        return cls(array.size, float(array.sum()), float(np.square(array).sum()))
+        return cls(array.size, float(array.sum()), float(np.square(array).sum()), bool(np.isin(array, (0, 1)).all()))
 
     @property
     def mean(self) -> float:
         return self.total / self.n
-
-    @property
-    def zero_or_one(self) -> bool:
-        """Whether every value was, as sums can tell: values strictly between would have smaller squares."""
-        return self.squares == self.total and 0 <= self.total <= self.n
 
     @property
     def variance(self) -> float:

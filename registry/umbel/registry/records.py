@@ -316,6 +316,8 @@ class MetricSums:
     n: int
     total: float
     total_squares: float
+    zero_or_one: bool
+    """Whether every single outcome was 0 or 1; a unit's mean may lie between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,21 +21,23 @@ def _exposed(session: Session, experiment: str) -> dict[str, int]:
 
 
 def _sums(session: Session, experiment: str) -> dict[str, dict[str, MetricSums]]:
+    value = OutcomeRow.value
+    apart = func.max(func.abs(value * (1 - value))).label("apart")  # 0 for 0 and 1 alone
     unit = (
-        select(OutcomeRow.unit_hash, OutcomeRow.metric, func.avg(OutcomeRow.value).label("value"))
+        select(OutcomeRow.unit_hash, OutcomeRow.metric, func.avg(value).label("value"), apart)
         .where(OutcomeRow.experiment_id == experiment)
         .group_by(OutcomeRow.unit_hash, OutcomeRow.metric)
         .subquery()
     )
     total, squares = func.sum(unit.c.value), func.sum(unit.c.value * unit.c.value)
     statement = (
-        select(ExposureRow.arm, unit.c.metric, func.count(), total, squares)
+        select(ExposureRow.arm, unit.c.metric, func.count(), total, squares, func.max(unit.c.apart))
         .join(unit, unit.c.unit_hash == ExposureRow.unit_hash)
         .where(ExposureRow.experiment_id == experiment)
         .group_by(ExposureRow.arm, unit.c.metric)
         .order_by(ExposureRow.arm, unit.c.metric)
     )
     sums: dict[str, dict[str, MetricSums]] = {}
-    for arm, metric, count, first, second in session.execute(statement):
-        sums.setdefault(arm, {})[metric] = MetricSums(count, float(first), float(second))
+    for arm, metric, count, first, second, furthest in session.execute(statement):
+        sums.setdefault(arm, {})[metric] = MetricSums(count, float(first), float(second), furthest == 0)
     return sums
