@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from umbel.backbone.backbone import Backbone
@@ -20,6 +21,7 @@ from umbel.training import Task, checkpoint, fit, tune
 from umbel.training.distributed.group import Group, joined
 from umbel.training.distributed.load import load_frozen
 from umbel.training.distributed.strategy import Strategy
+from umbel.training.estimate.peak import written_bytes
 from umbel.training.passes import Packing
 from umbel.training.prepared import prepare
 from umbel.training.trainee import Trainee, trainee_of
@@ -83,6 +85,8 @@ def saves_while_it_trains(group: Group, folder: str, home: str, task: Task, into
     machine, trainee = start(backbone, task, settings, group=group, strategy=spread)
     take_window(machine, [trainee])
     then = {name: own_rows(tensor)[0].detach().clone() for name, tensor in trainee.tensors.items()}
+    trainee.validated(look(machine, [trainee])[0][1])  # there is a best so far
+    parts = [own_rows(each)[0] for _, each in checkpoint._tensors([trainee]) if isinstance(each, DTensor)]
     coming = checkpoint.begin(Path(into), [trainee], windows=1, group=group)
     group.wait()
     early = [each.name for each in folders_in(Path(into) / "checkpoints")]
@@ -96,6 +100,8 @@ def saves_while_it_trains(group: Group, folder: str, home: str, task: Task, into
     group.wait()
     return {
         "early": early,
+        "copied": sum(part.nbytes for part in parts),
+        "told": written_bytes(trainee),
         "late": [each.name for each in folders_in(Path(into) / "checkpoints")],
         "as_then": all(own_rows(fresh.tensors[name])[0].equal(tensor) for name, tensor in then.items()),
         "moved_on": any(not own_rows(trainee.tensors[name])[0].equal(tensor) for name, tensor in then.items()),

@@ -74,3 +74,4 @@ def test_shards_are_written_while_training_goes_on_and_count_when_all_are_there(
         assert rank["late"] == ["00000001"]  # the second was written, but nobody finished it
         assert rank["moved_on"]
         assert rank["as_then"]
+        assert rank["told"] == rank["copied"] > 0  # the plan's memory has what a checkpoint is written from

@@ -82,6 +82,7 @@ class FitPlan:
     threads: int
     memory: int
     """Bytes that this process will hold at most, estimated."""
+    processes: int
     seconds: float
     """From the first step to the end, validation included, judging not; some windows were tried."""
     sweep: "Halving | None" = None
@@ -98,6 +99,7 @@ def plan_fit(trainees: Sequence[Trainee], machine: Machine, halving: "Halving | 
         device=str(backbone.device),
         quantised=backbone.quantised,
         threads=torch.get_num_threads(),
+        processes=machine.group.size,
         memory=peak_bytes(trainees, machine),  # before any window is tried: it looks at what is held now
         seconds=seconds_to_train(trainees, machine, halving),
         sweep=halving,

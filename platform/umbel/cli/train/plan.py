@@ -94,9 +94,10 @@ def _sweep_facts(plan: "FitPlan", sweep: "Halving") -> Facts:
 
 def _machine_facts(plan: "FitPlan") -> Facts:
     threads = human_number(plan.threads, "thread")
+    memory = f"{human_bytes(plan.memory)} of memory" + ("" if plan.processes == 1 else " in each process")
     return [
         ("backbone", f"{plan.backbone}, {plan.dtype}{_form(plan)} on {plan.device}, {threads}"),
-        ("needs about", f"{human_bytes(plan.memory)} of memory and {human_seconds(plan.seconds)} to train"),
+        ("needs about", f"{memory} and {human_seconds(plan.seconds)} to train"),
         ("beyond that", "judging: held-out rows, forgetting and what it adds to serving"),
     ]
 

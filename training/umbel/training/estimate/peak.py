@@ -168,7 +168,8 @@ def _shards(backbone: Backbone) -> int:
 
 
 def _states(trainee: Trainee) -> int:
-    """Moments, and the best so far; under mixed precision on one device also what the masters are cast to."""
+    """Moments, and the best so far; under mixed precision on one device also what the masters are cast to, and in
+    shards what a checkpoint is written from."""
     own, trained = _own_bytes(trainee.adapter.tensors.values()), _own_bytes(trainee.trained.values())
     found = MOMENTS * trained + (own if trainee.prepared.validation.examples else 0)
     if trainee.precision is None:
@@ -176,7 +177,13 @@ def _states(trainee: Trainee) -> int:
     cast = sum(own_rows(each)[0].numel() for each in trainee.tuned.values()) * trainee.precision.compute.itemsize
     kept = cast if trainee.prepared.validation.examples else 0
     single = not any(isinstance(each, DTensor) for each in trainee.tuned.values())
-    return found + kept + (cast if trainee.precision.mixed and single else 0)
+    return found + kept + written_bytes(trainee) + (cast if trainee.precision.mixed and single else 0)
+
+
+def written_bytes(trainee: Trainee) -> int:
+    """Of the copies of all that this process holds in shards, from which a checkpoint is written while it trains on."""
+    held = _own_bytes(each for each in trainee.tensors.values() if isinstance(each, DTensor))
+    return held * (1 + MOMENTS + bool(trainee.prepared.validation.examples))
 
 
 def _own_bytes(tensors: Iterable[Tensor]) -> int:
