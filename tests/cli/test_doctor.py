@@ -527,12 +527,13 @@ def test_without_a_registry_there_is_no_key_either(look, empty):
     assert look("keys", host="0.0.0.0").state is State.FAILED
 
 
-def test_the_address_comes_from_the_environment_too(run, monkeypatch):
+def test_the_address_is_said_as_to_serve_by_flags_alone(run, monkeypatch):
+    """A cluster sets UMBEL_PORT to an address where a service is called umbel."""
+    monkeypatch.setenv("UMBEL_PORT", "tcp://10.0.0.1:8000")
     monkeypatch.setenv("UMBEL_HOST", "0.0.0.0")
-    (found,) = [
-        one for one in json.loads(run("doctor", "--quick", "--json").out)["conditions"] if one["name"] == "keys"
-    ]
-    assert found["state"] == "failed"
+    for flags, state in (((), "ok"), (("--host", "0.0.0.0"), "failed")):
+        conditions = json.loads(run("doctor", "--quick", "--json", *flags).out)["conditions"]
+        assert [one["state"] for one in conditions if one["name"] == "keys"] == [state]
 
 
 def test_a_backbone_of_nan_gives_no_token(look, stocked):

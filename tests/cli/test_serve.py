@@ -91,15 +91,6 @@ def test_a_port_that_is_taken_is_told(run):
     assert "--port 0" in answer.err
 
 
-def test_serve_takes_the_port_that_doctor_looks_at(run, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        monkeypatch.setenv("UMBEL_PORT", str(port))
-        assert f"cannot listen on 127.0.0.1:{port}:" in run("serve").err
-        monkeypatch.setenv("UMBEL_HOST", "0.0.0.0")
-        assert "umbel keys create" in run("serve").err  # beyond loopback, as with --host
-
-
 @pytest.mark.parametrize(
     ("words", "code"),
     [

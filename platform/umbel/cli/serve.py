@@ -36,10 +36,8 @@ _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9}
     )
 )
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.", envvar="UMBEL_HOST")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(help="Port; 0 takes any free one.", envvar="UMBEL_PORT", min=0, max=65535)
-    ] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes any free one.", min=0, max=65535)] = 8000,
     backbone: Annotated[
         str | None, typer.Option(help="Its name, or a version made for it (mood:2); needed where there are several.")
     ] = None,

@@ -29,10 +29,8 @@ _INDENT = 16
 def doctor(
     fix: Annotated[bool, typer.Option("--fix", help="Mend what can be mended without losing anything.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out what reads all bytes or loads a backbone.")] = False,
-    host: Annotated[
-        str | None, typer.Option("--host", help="Address that a server will have.", envvar="UMBEL_HOST", metavar="HOST")
-    ] = None,
-    port: Annotated[int, typer.Option("--port", help="Its port.", envvar="UMBEL_PORT", metavar="PORT")] = 8000,
+    host: Annotated[str, typer.Option("--host", help="Address that a server will have.", metavar="HOST")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Its port.", metavar="PORT")] = 8000,
     backbone: Annotated[
         str | None, typer.Option("--backbone", help="The one to try; the smallest by default.", metavar="NAME")
     ] = None,
@@ -42,7 +40,7 @@ def doctor(
     from umbel.cli.doctor.condition import examine
     from umbel.cli.doctor.patient import Patient
 
-    patient = Patient(Settings.load(), host=host or "127.0.0.1", port=port, backbone=backbone)
+    patient = Patient(Settings.load(), host=host, port=port, backbone=backbone)
     results: list[Result] = []
     try:
         for condition in _conditions(quick):
