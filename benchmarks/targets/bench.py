@@ -12,12 +12,19 @@ from benchmarks.work import Work, make_adapters
 
 from umbel.adapters.adapter import Adapter
 from umbel.backbone.backbone import Backbone
+from umbel.core.kept import KeptFiles
 from umbel.core.protocols import AdapterSource, StoredAdapter
 from umbel.engine import Engine
+from umbel.registry import Registry
 
 KV_BYTES = 1 << 30
 PLENTY = 2 << 30
 """Bytes for adapters where all are to be resident."""
+
+
+def _ready(source: AdapterSource) -> KeptFiles | None:
+    """As a server keeps them."""
+    return KeptFiles(source.settings.ready, source.settings.ready_bytes) if isinstance(source, Registry) else None
 
 
 class Bench:
@@ -48,7 +55,7 @@ class Bench:
         load: Callable[[StoredAdapter], Adapter] | None = None,
     ) -> Driver:
         sizes = {"kv_bytes": KV_BYTES, "adapter_bytes": adapter_bytes, "max_length": max_length}
-        return Driver(Engine(self.backbone, source, load=load, **sizes))
+        return Driver(Engine(self.backbone, source, load=load, ready=_ready(source), **sizes))
 
     def in_memory(self, work: Work) -> tuple[Driver, list[str | None]]:
         """An engine where the work's adapters are resident, and the digest that each request wears."""

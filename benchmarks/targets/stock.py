@@ -51,7 +51,10 @@ class Stock:
         False where a file stays in the page cache all the same, or where that cannot be told.
         """
         store = self.registry.store
-        drop(self.registry.settings.cache / "adapters" / version.digest.removeprefix("sha256:"))
+        name = version.digest.removeprefix("sha256:")
+        drop(self.registry.settings.cache / "adapters" / name)
+        for kept in self.registry.settings.ready.glob(f"??/{name}-*"):
+            kept.unlink()
         dropped = [_drop_pages(store.path(file.digest)) for file in version.files]
         return all(dropped)
 

@@ -2,13 +2,15 @@
 
 import json
 import logging
+import threading
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
 from umbel.core.kept import KeptFiles
-from umbel.engine import ready
+from umbel.engine import loader, ready
 from umbel.engine.ready import ReadyForms
 from umbel.engine.resident import make_resident
 from umbel.engine.slots import Bank
@@ -139,3 +141,56 @@ def test_an_adapter_that_is_refused_is_not_kept(lab, files):
     with pytest.raises(Exception, match="bound to backbone"):
         served(lab, files, [lab.ask("a", digest)])
     assert not list(files.folder.glob("??/*"))
+
+
+def test_forms_are_written_when_nobody_asks_and_held_by_few(lab, files, monkeypatch):
+    written = []
+    monkeypatch.setattr(loader, "_QUIET", 60.0)
+    really = ReadyForms.write
+    monkeypatch.setattr(ReadyForms, "write", lambda self, *given: written.append(1) or really(self, *given))
+    engine = lab.engine(ready=files)
+    digests = [lab.adapter("lora", seed, rank=2) for seed in range(loader._UNKEPT + 3)]
+    for digest in digests:
+        lab.run(engine, [lab.ask("a", digest, max_tokens=1)])
+    assert len(written) <= 3
+    engine.close()
+    lab.engines.remove(engine)
+    assert len(written) == len(digests)
+
+
+def test_a_step_waits_for_a_kept_form_and_for_nothing_else(lab, files):
+    kept, cold = lab.adapter("lora", 1, rank=4), lab.adapter("lora", 2, rank=4)
+    served(lab, files, [lab.ask("a", kept)])
+    engine = lab.engine(ready=files)
+    loads = engine.scheduler.loader
+    loads._shares = True
+    lab.source.gate.clear()
+    handles = [engine.submit(lab.ask("a", kept))]
+    engine.step()
+    assert [row.adapter for row in engine.scheduler.running.rows] == [kept]  # in the very step
+    handles.append(engine.submit(lab.ask("a", cold)))
+    assert not loads.await_kept()
+    engine.step()
+    assert not loads.await_kept()  # it is loaded from its files: nobody waits
+    lab.source.gate.set()
+    lab.drain(engine)
+    assert [len(handle.result().tokens) for handle in handles] == [10, 10]
+
+
+def test_a_kept_form_that_takes_too_long_is_awaited_once(lab, files, monkeypatch):
+    kept = lab.adapter("lora", 1, rank=4)
+    served(lab, files, [lab.ask("a", kept)])
+    engine = lab.engine(ready=files)
+    loads, slow = engine.scheduler.loader, threading.Event()
+    loads._shares = True
+    really = loads._kept
+    monkeypatch.setattr(loads, "_kept", lambda digest: slow.wait(30) and really(digest))
+    handle = engine.submit(lab.ask("a", kept))
+    engine.step()
+    assert not engine.scheduler.running.rows
+    began = time.perf_counter()
+    assert not loads.await_kept(30)
+    assert time.perf_counter() - began < 5
+    slow.set()
+    lab.drain(engine)
+    assert len(handle.result().tokens) == 10

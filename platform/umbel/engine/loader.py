@@ -3,13 +3,17 @@
 import logging
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import torch
+
 from umbel.adapters.adapter import Adapter
 from umbel.adapters.method import Fused
 from umbel.backbone.backbone import Backbone
+from umbel.core.cores import cores
 from umbel.core.errors import AdapterRefused, UmbelError, Unavailable
 from umbel.core.protocols import AdapterSource, StoredAdapter
 from umbel.engine.ready import ReadyForms
@@ -21,6 +25,11 @@ FORGET_AFTER = 5.0
 """Seconds for which a failed load is answered from memory."""
 
 
+_AWAITED = 0.015
+"""Seconds for which a step that could begin a row waits for its adapter, if that is read back from its kept form: a few
+milliseconds, less than a step takes."""
+_QUIET, _UNKEPT = 0.25, 4
+"""Seconds without a load after which what was loaded is kept on disk; most that wait for that."""
 _INTERPRETER = 0.0005
 """Seconds after which a thread that runs Python lets another one. By default ten times as many, and a step asks for the
 interpreter some ten times: beside a load it would take several times as long."""
@@ -49,10 +58,15 @@ class Loader:
         self._clock, self._on_done, self._ready_forms = clock, on_done, ready_forms
         begin = None if backbone.kernels is None else backbone.kernels.alone
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="umbel-loader", initializer=begin)
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._shares = backbone.device.type == "cpu" and torch.get_num_threads() >= cores()
         sys.setswitchinterval(min(sys.getswitchinterval(), _INTERPRETER))
+        self._queued, self._closed = 0, False
+        self._unkept: deque[tuple[Resident, Fused]] = deque()
         self._finished: list[tuple[str, Resident | UmbelError]] = []
         self.loading: set[str] = set()
+        self._soon: set[str] = set()
+        """Of these, those whose form is kept."""
         self.ready: dict[str, Resident] = {}
         """Loaded and waiting for a slot."""
         self.failed: dict[str, Failure] = {}
@@ -74,7 +88,24 @@ class Loader:
         """Begins a load unless it is under way."""
         if digest not in self.loading and digest not in self.ready:
             self.loading.add(digest)
+            if self._ready_forms is not None and self._ready_forms.has(digest):
+                self._soon.add(digest)
+            with self._lock:
+                self._queued += 1
+                self._lock.notify_all()
             self._pool.submit(self._work, digest)
+
+    def await_kept(self, seconds: float = _AWAITED) -> bool:
+        """Waits for kept forms that are being read, if nothing else is loaded; whether there is one to collect.
+
+        Where a step takes all cores, a load beside it slows both for longer than it takes alone.
+        """
+        if not (self._shares and self._soon and self._soon == self.loading):
+            return False
+        with self._lock:
+            self._lock.wait_for(lambda: len(self._finished) >= len(self._soon), seconds)
+            self._soon.clear()  # none is awaited twice
+            return bool(self._finished)
 
     def collect(self) -> list[str]:
         """Takes over finished loads and returns their digests."""
@@ -82,6 +113,7 @@ class Loader:
             finished, self._finished = self._finished, []
         for digest, result in finished:
             self.loading.discard(digest)
+            self._soon.discard(digest)
             if isinstance(result, Resident):
                 self.ready[digest] = result
             else:
@@ -89,17 +121,34 @@ class Loader:
         return [digest for digest, _ in finished]
 
     def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _work(self, digest: str) -> None:
+        with self._lock:
+            self._queued -= 1
         kept = self._kept(digest)
         result = kept or self._attempt(digest)
         fused = result.fused if isinstance(result, Resident) else None  # a slot takes it away
         with self._lock:
             self._finished.append((digest, result))
+            self._lock.notify_all()
         self._on_done()
-        if kept is None and isinstance(result, Resident) and fused is not None:
-            self._keep(result, fused)
+        if self._ready_forms is not None and kept is None and isinstance(result, Resident) and fused is not None:
+            self._unkept.append((result, fused))
+        self._keep_in_quiet()
+
+    def _keep_in_quiet(self) -> None:
+        """Writes what was loaded once nobody asked for a while, or at the end: it would take its time from the first
+        answers. Those that wait for that hold memory, so there are few."""
+        while self._unkept:
+            with self._lock:
+                asked = self._lock.wait_for(lambda: self._queued or self._closed, _QUIET)
+            if asked and not self._closed and len(self._unkept) <= _UNKEPT:
+                return
+            self._keep(*self._unkept.popleft())
 
     def _kept(self, digest: str) -> Resident | None:
         if self._ready_forms is None:

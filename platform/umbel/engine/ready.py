@@ -23,7 +23,7 @@ from umbel.backbone.backbone import Backbone
 from umbel.core.contract import Contract
 from umbel.core.kept import KeptFiles
 from umbel.engine import resident
-from umbel.engine.pages import can_reserve, reserve
+from umbel.engine.pages import can_reserve, reserve_once
 from umbel.engine.resident import Resident, resident_of
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ _ALIGNED = 64
 
 
 class ReadyForms:
-    """Called by the loader's thread alone."""
+    """``read`` and ``write`` are called by the loader's thread alone."""
 
     def __init__(self, files: KeptFiles, backbone: Backbone) -> None:
         self._files, self._backbone = files, backbone
@@ -43,7 +43,7 @@ class ReadyForms:
 
     def read(self, digest: str) -> Resident | None:
         """None where it is not kept, or not whole."""
-        data = self._files.get(self._key(digest), reserve if can_reserve(CPU) else bytearray)
+        data = self._files.get(self._key(digest), reserve_once if can_reserve(CPU) else bytearray)
         if data is None:
             return None
         end = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
@@ -55,6 +55,10 @@ class ReadyForms:
         fused = {name: tensor for name, tensor in found.items() if isinstance(name, tuple)}
         adapter = _adapter(told, {name: each for name, each in found.items() if isinstance(name, str)}, self._backbone)
         return resident_of(digest, adapter, fused, past_length=told["past"], num_virtual=told["virtual"])
+
+    def has(self, digest: str) -> bool:
+        """Whether ``read`` is likely to find it; from any thread."""
+        return self._files.path(self._key(digest)).is_file()
 
     def write(self, resident: Resident, fused: Fused) -> None:
         """``fused`` is apart, since a slot may have taken the resident's own by now. A full disk is no error."""

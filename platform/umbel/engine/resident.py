@@ -17,7 +17,7 @@ from umbel.adapters.tensorfile import all_finite
 from umbel.backbone.backbone import Backbone
 from umbel.core.contract import OutputHead
 from umbel.core.errors import AdapterRefused
-from umbel.engine.pages import can_reserve, reserve
+from umbel.engine.pages import can_reserve, reserve_once
 
 if TYPE_CHECKING:
     from umbel.engine.slots import Stack
@@ -117,7 +117,7 @@ def _apart(fused: Fused, gathered: dict[torch.dtype, tuple[list[Key], Tensor]]) 
 def _paged(flat: Tensor) -> Tensor:
     if not (flat.numel() and can_reserve(flat.device)):
         return flat
-    return torch.frombuffer(reserve(flat.nbytes), dtype=flat.dtype).copy_(flat)
+    return torch.frombuffer(reserve_once(flat.nbytes), dtype=flat.dtype).copy_(flat)
 
 
 def _emptied(adapter: Adapter, head: Head) -> Adapter:

@@ -59,13 +59,23 @@ class Scheduler:
         self._take_loaded()
         self.running.grow()
         self.running.resume(self.limits.max_rows)
-        while len(self.running) < self.limits.max_rows and not self.running.preempted:
+        if self._admit_ready() and self.loader.await_kept():
+            self._take_loaded()
+            self._admit_ready()
+        self._look_ahead()
+        return self.running.plan(self.limits.step_tokens, self.waiting.served)
+
+    def _admit_ready(self) -> bool:
+        """Whether there is room for more rows."""
+        while self._has_room():
             row = self._next()
             if row is None:
                 break
             self._admit(row)
-        self._look_ahead()
-        return self.running.plan(self.limits.step_tokens, self.waiting.served)
+        return self._has_room()
+
+    def _has_room(self) -> bool:
+        return len(self.running) < self.limits.max_rows and not self.running.preempted
 
     def leave(self, row: Row, *, tainted: bool = False) -> None:
         """Takes a row out, wherever it is; its memory is free and its adapter unpinned."""

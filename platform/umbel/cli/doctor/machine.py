@@ -12,6 +12,7 @@ from umbel.cli.console import human_bytes, human_number, human_time
 from umbel.cli.doctor.condition import Condition, Finding, failed, fine, skipped, warning
 from umbel.cli.doctor.patient import Patient, Skip
 from umbel.core.clock import now_ms
+from umbel.core.cores import cores
 
 OLDEST_PYTHON = (3, 11)
 LEAST_FILES, FEW_FILES = 256, 1024
@@ -194,7 +195,7 @@ def _torch() -> Any:
 
 def _cores() -> int:
     """Those this process may use: by affinity, and by the quota of its container."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = cores()
     quota = _cgroup("cpu.max").split()
     if len(quota) == 2 and quota[0].isdecimal():
         usable = min(usable, max(1, round(int(quota[0]) / int(quota[1]))))

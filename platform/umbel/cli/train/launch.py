@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import typer
 
+from umbel.core.cores import cores
 from umbel.core.errors import Interrupted, UmbelError, UsageError
 
 
@@ -54,8 +55,7 @@ def _check(nproc: int, max_restarts: int) -> None:
 
 def _prepare(nproc: int) -> None:
     """Each process its share of the cores; gloo on the loopback device, whatever the host's name resolves to."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // nproc)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes tell their errors
 
