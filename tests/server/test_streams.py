@@ -10,7 +10,9 @@ import httpx2
 import pytest
 
 from umbel.core.wire.chat import Delta
-from umbel.server.sse import EventStream, data
+from umbel.engine import Handle, Token
+from umbel.engine.handle import wake
+from umbel.server.sse import EventStream, around, data
 
 LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 500, "ignore_eos": True}
 
@@ -214,3 +216,43 @@ def test_no_sign_of_a_text_ends_a_line_of_the_stream(sign):
     sent = data(Delta(content=f"a{sign}b")).decode()
     assert len(sent.strip().splitlines()) == 1
     assert json.loads(sent.removeprefix("data: "))["content"] == f"a{sign}b"
+
+
+ODD = ["", "a", 'quote " and \\ back', "\n\r\t\b\f\x00\x1f\x7f", "\u2028\u2029\x85", "é 漢 \U0001f600", "</s>", "■ ■"]
+    "",
+    "a",
+    'quote " and \\ back',
+    "\n\r\t\b\f\x00\x1f\x7f",
+    "\u2028\u2029\x85",
+    "é ü 漢 \U0001f600",
+    "</script>",
+    "■ ■",
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_chunk_made_of_a_form_has_the_bytes_of_one_made_of_a_model(text):
+    def chunk(content):
+        return data(Delta(role="assistant", content=content))
+
+    assert around(chunk)(text) == chunk(text)
+
+
+def test_who_waits_for_the_whole_answer_is_woken_once():
+    async def run():
+        handle, woken = Handle(None), []
+        answering = asyncio.create_task(handle.answer())
+        await asyncio.sleep(0)
+        handle._async_arrived.set = lambda: woken.append(1)
+        for number in range(3):
+            handle.put(Token(number, "x"))
+            wake([handle])
+            await asyncio.sleep(0.01)
+        assert not woken
+        answering.cancel()
+        handle._done = True
+        wake([handle])
+        await asyncio.sleep(0.01)
+        assert woken == [1]
+
+    asyncio.run(run())

@@ -25,6 +25,8 @@ class Handle:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._async_arrived: asyncio.Event | None = None
         self._done = False
+        self._whole = False
+        """Whether its reader waits for the end."""
 
     def on_cancel(self, call: Callable[[], None]) -> None:
         """Called by the engine: what ``cancel`` tells."""
@@ -79,6 +81,7 @@ class Handle:
 
     async def answer(self) -> Answer:
         """``result`` for asyncio; a cancelled task cancels the request."""
+        self._whole = True
         try:
             return Answer.of([event async for event in self])
         except asyncio.CancelledError:
@@ -97,6 +100,8 @@ def wake(handles: Iterable[Handle]) -> None:
     for handle in handles:
         handle._arrived.set()
         loop, arrived = handle._loop, handle._async_arrived
+        if handle._whole and not handle._done:
+            continue
         if loop is not None and arrived is not None:
             by_loop.setdefault(loop, []).append(arrived)
     for loop, arrivals in by_loop.items():

@@ -26,7 +26,7 @@ from umbel.server.generating import Chunker, Head, engine_requests, stream, used
 from umbel.server.rows import Rows, server_timing, unless_gone
 from umbel.server.security import needs, tenant_of
 from umbel.server.service import ServiceDep
-from umbel.server.sse import data
+from umbel.server.sse import around, data
 from umbel.server.texts import Texts
 
 router = APIRouter(prefix="/v1", dependencies=[needs(Scope.INFER)], tags=["generate"])
@@ -77,6 +77,7 @@ class _Chunks(Chunker):
         super().__init__(head, usage=usage)
         self.texts = texts
         self.logprobs = logprobs
+        self._plain = around(lambda text: self._chunk(ChunkChoice(delta=Delta(content=text))))
 
     def start(self) -> list[bytes]:
         return [self._chunk(ChunkChoice(delta=Delta(role="assistant", content="")))]
@@ -89,7 +90,7 @@ class _Chunks(Chunker):
 
     def _token(self, token: Token) -> list[bytes]:
         if not self.logprobs:
-            return [self._chunk(ChunkChoice(delta=Delta(content=token.text)))] if token.text else []
+            return [self._plain(token.text)] if token.text else []
         scored = ChatLogprobs(content=[_scored(token, self.texts)])
         return [self._chunk(ChunkChoice(delta=Delta(content=token.text), logprobs=scored))]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
@@ -16,7 +17,7 @@ from umbel.server.generating import Chunker, Head, engine_requests, stream, used
 from umbel.server.rows import Rows, server_timing, unless_gone
 from umbel.server.security import needs, tenant_of
 from umbel.server.service import ServiceDep
-from umbel.server.sse import data
+from umbel.server.sse import around, data
 from umbel.server.texts import Texts
 
 router = APIRouter(prefix="/v1", dependencies=[needs(Scope.INFER)], tags=["generate"])
@@ -105,6 +106,7 @@ class _Chunks(Chunker):
         self.wanted = wanted
         self.echoed = echoed
         self.logprobs = [Logprobs(texts) for _ in echoed]
+        self._plain = [around(partial(self._of_text, place)) for place in range(len(echoed))]
 
     def start(self) -> list[bytes]:
         if self.wanted is not None:
@@ -124,7 +126,10 @@ class _Chunks(Chunker):
         if self.wanted is not None:
             lists = self.logprobs[place].add([token])
             return [self._chunk(CompletionChoice(index=place, text=token.text, logprobs=lists))]
-        return [self._chunk(CompletionChoice(index=place, text=token.text))] if token.text else []
+        return [self._plain[place](token.text)] if token.text else []
+
+    def _of_text(self, place: int, text: str) -> bytes:
+        return self._chunk(CompletionChoice(index=place, text=text))
 
     def usage(self, counted: Usage) -> bytes:
         return data(CompletionReply(**asdict(self.head), choices=[], usage=counted))
