@@ -219,15 +219,6 @@ def test_no_sign_of_a_text_ends_a_line_of_the_stream(sign):
 
 
 ODD = ["", "a", 'quote " and \\ back', "\n\r\t\b\f\x00\x1f\x7f", "\u2028\u2029\x85", "é 漢 \U0001f600", "</s>", "■ ■"]
-    "",
-    "a",
-    'quote " and \\ back',
-    "\n\r\t\b\f\x00\x1f\x7f",
-    "\u2028\u2029\x85",
-    "é ü 漢 \U0001f600",
-    "</script>",
-    "■ ■",
-]
 
 
 @pytest.mark.parametrize("text", ODD)
