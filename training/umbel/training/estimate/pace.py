@@ -20,7 +20,7 @@ from umbel.backbone.shards import own_rows
 from umbel.training.contrast import scattered
 from umbel.training.data.encode import Example
 from umbel.training.distributed.clip import clip
-from umbel.training.passes import Seat, pack, places
+from umbel.training.passes import Packing, Seat, pack, places
 from umbel.training.sweep.halving import Halving
 from umbel.training.trainee import Trainee
 from umbel.training.window import Machine, look, rehearse
@@ -92,7 +92,12 @@ def _laid_out(present: Sequence[Trainee], machine: Machine) -> _Window:
     rows = [each.next_rows() for each in present]
     seats = [seat for index, each in enumerate(present) for seat in each.seats(index, rows[index])]
     most = {index: each.task.micro_batch for index, each in enumerate(present)}
-    return _Window(present, rows, pack(seats, machine.packing, most))
+    return _Window(present, rows, pack(seats, _of_all(machine), most))
+
+
+def _of_all(machine: Machine) -> Packing:
+    """What goes through one pass of every process at a time, taken together."""
+    return replace(machine.packing, tokens=machine.packing.tokens * machine.group.size)
 
 
 def _passes(trainees: Sequence[Trainee], machine: Machine, halving: Halving | None) -> float:
@@ -114,7 +119,7 @@ def _passes(trainees: Sequence[Trainee], machine: Machine, halving: Halving | No
     seen = [(places(part), median(times)) for (_, part), times in zip(tried, took, strict=True) if times]
     each, of_place = _line(*zip(*seen, strict=True))
     whole = sum(each * count + of_place * size for count, size in map(_work, windows))
-    return whole * stands_for / machine.group.size
+    return whole * stands_for
 
 
 Part = tuple[_Window, Sequence[Seat]]
@@ -177,7 +182,7 @@ def _looking(trainees: Sequence[Trainee], machine: Machine, halving: Halving | N
     seconds, timed = 0.0, _Timer(machine)
     for trainee in trainees:
         rows = trainee.prepared.validation.examples
-        some = list(_up_to(rows, machine.packing.tokens))
+        some = list(_up_to(rows, _of_all(machine).tokens))
         if not some:
             continue
         validation = replace(trainee.prepared.validation, examples=some)
