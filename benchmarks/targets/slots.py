@@ -2,8 +2,9 @@
 
 32 adapters in a registry on disk, 10 MB each; one engine has memory for all, the other for 8. Both get the same
 requests in turn: four askers, each of whom asks again once answered; prompts of 128 tokens, 16 new ones; adapters drawn
-evenly (three of four requests meet one that was evicted) or by Zipf's law, anew in each round. The files are in the
-page cache: what counts here is loading, not the disk. p50 of all requests of a round, divided round by round.
+evenly (three of four requests meet one that was evicted) or by Zipf's law, anew in each round. All were loaded once
+before, so each has a kept form (`engine/ready.py`), and files are in the page cache: what counts is loading, not the
+disk. p50 of all requests of a round, divided round by round.
 """
 
 import random
