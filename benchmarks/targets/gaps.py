@@ -2,9 +2,9 @@
 
 Eight rows over four adapters decode without end, in an engine with memory for eight adapters. One asker beside them
 asks 12 adapters that are not resident, one after the other, with a prompt of 16 tokens for one new token each: every
-one is fetched from the registry, checked, put in place of another, worn and read for. In most rounds they are loaded for
-the first time, so no kept form helps. After each round as many steps pass in quiet. The longest pause of each round over
-the median in quiet; the median over rounds counts.
+one is fetched from the registry, checked, put in place of another, worn and read for. In most rounds they are loaded
+for the first time, so no kept form helps. After each round as many steps pass in quiet. The longest pause of each round
+over the median in quiet; the median over rounds counts.
 """
 
 import statistics

@@ -58,8 +58,8 @@ _KEPT = (
     "row, and that takes some 45; other rows' prompts are read meanwhile."
 )
 _MEMORY = (
-    "beside weights, adapters, keys and values lie the tokenizer (48 MB), pages of keys that are written in part (16), "
-    "and heap that is free but not given back."
+    "beside weights, adapters, keys and values lie the tokenizer (17 MB), pages of keys that are written in part (16), "
+    "kernels, and heap that is free in pieces too small to give back."
 )
 _FLOOD = (
     "all rows are taken when a quiet adapter asks: it waits for the step that runs and for one row to end, in steps "

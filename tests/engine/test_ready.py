@@ -194,3 +194,14 @@ def test_a_kept_form_that_takes_too_long_is_awaited_once(lab, files, monkeypatch
     slow.set()
     lab.drain(engine)
     assert len(handle.result().tokens) == 10
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_what_loading_freed_is_given_back_in_quiet(lab, files, monkeypatch, keeps):
+    given = threading.Event()
+    monkeypatch.setattr(loader, "give_back_freed", given.set)
+    monkeypatch.setattr(loader, "_QUIET", 0.01)
+    engine = lab.engine(ready=files if keeps else None)
+    assert not given.is_set()
+    lab.run(engine, [lab.ask("a", lab.adapter("lora", 1, rank=4))])
+    assert given.wait(20)

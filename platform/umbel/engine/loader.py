@@ -13,6 +13,7 @@ import torch
 from umbel.adapters.adapter import Adapter
 from umbel.adapters.method import Fused
 from umbel.backbone.backbone import Backbone
+from umbel.backbone.footprint import give_back_freed
 from umbel.core.cores import cores
 from umbel.core.errors import AdapterRefused, UmbelError, Unavailable
 from umbel.core.protocols import AdapterSource, StoredAdapter
@@ -138,17 +139,21 @@ class Loader:
         self._on_done()
         if self._ready_forms is not None and kept is None and isinstance(result, Resident) and fused is not None:
             self._unkept.append((result, fused))
-        self._keep_in_quiet()
+        self._tidy_in_quiet()
 
-    def _keep_in_quiet(self) -> None:
-        """Writes what was loaded once nobody asked for a while, or at the end: it would take its time from the first
-        answers. Those that wait for that hold memory, so there are few."""
-        while self._unkept:
+    def _tidy_in_quiet(self) -> None:
+        """Once nobody asked for a while, or at the end, writes what was loaded, which would take its time from the
+        first answers, and gives back what loading freed. Forms that wait for that hold memory, so there are few."""
+        while True:
             with self._lock:
                 asked = self._lock.wait_for(lambda: self._queued or self._closed, _QUIET)
             if asked and not self._closed and len(self._unkept) <= _UNKEPT:
                 return
+            if not self._unkept:
+                break
             self._keep(*self._unkept.popleft())
+        if not self._closed:
+            give_back_freed()
 
     def _kept(self, digest: str) -> Resident | None:
         if self._ready_forms is None:
