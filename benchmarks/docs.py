@@ -204,7 +204,7 @@ def training_page() -> str:
         "the largest pass of the training, found by running that one on tensors that have a shape but no bytes;",
         "of a backbone in shards also the copy that a checkpoint is written from. To these it adds what oneDNN keeps",
         "of the pass's products and what glibc cannot use again. No estimate is below what loading the backbone held;",
-        "with several processes it is of each. `make bench-training` measures its error for twelve trainings of",
+        "with several processes it is of each. `make bench-training` measures its error for fifteen trainings of",
         "SmolLM2, each in a process of its own (its page: [benchmarks/training.md](benchmarks/training.md)).",
         "",
         "So that a process holds little more than its tensors take, however ragged its rows: oneDNN's caches of",
