@@ -23,7 +23,8 @@ def main(url: str = "http://127.0.0.1:8000", classifier: str = "sentiment", gene
         print()
 
         for adapter in client.adapters.list():  # pages by itself
-            print(f"registry: {adapter.name}, champion is version {adapter.aliases.get('champion')}")
+            champion = adapter.aliases.get("champion")
+            print(f"registry: {adapter.name}, {f'champion is version {champion}' if champion else 'no champion yet'}")
 
         try:
             client.classify("nobody", "hello")
@@ -35,4 +36,4 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except UmbelError as error:  # no server there, or none of the names
-        sys.exit(f"\nerror: {error}\nusage: examples/ask.py [URL [CLASSIFIER [GENERATOR]]]")
+        sys.exit(f"error: {error}\nusage: examples/ask.py [URL [CLASSIFIER [GENERATOR]]]")

@@ -30,4 +30,4 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except OpenAIError as error:  # no server there, or no such adapter
-        sys.exit(f"error: {error}\nusage: examples/openai_sdk.py [URL [ADAPTER]]")
+        sys.exit(f"error: {error}\nstart a server with: umbel serve\nusage: examples/openai_sdk.py [URL [ADAPTER]]")

@@ -311,3 +311,31 @@ def test_quiet_is_quiet(capsys, home, tmp_path):
     from umbel.backbone.tiny import tiny_backbone
 
     assert umbel(capsys, "pull", "backbone", str(tiny_backbone(tmp_path / "tiny")), "--quiet") == (0, "", "")
+
+
+def test_what_an_extra_would_bring_is_told_with_the_command_that_brings_it(boom, capsys):
+    boom.append(ModuleNotFoundError("No module named 'fastapi.routing'", name="fastapi.routing"))
+    code, _, err = umbel(capsys, "boom")
+    assert code == 1
+    assert "this needs fastapi" in err
+    assert "pip install umbel[serve]" in err
+    boom[:] = [ModuleNotFoundError("No module named 'nowhere'", name="nowhere")]
+    assert "a fault of umbel" in umbel(capsys, "boom")[2]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["estimate", "--parameters", "1e9"], ["serve", "--port", "0"], ["train", "--name", "a", "--data", "x.csv"]],
+)
+def test_commands_that_need_torch_say_so_where_it_is_not_installed(words, home):
+    script = f"import sys; sys.modules['torch'] = None; from umbel.cli.main import main; sys.exit(main({words!r}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "fault of umbel" not in done.stderr
+    assert "pip install umbel[serve]" in done.stderr, done.stderr
+
+
+def test_doctor_without_torch_breaks_no_check(home):
+    script = "import sys; sys.modules['torch'] = None; from umbel.cli.main import main; sys.exit(main(['doctor']))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "broke" not in done.stdout + done.stderr, done.stdout

@@ -15,6 +15,7 @@ from umbel.cli.commands import WIDTH, LazyGroup
 from umbel.cli.console import error_line, examples, print_error
 from umbel.cli.starting import start
 from umbel.core.errors import Interrupted, UmbelError, UsageError
+from umbel.core.extras import missing_extra
 
 INTERRUPTED = 130
 
@@ -60,6 +61,9 @@ def main(args: Sequence[str]) -> int:
         return _tell(Interrupted("interrupted."), args)
     except typer.TyperException as error:
         return _mistyped(error, args)
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error)
+        return _unknown(error, args) if missing is None else _tell(missing, args)
     except Exception as error:
         return _tell(_validation(error), args) if type(error).__name__ == "ValidationError" else _unknown(error, args)
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 from umbel.cli.console import error_line
 from umbel.cli.doctor.patient import Patient, Skip
 from umbel.core.errors import UmbelError
+from umbel.core.extras import missing_extra
 
 
 class State(StrEnum):
@@ -87,6 +88,9 @@ def _look(condition: Condition, patient: Patient) -> Finding:
         return skipped(str(skip))
     except UmbelError as error:
         return failed(error.message, error.hint or "see the message")
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error)
+        return failed(str(error), "please report this") if missing is None else skipped(missing.message)
     except Exception as error:
         return failed(f"{type(error).__name__}: {error_line(error)}", "please report this: the check itself broke")
 
