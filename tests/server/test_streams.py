@@ -18,12 +18,12 @@ LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 500, "ignore_eos": Tru
 
 
 def slow(live):
-    """Steps of at least 2 ms: a row of 500 tokens runs for a second, however fast the engine is."""
+    """Steps of at least 10 ms: a row of 500 tokens runs for five seconds, however fast the engine is."""
     engine = live.parts.thread.engine
     step = engine.step
 
     def later():
-        time.sleep(0.002)
+        time.sleep(0.01)
         return step()
 
     engine.step = later
