@@ -53,6 +53,18 @@ def test_a_trained_backbone_is_kept_published_and_answers(run, train, registry, 
     assert run("backbones", "show", "joy:1", "--json").out == run("backbones", "show", told["backbone"], "--json").out
 
 
+def test_the_same_training_under_another_name_shares_the_backbone_that_is_there(run, train, registry):
+    first = train(MOODS, "classify", "--train", "layers=last:1", "--steps", "30")
+    again = train(MOODS, "classify", "--train", "layers=last:1", "--steps", "30", "--name", "glee")
+    assert again["backbone"] == first["backbone"]
+    assert registry.versions.get("glee:1").backbone == registry.versions.get("joy:1").backbone
+    assert [path.name for path in Settings.load().backbones.iterdir() if path.name.startswith("joy.")] == [
+        first["backbone"]
+    ]
+    assert "joy" in (Settings.load().backbones / first["backbone"] / "README.md").read_text()
+    assert run("run", "glee", "good thing 5").out.splitlines()[0] == "glad"
+
+
 def test_the_plan_says_what_is_trained_and_what_freezing_saves(run, data):
     words = ("--train", "layers=last:1", "--steps", "2", "--precision", "bf16-mixed", "--checkpointing", "selective")
     answer = run("train", "--name", "joy", "--data", data(MOODS), "--task", "classify", *words)

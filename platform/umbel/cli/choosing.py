@@ -26,7 +26,8 @@ def choose_backbone(settings: Settings, name: str | None) -> "InstalledBackbone"
         raise NotFound(
             f"there is no backbone in {settings.backbones}.",
             code="backbone_not_found",
-            hint=settings.nearby or "umbel pull backbone smollm2-135m-instruct",
+            hint=settings.nearby
+            or "umbel pull backbone smollm2-135m-instruct; where another home has one: export UMBEL_HOME=FOLDER",
         )
     roots = [one for one in there if one.source.parent is None] or there
     if len(roots) > 1:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Tell which of two versions is better, and how sure that is.")
 
-Version = Annotated[str, typer.Argument(help="name:3, name@alias, or the backbone's name.", metavar="VERSION")]
+_VERSION = "name:3, name@alias, or the backbone's name."
 
 
 @app.command(
@@ -50,8 +50,8 @@ Version = Annotated[str, typer.Argument(help="name:3, name@alias, or the backbon
     )
 )
 def compare(
-    a: Version,
-    b: Version,
+    a: Annotated[str, typer.Argument(help=_VERSION, metavar="VERSION")],
+    b: Annotated[str, typer.Argument(help=_VERSION, metavar="OTHER")],
     data: Data,
     metric: Metric = None,
     limit: Limit = None,

@@ -69,7 +69,7 @@ def finish_tuned(
     place = None
     if publish:
         place = keep_backbone(settings, parent, tuned)
-        say(f"{tuned.trained.task.name}: kept as backbone {derived.name}")
+        say(f"{tuned.trained.task.name}: kept as backbone {place.name}")
     pack(derived.decoder)
     with holding(registry) as held:
         asker = Asker(derived, held)
@@ -80,17 +80,22 @@ def finish_tuned(
             asker.close()
     if place is None or outcome.version is None:
         return outcome
-    _write_card(registry, place, str(outcome.version.ref))
+    if place.name == derived.name:  # another's weights have its card
+        _write_card(registry, place, str(outcome.version.ref))
     return replace(outcome, derived=place)
 
 
 def keep_backbone(settings: Settings, parent: "Backbone", tuned: "Tuned") -> "InstalledBackbone":
-    """The derived backbone as a folder of the home and a row of the registry; one that is there already stays."""
+    """The derived backbone as a folder of the home and a row of the registry; one that is there already stays, also
+    under another's name: who trains the same once more has the same weights."""
     from umbel.backbone.installed import find, installed
     from umbel.backbone.saving import save_backbone
     from umbel.cli.known import register_backbone
 
     derived = tuned.backbone
+    same = next((one for one in installed(settings) if one.source.fingerprint == derived.fingerprint), None)
+    if same is not None:
+        return same
     target = settings.backbones / derived.name
     with only_one(target):
         if derived.name not in {one.name for one in installed(settings)}:
