@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
-from statistics import fmean, linear_regression, median
+from statistics import fmean, linear_regression
 
 import torch
 
@@ -116,7 +116,8 @@ def _passes(trainees: Sequence[Trainee], machine: Machine, halving: Halving | No
         if timed.tired and took[0]:
             break
         times.append(timed(trial))
-    seen = [(places(part), median(times)) for (_, part), times in zip(tried, took, strict=True) if times]
+    # the quickest of the rounds: what else the machine did meanwhile does not last as long as a training
+    seen = [(places(part), min(times)) for (_, part), times in zip(tried, took, strict=True) if times]
     each, of_place = _line(*zip(*seen, strict=True))
     whole = sum(each * count + of_place * size for count, size in map(_work, windows))
     return whole * stands_for
@@ -187,7 +188,7 @@ def _looking(trainees: Sequence[Trainee], machine: Machine, halving: Halving | N
             continue
         validation = replace(trainee.prepared.validation, examples=some)
         sample = replace(trainee, prepared=replace(trainee.prepared, validation=validation))
-        took = [timed(partial(look, machine, [sample])) for _ in range(2)][-1]
+        took = min(timed(partial(look, machine, [sample])) for _ in range(2))
         times = sum(step % trainee.eval_every == 0 for step in range(trainee.step + 1, trainee.schedule.steps))
         more = 0 if halving is None else len(halving.rungs)
         seconds += (times + 1 + more) * took * len(rows) / len(some)
