@@ -19,7 +19,16 @@ def test_json_has_every_number(run):
     assert found["peak"] > found["weights"] + found["optimizer"]
 
 
+def test_the_work_of_a_pass_grows_with_its_rows_and_a_device_says_how_long_it_takes(run):
+    one, two = (json.loads(run("estimate", "--batch-size", rows, "--tflops", "2", "--json").out) for rows in "12")
+    assert two["operations"] == 2 * one["operations"] > 0
+    assert one["seconds"] == one["operations"] / 2e12
+    assert "a pass takes at least" in run("estimate", "--tflops", "1e-6").out
+    assert json.loads(run("estimate", "--json").out)["seconds"] is None
+
+
 def test_what_cannot_be_estimated_is_told(run):
+    assert run("estimate", "--tflops", "0").code == 2
     assert "did you mean --rank?" in run("estimate", "--rnk", "3").err
     assert run("estimate", "--memory", "3x").code == 2
     assert run("estimate", "nowhere").code == 3

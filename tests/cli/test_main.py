@@ -318,7 +318,7 @@ def test_what_an_extra_would_bring_is_told_with_the_command_that_brings_it(boom,
     code, _, err = umbel(capsys, "boom")
     assert code == 1
     assert "this needs fastapi" in err
-    assert "pip install umbel[serve]" in err
+    assert "pip install 'umbel[serve]'" in err
     boom[:] = [ModuleNotFoundError("No module named 'nowhere'", name="nowhere")]
     assert "a fault of umbel" in umbel(capsys, "boom")[2]
 
@@ -332,7 +332,7 @@ def test_commands_that_need_torch_say_so_where_it_is_not_installed(words, home):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode != 0
     assert "fault of umbel" not in done.stderr
-    assert "pip install umbel[serve]" in done.stderr, done.stderr
+    assert "pip install 'umbel[serve,train]'" in done.stderr, done.stderr
 
 
 def test_doctor_without_torch_breaks_no_check(home):

@@ -5,9 +5,11 @@ import logging
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from tests.engine.conftest import Lab
 
 from umbel.core.kept import KeptFiles
 from umbel.engine import loader, ready
@@ -94,6 +96,7 @@ def test_forms_of_another_backbone_or_by_other_code_are_not_found(lab, files, mo
     digest = lab.adapter("lora", 1, rank=4)
     made = make_resident(digest, lab.source.adapters[digest], lab.backbone)
     ReadyForms(files, lab.backbone).write(made, made.fused)
+    assert ReadyForms(files, lab.backbone).read(digest) is not None
     backbone = lab.backbone
     if what == "code":
         monkeypatch.setattr(ready, "_code", lambda: "other")
@@ -102,7 +105,6 @@ def test_forms_of_another_backbone_or_by_other_code_are_not_found(lab, files, mo
     else:
         backbone = replace(backbone, identity=replace(backbone.identity, fingerprint="sha256:" + "1" * 64))
     assert ReadyForms(files, backbone).read(digest) is None
-    assert ReadyForms(files, lab.backbone) is not None
 
 
 def test_the_code_is_all_that_a_form_hangs_on(tmp_path, monkeypatch):
@@ -158,12 +160,13 @@ def test_forms_are_written_when_nobody_asks_and_held_by_few(lab, files, monkeypa
     assert len(written) == len(digests)
 
 
-def test_a_step_waits_for_a_kept_form_and_for_nothing_else(lab, files):
+def test_a_step_waits_for_a_kept_form_and_for_nothing_else(lab, files, monkeypatch):
     kept, cold = lab.adapter("lora", 1, rank=4), lab.adapter("lora", 2, rank=4)
     served(lab, files, [lab.ask("a", kept)])
     engine = lab.engine(ready=files)
     loads = engine.scheduler.loader
     loads._shares = True
+    monkeypatch.setattr(loads, "await_kept", partial(loads.await_kept, 20.0))  # a busy machine reads slowly
     lab.source.gate.clear()
     handles = [engine.submit(lab.ask("a", kept))]
     engine.step()
@@ -205,3 +208,28 @@ def test_what_loading_freed_is_given_back_in_quiet(lab, files, monkeypatch, keep
     assert not given.is_set()
     lab.run(engine, [lab.ask("a", lab.adapter("lora", 1, rank=4))])
     assert given.wait(20)
+
+
+def test_no_step_waits_for_what_is_warmed_by_hand(lab, files, monkeypatch):
+    kept = lab.adapter("lora", 1, rank=4)
+    served(lab, files, [lab.ask("a", kept)])
+    engine, awaited = lab.engine(ready=files), []
+    loads = engine.scheduler.loader
+    monkeypatch.setattr(loads, "await_kept", lambda: awaited.append(1))
+    engine.submit(lab.ask("bare"))
+    loads.start(kept)
+    engine.step()
+    assert not awaited
+    engine.submit(lab.ask("a", kept))
+    engine.step()
+    assert awaited or kept in engine.bank  # unless it was there by then
+    lab.drain(engine)
+
+
+def test_an_engine_with_kernels_moves_no_slots(by_torch, by_kernels):
+    for backbone, anywhere in ((by_torch, False), (by_kernels, True)):
+        lab = Lab(backbone)
+        engine = lab.engine()
+        lab.run(engine, [lab.ask("a", lab.adapter("lora", 1, rank=4))])
+        assert [stack.reads_anywhere for stack in engine.bank.stacks.values()] == [anywhere]
+        lab.close()

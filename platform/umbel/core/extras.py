@@ -18,9 +18,9 @@ def missing_extra(error: ModuleNotFoundError) -> Unavailable | None:
     extra = next((extra for extra, modules in _BROUGHT.items() if module in modules), None)
     if extra is None:
         return None
-    what = "serve] to serve, umbel[train] to train" if extra == "torch" else f"{extra}]"
+    wanted = "serve,train" if extra == "torch" else extra
     return Unavailable(
         f"this needs {module}, which is not installed here.",
         code="missing_extra",
-        hint=f"pip install umbel[{what} (in a clone: pip install '.[{'serve,train' if extra == 'torch' else extra}]')",
+        hint=f"pip install 'umbel[{wanted}]' (in a clone: pip install '.[{wanted}]')",
     )

@@ -34,7 +34,7 @@ class KeptFiles:
         """As they were put, in memory of the reader's own; None where they are not there or not whole."""
         path = self.path(key)
         try:
-            with path.open("rb", buffering=0) as stream:
+            with path.open("rb") as stream:
                 data = memoryview(room(max(1, os.fstat(stream.fileno()).st_size)))
                 whole = stream.readinto(data) == len(data)
             os.utime(path)  # its turn to be removed moves back

@@ -59,7 +59,7 @@ class Scheduler:
         self._take_loaded()
         self.running.grow()
         self.running.resume(self.limits.max_rows)
-        if self._admit_ready() and self.loader.await_kept():
+        if self._admit_ready() and self._expects() and self.loader.await_kept():
             self._take_loaded()
             self._admit_ready()
         self._look_ahead()
@@ -73,6 +73,10 @@ class Scheduler:
                 break
             self._admit(row)
         return self._has_room()
+
+    def _expects(self) -> bool:
+        """Whether somebody waits for what is being loaded; what is warmed by hand delays no step."""
+        return any(row.adapter in self.loader.loading for row in self.waiting.heads())
 
     def _has_room(self) -> bool:
         return len(self.running) < self.limits.max_rows and not self.running.preempted

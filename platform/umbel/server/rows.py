@@ -55,35 +55,15 @@ class Rows:
 
     async def events(self) -> AsyncGenerator[Placed]:
         """Of all rows as they come, with the row's place. Raises the first error, and then the others stop too."""
-        if len(self.handles) == 1:
-            async for event in self._alone(self.handles[0]):
-                yield 0, event
-            return
-        queue: asyncio.Queue[Placed] = asyncio.Queue()
-        readers = [asyncio.create_task(_read(handle, place, queue)) for place, handle in enumerate(self.handles)]
+        reading = _alone(self.handles[0]) if len(self.handles) == 1 else _merged(self.handles)
         try:
-            left = len(readers)
-            while left:
-                place, event = await queue.get()
+            async for place, event in reading:
                 if isinstance(event, Finished):
-                    left -= 1
                     self._ended(event)
                 yield place, event
         finally:
             self.cancel()
-            for reader in readers:
-                reader.cancel()
-            await asyncio.gather(*readers, return_exceptions=True)
-
-    async def _alone(self, handle: Handle) -> AsyncGenerator[Event]:
-        """Without a queue, which wakes two tasks for each token."""
-        try:
-            async for event in handle:
-                if isinstance(event, Finished):
-                    self._ended(event)
-                yield event
-        finally:
-            self.cancel()
+            await reading.aclose()
 
     def _ended(self, finished: Finished) -> None:
         self.service.observe(self.target, finished)
@@ -91,6 +71,27 @@ class Rows:
             raise finished.error
         if finished.reason == "cancelled":
             raise shutting_down()
+
+
+async def _alone(handle: Handle) -> AsyncGenerator[Placed]:
+    """Without a queue, which wakes two tasks for each token."""
+    async for event in handle:
+        yield 0, event
+
+
+async def _merged(handles: Sequence[Handle]) -> AsyncGenerator[Placed]:
+    queue: asyncio.Queue[Placed] = asyncio.Queue()
+    readers = [asyncio.create_task(_read(handle, place, queue)) for place, handle in enumerate(handles)]
+    try:
+        left = len(readers)
+        while left:
+            place, event = await queue.get()
+            left -= isinstance(event, Finished)
+            yield place, event
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
 
 
 async def _read(handle: Handle, place: int, queue: asyncio.Queue[Placed]) -> None:

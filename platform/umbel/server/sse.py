@@ -36,7 +36,7 @@ _HERE = "\N{BLACK SQUARE}"
 def around(chunk: Callable[[str], bytes]) -> Callable[[str], bytes]:
     """Makes of any text what ``chunk`` makes of it, whose other words stay the same: filling a model for each token
     takes longer than all else that is done for it."""
-    before, after = chunk(_HERE).split(encode_basestring(_HERE).encode())
+    before, _, after = chunk(_HERE).rpartition(encode_basestring(_HERE).encode())
     return lambda text: before + encode_basestring(text).translate(_ENDS_OF_LINE).encode() + after
 
 
