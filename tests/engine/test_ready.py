@@ -151,7 +151,7 @@ def test_forms_are_written_when_nobody_asks_and_held_by_few(lab, files, monkeypa
     really = ReadyForms.write
     monkeypatch.setattr(ReadyForms, "write", lambda self, *given: written.append(1) or really(self, *given))
     engine = lab.engine(ready=files)
-    digests = [lab.adapter("lora", seed, rank=2) for seed in range(loader._UNKEPT + 3)]
+    digests = [lab.adapter("lora", seed, rank=2) for seed in range(7)]
     for digest in digests:
         lab.run(engine, [lab.ask("a", digest, max_tokens=1)])
     assert len(written) <= 3

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -93,3 +94,22 @@ def test_recomputed_activations_are_not_counted(said):
     kept, recomputed = said["attention of long rows"], said["the same, recomputed"]
     assert recomputed[1] < kept[1] - 30e6
     assert recomputed[0] < kept[0] - 30e6
+
+
+def test_adapters_that_train_together_are_counted_each(tasks, backbone, settings, monkeypatch):
+    from umbel.training.estimate import peak
+    from umbel.training.passes import Packing
+    from umbel.training.prepared import prepare
+    from umbel.training.trainee import trainee_of
+    from umbel.training.window import Machine
+
+    alike = [replace(tasks["mood"], name=f"mood-{i}", seed=i) for i in range(5)]
+    trainees = [trainee_of(prepare(each, backbone, settings), backbone) for each in [*alike, tasks["speech"]]]
+    works, really = [], peak.fake_step
+    monkeypatch.setattr(peak, "fake_step", lambda work, **more: works.append(work) or really(work, **more))
+    peak.peak_bytes(trainees, Machine(backbone, Packing()))
+    assert [work.adapters for work in works if work.output_head == alike[0].output_head] == [5]
+    five = next(work for work in works if work.adapters == 5)
+    one, all_of_them = really(replace(five, adapters=1)), really(five)
+    assert all_of_them.trained == 5 * one.trained
+    assert all_of_them.peak >= one.peak + 4 * one.trained  # each has gradients of its own

@@ -48,9 +48,11 @@ def seconds_to_train(trainees: Sequence[Trainee], machine: Machine, halving: Hal
     """
     if not any(map(_left, trainees)):
         return 0.0
+    before = _computed(machine)
     looking = _looking(trainees, machine, halving)
-    filling = _filling(trainees, machine)
+    texts, filling = _filling(trainees, machine)
     passes = _passes(trainees, machine, halving)
+    filling *= max(0.0, 1 - (_computed(machine) - before) / max(1.0, texts))  # the trials have done part of it
     share = 1.0 if halving is None else halving.runs / halving.field
     steps = sum(_left(each) * (_moving(each, machine) + _NOTES) for each in trainees)
     return filling + passes + share * (steps + looking)
@@ -155,10 +157,15 @@ def _line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float]
     return (intercept, slope) if intercept >= 0 else (0.0, sum(times) / sum(sizes))
 
 
-def _filling(trainees: Sequence[Trainee], machine: Machine) -> float:
-    """What is not kept yet of the layers below an adapter. Kernels are made for each new length, so the first rows are
-    slow: tried until it gets no faster. Of a sweep, whose candidates have the same rows, the first one pays for all."""
-    seconds, timed = 0.0, _Timer(machine)
+def _computed(machine: Machine) -> int:
+    return 0 if machine.trunk is None else machine.trunk.computed
+
+
+def _filling(trainees: Sequence[Trainee], machine: Machine) -> tuple[float, float]:
+    """(texts, seconds) of all that was not kept of the layers below an adapter. Kernels are made for each new length, so
+    the first rows are slow: tried until it gets no faster. Of a sweep, whose candidates have the same rows, the first
+    one pays for all."""
+    texts, seconds, timed = 0.0, 0.0, _Timer(machine)
     for trainee in trainees:
         if trainee.cut is None or machine.trunk is None:
             continue
@@ -173,9 +180,9 @@ def _filling(trainees: Sequence[Trainee], machine: Machine) -> float:
             if of_one > _NO_FASTER * slower or timed.tired:
                 break
         visited = min(len(trainee.batches.lengths), _left(trainee) * trainee.task.batch_size)
-        still = visited + len(trainee.prepared.validation.examples) - looked
-        seconds += of_one * made / looked * max(0, still)
-    return seconds
+        missing = made / looked * (visited + len(trainee.prepared.validation.examples))
+        texts, seconds = texts + missing, seconds + of_one * missing
+    return texts, seconds
 
 
 def _looking(trainees: Sequence[Trainee], machine: Machine, halving: Halving | None) -> float:
