@@ -13,7 +13,9 @@ def main(url: str = "http://127.0.0.1:8000", classifier: str = "sentiment", gene
     with Client(url) as client:
         print("models:", ", ".join(model.id for model in client.models().data))
 
-        answer = client.classify(classifier, ["best flight ever", "two hours late again"])
+        answer = client.classify(
+            classifier, ["thanks for the quick rebooking, best flight ever!", "two hours late again"]
+        )
         for row in answer.data or []:
             print(f"{classifier} says {row.label} with {max(row.probs):.2f}")
 

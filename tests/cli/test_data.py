@@ -75,6 +75,14 @@ def test_with_a_task_tokens_are_looked_at_too(run, rows):
     assert "training rows are cut" in answer.out
 
 
+@pytest.mark.parametrize("words", [("--max-length", "9"), ("--template", "say {text}"), ("--labels", "a,b")])
+def test_what_only_a_task_has_is_refused_without_one(run, rows, words):
+    answer = run("data", "check", rows({"text": "a", "label": "x"}), *words)
+    assert answer.code == 2
+    assert f"{words[0]} says how a task is trained" in answer.err
+    assert "add --task" in answer.err
+
+
 def test_data_that_cannot_train_end_with_2(run, rows):
     same = [{"text": f"number {i}", "label": "only"} for i in range(30)]
     answer = run("data", "check", rows(*same), "--task", "classify", "--labels", "only,other")

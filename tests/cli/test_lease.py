@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from umbel.cli.train.lease import failing, holding, is_gone, owner
+from umbel.cli.train.lease import ending, holding, is_gone, owner
 from umbel.core.errors import Conflict, Interrupted
+from umbel.training.runlog import OpenedRuns
 
 
 def test_an_owner_is_gone_only_where_its_process_is_known_to_be_dead():
@@ -30,16 +31,30 @@ def test_a_run_is_held_while_the_block_works_and_let_go_afterwards(registry):
 
 
 def test_an_error_ends_a_run_with_its_reason_and_an_interruption_leaves_it_open(registry):
-    failed, stopped = (registry.runs.start(name="held", params={}, seed=0) for _ in range(2))
-    with pytest.raises(ZeroDivisionError), failing(registry, [failed]):
+    failed, stopped, over = (registry.runs.start(name="held", params={}, seed=0) for _ in range(3))
+    registry.runs.finish(over, status="succeeded")
+    with pytest.raises(ZeroDivisionError), ending(registry, [failed, over]):
         raise ZeroDivisionError("by nought")
-    with pytest.raises(Interrupted), failing(registry, [stopped]):
+    with pytest.raises(Interrupted), ending(registry, [stopped]):
         raise Interrupted("interrupted.")
     assert (registry.runs.get(failed).status, registry.runs.get(failed).error) == (
         "failed",
         "ZeroDivisionError: by nought",
     )
     assert registry.runs.get(stopped).finished_at is None
+    assert registry.runs.get(over).status == "succeeded"
+
+
+def test_a_run_has_succeeded_once_its_block_is_left_with_what_training_found(registry):
+    run, failed = (registry.runs.start(name="held", params={}, seed=0) for _ in range(2))
+    with ending(registry, [run, failed]):
+        log = OpenedRuns(registry, [run, failed])
+        log.finish(run, status="succeeded", summary={"steps": 7})
+        log.finish(failed, status="failed", error="nan")
+        assert registry.runs.get(run).status == "running"
+    done = registry.runs.get(run)
+    assert (done.status, done.summary) == ("succeeded", {"steps": 7})
+    assert registry.runs.get(failed).status == "failed"
 
 
 def test_a_lease_that_was_there_before_stays(registry):

@@ -199,6 +199,56 @@ def test_an_unknown_run_cannot_be_resumed(run):
     assert "run-none" in answer.err
 
 
+@pytest.fixture
+def full_disk(registry, monkeypatch):
+    """``full_disk()``: publishing fails by it from now on. ``full_disk(False)``: there is room again."""
+    from umbel.core.errors import Unavailable
+    from umbel.registry.registry import Registry
+
+    really = Registry.publish
+
+    def publish(self, files, *, name, **more):
+        if full and name == "joy":
+            raise Unavailable("no space is left on the disk.", code="disk_full", hint="make room")
+        return really(self, files, name=name, **more)
+
+    full = []
+    monkeypatch.setattr(Registry, "publish", publish)
+    return lambda yes=True: full.append(1) if yes else full.clear()
+
+
+def test_a_run_that_cannot_be_published_has_failed_and_goes_on_from_there(run, files, registry, full_disk):
+    full_disk()
+    answer = run("train", str(files / "joy.toml"))
+    assert answer.code == 1, answer.err
+    assert "no space is left" in answer.err
+    (left,) = registry.runs.list(name="joy").items
+    assert (left.status, left.error, left.lease_owner) == (
+        "failed",
+        "no space is left on the disk. Fix: make room",
+        None,
+    )
+    assert f"umbel runs resume {left.id}" in run("runs", "show", left.id).out
+    full_disk(False)
+    assert run("runs", "resume", left.id).code == 0
+    done = registry.runs.get(left.id)
+    assert (done.status, done.error, done.attempt) == ("succeeded", None, 2)
+    assert done.summary["steps"] == 12
+    assert registry.versions.get("joy:1").run == left.id
+    assert run("runs", "resume", left.id).code == 4
+
+
+def test_a_task_that_cannot_be_published_keeps_no_other_from_it(run, files, registry, full_disk):
+    full_disk()
+    answer = run("train", str(files / "joy.toml"), str(files / "flip.toml"), "--json")
+    assert answer.code == 1
+    assert "1 of 2 tasks failed: joy" in answer.err
+    joy, flip = json.loads(answer.out)
+    assert (joy["status"], joy["error"]["code"], joy["version"]) == ("failed", "disk_full", None)
+    assert flip["version"]["number"] == 1
+    assert [registry.runs.list(name=name).items[0].status for name in ("joy", "flip")] == ["failed", "succeeded"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_resume_goes_on_and_publishes(stocked, files, run, registry, number):
     words = ["train", str(files / "flip.toml"), "--name", "long", "--steps", "100000", "--eval-every", "1"]

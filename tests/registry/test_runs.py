@@ -111,6 +111,20 @@ def test_a_finished_run_needs_no_lease(registry):
     assert registry.runs.take(run, "second", gone=lambda other: False).lease_owner is None
 
 
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+def test_a_run_that_ended_badly_is_open_again_for_who_takes_it(registry, end):
+    run = registry.runs.start(name="task", params={}, seed=0, owner="first")
+    if end == "cancelled":
+        registry.runs.cancel(run)
+    registry.runs.finish(run, status=end, error="the disk was full")
+    assert registry.runs.lease("worker", lease_ms=-1) is None
+    taken = registry.runs.take(run, "second", gone=lambda other: False)
+    assert (taken.status, taken.lease_owner, taken.attempt) == ("running", "second", 2)
+    assert (taken.error, taken.finished_at, taken.cancel_requested) == (None, None, False)
+    registry.runs.finish(run, status="succeeded")
+    assert registry.runs.get(run).status == "succeeded"
+
+
 @pytest.mark.usefixtures("run")
 def test_a_run_that_nobody_leased_is_never_taken_over(registry):
     assert registry.runs.lease("worker", lease_ms=-1) is None

@@ -137,6 +137,14 @@ def test_a_misspelt_field_is_told_before_the_one_that_it_leaves_missing(client):
     assert (missing["code"], "Fix: add input" in missing["message"]) == ("missing_field", True)
 
 
+def test_another_word_for_the_field_that_is_missing_is_answered_with_it(client):
+    error = client.post("/v1/classify", json={"model": "mood", "text": "x"}).json()["error"]
+    assert (error["code"], error["param"]) == ("unknown_field", "text")
+    assert "did you mean input?" in error["message"]
+    further = client.post("/v1/classify", json={"model": "mood", "input": "x", "text": "x"}).json()["error"]
+    assert "remove it" in further["message"]
+
+
 def test_a_prompt_that_is_too_long_is_told_with_both_numbers_and_never_cut(client):
     message = post(client, prompt="x" * 600).json()["error"]["message"]
     assert "600" in message

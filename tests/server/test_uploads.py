@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 from starlette.testclient import TestClient
 
-from umbel.core.manifest import CARD_FILE, CONFIG_FILE, UMBEL_FILE, WEIGHTS_FILE
+from umbel.core.manifest import CARD_FILE, CONFIG_FILE, METRICS_FILE, UMBEL_FILE, WEIGHTS_FILE, metrics_file
 from umbel.registry.records import Scope
 from umbel.server.app import create_app
 from umbel.server.assembly import make_service
@@ -80,6 +80,20 @@ def test_a_folder_of_umbels_own_becomes_a_version_with_the_same_digest_and_answe
     )
     assert mine.json()["data"] == theirs.json()["data"]
     assert mine.headers["x-umbel-adapter"] == "uploaded:1"
+
+
+def test_figures_that_an_export_brings_along_are_kept_where_they_are_of_these_bytes(client, may, home, own, tmp_path):
+    digest = home.registry.versions.get("original:1").digest
+    told = upload(client, may, "measured", {**own, METRICS_FILE: metrics_file(digest, {"accuracy": 0.75})})
+    assert (told.status_code, told.json()["digest"], told.json()["metrics"]) == (201, digest, {"accuracy": 0.75})
+    other = upload(client, may, "others", {**own, METRICS_FILE: metrics_file("sha256:" + "0" * 64, {"accuracy": 1.0})})
+    assert (other.status_code, other.json()["metrics"]) == (201, {})
+    broken = upload(client, may, "broken", {**own, METRICS_FILE: b"[]"})
+    assert refused(broken) == (400, "invalid_metrics")
+    home.registry.export("measured:1", tmp_path / "out")
+    exported = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    again = upload(client, may, "again", exported)
+    assert (again.status_code, again.json()["metrics"]) == (201, {"accuracy": 0.75})
 
 
 def test_the_same_bytes_again_are_the_same_version(client, may, own):

@@ -1,6 +1,6 @@
 """``umbel data``: check a dataset before training on it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +16,7 @@ from umbel.cli.console import (
     print_table,
 )
 from umbel.cli.eval import LabelColumn, TextColumn
-from umbel.core.errors import DataError
+from umbel.core.errors import DataError, UsageError
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def check(
     labels: Annotated[str | None, typer.Option(help="In order, with commas; default is what the data hold.")] = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
-    template: Annotated[str, typer.Option(help="What a text is put into.")] = "{text}",
-    max_length: Annotated[int, typer.Option(help="Most tokens of one input.", min=1)] = 512,
+    template: Annotated[str | None, typer.Option(help="What a text is put into; {text}.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Most tokens of one input; 512.", min=1)] = None,
     backbone: Annotated[str | None, typer.Option(help="Needed only where there are several.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -65,16 +65,14 @@ def check(
     from umbel.training.data.check import check_data
     from umbel.training.data.records import Columns
 
+    of_training = {"labels": labels, "template": template, "max_length": max_length}
     if task is not None:
-        options = {
-            "labels": tuple(labels.split(",")) if labels else (),
-            "template": template,
-            "max_length": max_length,
-            "text_column": text_column,
-            "label_column": label_column,
-        }
+        options: dict[str, Any] = {key: value for key, value in of_training.items() if value is not None}
+        if labels is not None:
+            options["labels"] = tuple(labels.split(","))
+        options |= {"text_column": text_column, "label_column": label_column}
         return _try(what, task, test, options, backbone, as_json=as_json)
-
+    _refuse_without_task(of_training | {"backbone": backbone})
     found = check_data(what, Settings.load(), test=test, columns=Columns(text_column, label_column))
     if as_json:
         return print_json(found)
@@ -90,6 +88,14 @@ def check(
     facts += [("leaks", f"{human_number(found.leaks, 'test row')} whose text is in train, too")]
     facts += [("warning", each) for each in found.warnings]
     return print_facts(facts)
+
+
+def _refuse_without_task(options: Mapping[str, object]) -> None:
+    """What training would meet is looked at for one kind of task."""
+    given = next((name for name, value in options.items() if value is not None), None)
+    if given is not None:
+        flag = f"--{given.replace('_', '-')}"
+        raise UsageError(f"{flag} says how a task is trained.", param=given, hint=f"add --task, or leave {flag} out")
 
 
 def _try(

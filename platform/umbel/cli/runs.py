@@ -29,6 +29,7 @@ from umbel.cli.console import (
 from umbel.cli.curves import curves, plot, write_csv, write_png
 from umbel.cli.opened import open_registry
 from umbel.cli.paging import Limit, PageCursor, more
+from umbel.cli.train.begin import was_begun
 from umbel.cli.words import one_of
 from umbel.core.clock import now_ms
 from umbel.core.errors import NotFound, UsageError
@@ -195,6 +196,8 @@ def _took(run: "Run") -> str:
 def _facts(run: "Run") -> Iterator[tuple[str, object]]:
     stopped = interrupted(run, Settings.load())
     heard = f", last heard {human_age(last_heard(run), now_ms())}; umbel runs resume {run.id}" if stopped else ""
+    if run.status in ("failed", "cancelled") and was_begun(Settings.load(), run.id):
+        heard = f"; umbel runs resume {run.id}{' once it is mended' if run.status == 'failed' else ''}"
     yield from (("run", run.id), ("name", run.name), ("status", _status(run) + heard), ("error", run.error))
     yield from (("worker", run.lease_owner), ("attempt", run.attempt if run.attempt > 1 else None))
     yield "created", f"{human_time(run.created_at)} by {run.created_by}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from umbel.client.calls import Call, adapter_path, given, part
 from umbel.core.digests import digest_bytes
 from umbel.core.errors import Conflict, NotFound, UmbelError
-from umbel.core.manifest import ADAPTER_FILES, METRICS_FILE, check_path, metrics_file
+from umbel.core.manifest import ADAPTER_FILES, METRICS_FILE, UPLOADED_FILES, check_path, metrics_file
 from umbel.core.wire.adapters import FileView, ListReply, VersionView
 from umbel.core.wire.residency import Residency
 
@@ -47,8 +47,8 @@ def upload(
     backbone: str | None,
 ) -> Call[VersionView]:
     """The folder's files that an adapter consists of; others, such as a trainer's own, stay where they are."""
-    found = tuple((one, (Path(folder) / one).read_bytes()) for one in ADAPTER_FILES if (Path(folder) / one).is_file())
-    if not found:
+    found = tuple((one, (Path(folder) / one).read_bytes()) for one in UPLOADED_FILES if (Path(folder) / one).is_file())
+    if not any(one in ADAPTER_FILES for one, _ in found):
         raise NotFound(
             f"there is no adapter in {folder}.", code="file_not_found", hint="give the folder that PEFT or umbel wrote"
         )

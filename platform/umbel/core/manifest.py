@@ -4,6 +4,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -22,6 +23,8 @@ METRICS_FILE = "metrics.json"
 EXTRA_FILE = "umbel_extra.safetensors"
 """Tensors that PEFT's format cannot carry."""
 ADAPTER_FILES = (WEIGHTS_FILE, EXTRA_FILE, CONFIG_FILE, UMBEL_FILE, CARD_FILE)
+"""All that an adapter consists of."""
+UPLOADED_FILES = (*ADAPTER_FILES, METRICS_FILE)
 """All that an adapter's folder may hold, as uploads have it."""
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -32,6 +35,20 @@ _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 def metrics_file(digest: str, metrics: Mapping[str, float]) -> bytes:
     """The content of ``METRICS_FILE``."""
     return (json.dumps({"digest": digest, "metrics": dict(metrics)}, indent=2) + "\n").encode()
+
+
+def read_metrics(folder: Path) -> tuple[str, dict[str, float]] | None:
+    """(digest, metrics) of the folder's ``METRICS_FILE``; None where there is none. Raises AdapterRefused."""
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+        return str(found["digest"]), {str(key): float(value) for key, value in found["metrics"].items()}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise AdapterRefused(
+            f"{METRICS_FILE} is not what umbel exports.", code="invalid_metrics", hint=f"leave {METRICS_FILE} out"
+        ) from None
 
 
 def check_path(path: str) -> str:

@@ -80,7 +80,8 @@ def from_validation(
             "the body was not sent as JSON.", code="invalid_json", hint="send the header Content-Type: application/json"
         )
     if first["type"] == "extra_forbidden":
-        return _unknown(where, known)
+        missing = [str(each["loc"][-1]) for each in errors if each["type"] == "missing" and len(each["loc"]) == 2]
+        return _unknown(where, known, missing)
     more = f" ({len(errors) - 1} more)" if len(errors) > 1 and first["type"] == "missing" else ""
     if first["type"] == "missing":
         hint = f"add {param}; /openapi.json tells every field" if param else "send a JSON object"
@@ -96,14 +97,14 @@ def _plain(where: Sequence[str]) -> list[str]:
     return [part for part in where if part.replace("_", "").isalnum() and part not in ("str", "int", "float", "bool")]
 
 
-def _unknown(where: Sequence[str], known: Sequence[str]) -> UsageError:
-    name = where[-1]
-    near = get_close_matches(name, known, 1) if len(where) == 1 else []
+def _unknown(where: Sequence[str], known: Sequence[str], missing: Sequence[str]) -> UsageError:
+    """The one field that is missing is what an unlike name (text for input) was meant to be."""
+    near = get_close_matches(where[-1], known, 1) or missing if len(where) == 1 else []
     return UsageError(
         f"there is no field {'.'.join(_plain(where))!r}.",
         code="unknown_field",
         param=".".join(_plain(where)),
-        hint=f"did you mean {near[0]}?" if near else "remove it",
+        hint=f"did you mean {near[0]}?" if len(near) == 1 else "remove it",
     )
 
 

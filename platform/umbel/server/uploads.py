@@ -14,7 +14,15 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from umbel.core.errors import AdapterRefused, UsageError
-from umbel.core.manifest import ADAPTER_FILES, CARD_FILE, CONFIG_FILE, UMBEL_FILE, WEIGHTS_FILE, check_path
+from umbel.core.manifest import (
+    CARD_FILE,
+    CONFIG_FILE,
+    METRICS_FILE,
+    UMBEL_FILE,
+    UPLOADED_FILES,
+    WEIGHTS_FILE,
+    check_path,
+)
 from umbel.registry.draft import check_kind
 from umbel.registry.store import disk
 from umbel.server.errors import TooLarge
@@ -28,7 +36,7 @@ TEXT_BYTES = 1_000_000
 FIELD_BYTES = 64_000
 MAX_PARTS = 64
 """Files and fields together."""
-TEXTS = (CONFIG_FILE, UMBEL_FILE, CARD_FILE)
+TEXTS = (CONFIG_FILE, UMBEL_FILE, CARD_FILE, METRICS_FILE)
 """The other files may be as large as the whole upload."""
 
 
@@ -140,12 +148,12 @@ class _Form:
                 hint=f"send files as {FILES_FIELD}",
             )
         check_path(name)
-        if name not in ADAPTER_FILES:
+        if name not in UPLOADED_FILES:
             check_kind(name)
             raise AdapterRefused(
                 f"{name} is not a file that an adapter has.",
                 code="unexpected_file",
-                hint=f"leave it out; an adapter has {', '.join(ADAPTER_FILES)}",
+                hint=f"leave it out; an adapter has {', '.join(UPLOADED_FILES)}",
             )
         if name in self.upload.files:
             raise AdapterRefused(f"{name} was sent twice.", code="duplicate_file", hint="send each file once")

@@ -40,6 +40,11 @@ class RunStatus(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+    @property
+    def as_told(self) -> str:
+        """After the name of a run that has finished."""
+        return f"{'was' if self is RunStatus.CANCELLED else 'has'} {self}"
+
 
 FINISHED = (RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED)
 

@@ -80,7 +80,11 @@ class Runs:
         with self.database.write() as session:
             row = _row(session, run, lock=True)
             if row.status in FINISHED:
-                raise Conflict(f"{run} has {row.status} already.", code="run_finished", hint=f"umbel runs show {run}")
+                raise Conflict(
+                    f"{run} {RunStatus(row.status).as_told} already.",
+                    code="run_finished",
+                    hint=f"umbel runs show {run}",
+                )
             row.cancel_requested = True
             note(session, who(actor), "run.cancel", run)
             if row.status != RunStatus.RUNNING:
@@ -102,13 +106,14 @@ class Runs:
     def take(self, run: str, owner: str, *, gone: Callable[[str], bool], lease_ms: int = LEASE_MS) -> Run:
         """This run, now ``owner``'s; raises Conflict (``run_taken``) where another's lease holds.
 
-        ``gone`` tells of an owner that is known to be dead before its lease has run out. A run that has finished
-        needs no lease.
+        ``gone`` tells of an owner that is known to be dead before its lease has run out. A run that failed or was
+        cancelled is open again; one that succeeded needs no lease.
         """
         with self.database.write() as session:
             row = _row(session, run, lock=True)
             other, silent = row.lease_owner, now_ms() - (row.heartbeat_at or 0)
-            if row.status in FINISHED or other == owner:
+            ended = row.status in FINISHED
+            if row.status == RunStatus.SUCCEEDED or (other == owner and row.status not in FINISHED):
                 return _run(row)
             if other is not None and silent <= lease_ms and not gone(other):
                 raise Conflict(
@@ -118,6 +123,7 @@ class Runs:
                 )
             taken_over = row.attempt > 0
             row.status, row.lease_owner, row.heartbeat_at = RunStatus.RUNNING, owner, now_ms()
+            row.error, row.finished_at, row.cancel_requested = None, None, row.cancel_requested and not ended
             row.attempt += 1
             row.started_at = row.started_at or now_ms()
             if taken_over:
@@ -236,7 +242,7 @@ def _end(session: Session, row: RunRow, status: RunStatus, error: str | None) ->
 def _refuse_other_end(row: RunRow, wanted: RunStatus) -> None:
     if row.status != wanted:
         raise Conflict(
-            f"{row.id} has {row.status} already, it cannot be {wanted}.",
+            f"{row.id} {RunStatus(row.status).as_told} already, it cannot be {wanted}.",
             code="run_finished",
             hint=f"umbel runs show {row.id}",
         )

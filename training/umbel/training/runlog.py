@@ -5,9 +5,15 @@ from typing import Any
 
 from umbel.core.protocols import RunLog
 
+TRAINED = "trained; to be judged and published"
+"""The event of a run that has taken its last step; its data are what the run found."""
+
 
 class OpenedRuns:
-    """A run log whose runs were opened before, in the order of the tasks: their ids name the checkpoints' folder."""
+    """A run log whose runs were opened before, in the order of the tasks: their ids name the checkpoints' folder.
+
+    None of them has succeeded with its last step: whoever opened them ends them, once their versions are there.
+    """
 
     def __init__(self, log: RunLog, runs: Sequence[str]) -> None:
         self.log = log
@@ -28,4 +34,7 @@ class OpenedRuns:
     def finish(
         self, run: str, *, status: str, error: str | None = None, summary: Mapping[str, Any] | None = None
     ) -> None:
-        self.log.finish(run, status=status, error=error, summary=summary)
+        if status == "succeeded":
+            self.log.event(run, TRAINED, data=summary)
+        else:
+            self.log.finish(run, status=status, error=error, summary=summary)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from umbel.cli.adapters.converting import converted
-from umbel.cli.adapters.reported import figures_fact, keep_reported, read_reported
+from umbel.cli.adapters.reported import figures_fact, keep_reported
 from umbel.cli.console import Json, examples, human_bytes, human_count, print_facts, print_json
 from umbel.cli.opened import open_registry
 from umbel.cli.words import commas, pairs
 from umbel.core.clock import now_ms
 from umbel.core.errors import AdapterRefused, NotFound, UsageError
-from umbel.core.manifest import CARD_FILE, UMBEL_FILE
+from umbel.core.manifest import CARD_FILE, UMBEL_FILE, read_metrics
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _publish(
 
     if description is not None:
         adapter = replace(adapter, contract=adapter.contract.model_copy(update={"description": description}))
-    read_reported(folder)  # a wrong one is told before anything is published
+    read_metrics(folder)  # a wrong one is told before anything is published
     started = now_ms()
     card = folder / CARD_FILE
     version = registry.publish(

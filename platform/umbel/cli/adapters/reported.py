@@ -1,15 +1,12 @@
 """Figures that came along with a folder: whoever exported it measured them, nobody here has."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from umbel.cli.cells import number
-from umbel.core.errors import AdapterRefused
-from umbel.core.manifest import METRICS_FILE
+from umbel.core.manifest import METRICS_FILE, read_metrics
 
 if TYPE_CHECKING:
     from umbel.registry.records import Version
@@ -18,28 +15,14 @@ if TYPE_CHECKING:
 
 def keep_reported(registry: "Registry", version: "Version", folder: Path) -> "Version":
     """The version with the folder's figures, where those are of its very bytes. Others are left out, and told of."""
-    reported = read_reported(folder)
+    reported = read_metrics(folder)
     if reported is None:
         return version
     digest, metrics = reported
     if digest != version.digest:
         typer.echo(f"{METRICS_FILE} is of other bytes ({digest}): its figures are left out", err=True)
         return version
-    return registry.versions.set_metrics(str(version.ref), dict(metrics))
-
-
-def read_reported(folder: Path) -> tuple[str, Mapping[str, float]] | None:
-    """(digest, metrics) that ``export`` wrote; None where there is no such file. Raises AdapterRefused."""
-    path = folder / METRICS_FILE
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_bytes())
-        return str(found["digest"]), {str(key): float(value) for key, value in found["metrics"].items()}
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise AdapterRefused(
-            f"{path} is not what umbel exports.", code="invalid_metrics", hint=f"leave {METRICS_FILE} out"
-        ) from None
+    return registry.versions.set_metrics(str(version.ref), metrics)
 
 
 def is_reported(registry: "Registry", version: "Version") -> bool:

@@ -16,7 +16,7 @@ from umbel.cli.train.flags import load_parents, read_tasks, split_words
 from umbel.cli.train.form import form_of_run, one_form, with_form
 from umbel.cli.train.how import How, settle
 from umbel.cli.train.launch import launch
-from umbel.cli.train.lease import failing, holding
+from umbel.cli.train.lease import ending, holding
 from umbel.cli.train.over import refuse_over
 from umbel.cli.train.sweep import begun_grid, check_sweep, go_on, read_grid
 from umbel.core.errors import Interrupted, NotFound, UmbelError, UsageError
@@ -268,19 +268,19 @@ def _train(
 
     group = mates.group
     watch: Observer = Watch() if group.leads and not quiet else Observer()
-    log = registry if group.leads else None
     grid = read_grid(tasks[0], sweep, backbone) if tasks and sweep else None
     more: dict[str, Any] = {"observer": watch, "settings": settings, "group": group, **further}
     try:
-        with stopping(told=group.leads) as stop, ExitStack() as trying:
+        with stopping(told=group.leads) as stop:
             begun = group.from_first(
                 begin(registry, settings, tasks, run, backbone.name, grid, how) if group.leads else None
             )
             assert begun is not None
+            log = OpenedRuns(registry, begun.runs) if group.leads else None
             more["packing"] = Packing(join=how.pack)
             if group.leads:
                 held.enter_context(holding(registry, runs_of(begun), leased=run))
-                trying.enter_context(failing(registry, begun.runs))  # one that goes on has a checkpoint: it may again
+                held.enter_context(ending(registry, runs_of(begun)))
             if tunes(begun):
                 return tune_begun(registry, backbone, begun, run_log=log, stop=stop, strategy=mates.strategy, **more)
             if begun.goes_on:
@@ -289,10 +289,9 @@ def _train(
             grid = grid or begun_grid(begun.folder)
             asked = begun.tasks if grid is None else [grid.task]
             more |= {"parents": load_parents(registry, asked, backbone)}
-            opened = None if log is None else OpenedRuns(log, begun.runs)
             if grid is not None:
-                return [train_sweep(backbone, grid, run_log=opened, **more)]
-            return fit(backbone, begun.tasks, run_log=opened, **more)
+                return [train_sweep(backbone, grid, run_log=log, **more)]
+            return fit(backbone, begun.tasks, run_log=log, **more)
     finally:
         if isinstance(watch, Watch):
             watch.close()
@@ -315,7 +314,7 @@ def _backbone_of_parent(settings: Settings, tasks: "Sequence[Task] | None") -> s
 
 
 def _fail_if_any(outcomes: "Sequence[Outcome]") -> None:
-    failed = [outcome.trained for outcome in outcomes if outcome.trained.adapter is None]
+    failed = [outcome.trained for outcome in outcomes if outcome.trained.error is not None]
     if failed:
         names = ", ".join(each.task.name for each in failed)
         raise UmbelError(f"{len(failed)} of {len(outcomes)} tasks failed: {names}.", code="task_failed")

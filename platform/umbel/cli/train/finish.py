@@ -11,7 +11,7 @@ import typer
 
 from umbel.cli.console import human_bytes, print_facts
 from umbel.cli.train.sweep import tell_sweep
-from umbel.core.errors import GateFailed, NotFound, Unavailable
+from umbel.core.errors import GateFailed, NotFound, UmbelError, Unavailable
 from umbel.core.protocols import VersionRef
 from umbel.core.wheels import Say
 
@@ -95,7 +95,9 @@ def finish(
         asker = Asker(backbone, held)
         finisher = Finisher(registry, backbone, asker, held, Probe(backbone), publish, allow_noop, say)
         try:
-            return [finisher.outcome(each) if each.adapter is not None else Outcome(each) for each in trained]
+            if len(trained) == 1:
+                return [finisher.outcome(trained[0])]
+            return [finisher.outcome_beside_others(each) for each in trained]
         finally:
             asker.close()
 
@@ -123,6 +125,19 @@ class Finisher:
     publish: bool
     allow_noop: bool
     say: Say
+
+    def outcome_beside_others(self, trained: "TrainedAdapter") -> Outcome:
+        """One that failed, while it trained or here, leaves alone: its run says why, and the others are published."""
+        from umbel.training.trainee import Status
+
+        try:
+            if trained.error is not None:
+                raise trained.error
+            return self.outcome(trained)
+        except UmbelError as error:
+            if trained.run and self.registry.runs.get(trained.run).finished_at is None:
+                self.registry.finish(trained.run, status="failed", error=str(error))
+            return Outcome(replace(trained, error=error, status=Status.FAILED))
 
     def outcome(self, trained: "TrainedAdapter") -> Outcome:
         from umbel.core.gate import parse_gate
@@ -252,7 +267,7 @@ def _effects(
 def tell(outcome: Outcome, backbone: str) -> None:
     """The result, and the exact commands to try it."""
     trained, version, finding = outcome.trained, outcome.version, outcome.finding
-    if trained.adapter is None:
+    if trained.error is not None:
         typer.echo(f"{trained.task.name} failed: {trained.error}", err=True)
         return
     facts: list[tuple[str, object]] = [("adapter", trained.task.name if version is None else str(version.ref))]

@@ -7,9 +7,9 @@ where it sees that the process is gone. One that was interrupted has let go.
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from umbel.core.errors import Interrupted, UmbelError
 
@@ -40,8 +40,9 @@ def is_gone(other: str) -> bool:
 
 
 @contextmanager
-def failing(registry: "Registry", runs: Sequence[str]) -> Iterator[None]:
-    """Ends ``runs`` as failed, with the reason, where the block raises; stopped ones stay open, to be resumed."""
+def ending(registry: "Registry", runs: Sequence[str]) -> Iterator[None]:
+    """Ends those of ``runs`` that the block leaves open: as failed, with the reason, where it raises, and else as
+    succeeded, their versions being there. Stopped ones stay open, to be resumed."""
     from umbel.training.distributed.group import mate_gone
 
     try:
@@ -50,10 +51,23 @@ def failing(registry: "Registry", runs: Sequence[str]) -> Iterator[None]:
         raise
     except Exception as error:
         why = str(error) if isinstance(error, UmbelError) else f"{type(error).__name__}: {error}"
-        for run in () if mate_gone(error) else runs:
-            if registry.runs.get(run).finished_at is None:
-                registry.finish(run, status="failed", error=why)
+        for run in () if mate_gone(error) else _open(registry, runs):
+            registry.finish(run, status="failed", error=why)
         raise
+    for run in _open(registry, runs):
+        registry.finish(run, status="succeeded", summary=_found(registry, run))
+
+
+def _open(registry: "Registry", runs: Sequence[str]) -> list[str]:
+    return [run for run in runs if registry.runs.get(run).finished_at is None]
+
+
+def _found(registry: "Registry", run: str) -> Mapping[str, Any] | None:
+    """What training said at its last step, maybe in a process that is gone."""
+    from umbel.training.runlog import TRAINED
+
+    said = [event.data for event in registry.runs.events(run) if event.message == TRAINED]
+    return said[-1] if said else None
 
 
 @contextmanager

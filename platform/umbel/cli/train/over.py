@@ -1,4 +1,8 @@
-"""Whether a run is over: there is nothing to go on with, and what came of it can be told."""
+"""Whether a run is over: there is nothing to go on with, and what came of it can be told.
+
+One that failed or was cancelled may be gone on with while its folder is there: the disk has room again, say. So may
+one that was trained and not published.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -14,11 +18,12 @@ _PUBLISHED = "published "
 
 
 def refuse_over(registry: "Registry", settings: Settings, run: "Run") -> None:
-    """Raises Conflict (``run_finished``), but not for one that was killed between its last step and its version:
-    its weights are there, nothing is published."""
+    """Raises Conflict (``run_finished``)."""
     said = (event.message for event in registry.runs.events(run.id))
     made = [message.removeprefix(_PUBLISHED) for message in said if message.startswith(_PUBLISHED)]
-    if run.finished_at is None or (run.status == "succeeded" and not made and was_begun(settings, run.id)):
+    if run.finished_at is None or (not made and was_begun(settings, run.id)):
         return
     became = f": it became {made[-1]}" if made else ""
-    raise Conflict(f"{run.id} has {run.status} already{became}.", code="run_finished", hint=f"umbel runs show {run.id}")
+    raise Conflict(
+        f"{run.id} {run.status.as_told} already{became}.", code="run_finished", hint=f"umbel runs show {run.id}"
+    )

@@ -36,15 +36,13 @@ def tune_begun(
     """Trains, or goes on from the folder's newest checkpoint."""
     from umbel.cli.train.flags import load_parents
     from umbel.training import tune
-    from umbel.training.runlog import OpenedRuns
     from umbel.training.tuning.tune import resume_tuning
 
     if begun.goes_on:
         return resume_tuning(backbone, begun.folder, run_log=run_log, **more)
     (task,) = begun.tasks
     parents = load_parents(registry, begun.tasks, backbone)
-    opened = None if run_log is None else OpenedRuns(run_log, begun.runs)
-    return tune(backbone, task, run_log=opened, parent=parents.get(task.name), folder=begun.folder, **more)
+    return tune(backbone, task, run_log=run_log, parent=parents.get(task.name), folder=begun.folder, **more)
 
 
 def finish_tuned(

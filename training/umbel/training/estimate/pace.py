@@ -162,9 +162,9 @@ def _computed(machine: Machine) -> int:
 
 
 def _filling(trainees: Sequence[Trainee], machine: Machine) -> tuple[float, float]:
-    """(texts, seconds) of all that was not kept of the layers below an adapter. Kernels are made for each new length, so
-    the first rows are slow: tried until it gets no faster. Of a sweep, whose candidates have the same rows, the first
-    one pays for all."""
+    """(texts, seconds) of all that was not kept of the layers below an adapter. Kernels are made for each new length,
+    so the first rows are slow: tried until it gets no faster. Of a sweep, whose candidates have the same rows, the
+    first one pays for all."""
     texts, seconds, timed = 0.0, 0.0, _Timer(machine)
     for trainee in trainees:
         if trainee.cut is None or machine.trunk is None:
