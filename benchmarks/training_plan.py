@@ -96,7 +96,8 @@ def _compared(size: Size, kind: str, works: dict[str, Work], what: str, unit: st
     ran = subprocess.run(command, check=True, capture_output=True, text=True, env=environ)
     planned, taken = json.loads(ran.stdout.splitlines()[-1])[what]
     error = 100 * abs(planned - taken) / taken
-    detail = f"{scale * planned:,.3g} {unit} planned, {scale * taken:,.3g} {unit} taken"
+    places = 0 if max(planned, taken) * scale >= 100 else 1
+    detail = f"{scale * planned:,.{places}f} {unit} planned, {scale * taken:,.{places}f} {unit} taken"
     return Found(f"{what} estimate's error, {kind}", error, 15, 5, "%", True, detail)
 
 
