@@ -32,6 +32,7 @@ class Bench:
 
     def __init__(self, backbone: Backbone, folder: Path, *, short: bool) -> None:
         self.backbone, self.folder, self.short = backbone, folder, short
+        self._engines: list[Engine] = []
 
     def rounds(self, full: int, short: int) -> range:
         return range(short if self.short else full)
@@ -55,7 +56,10 @@ class Bench:
         load: Callable[[StoredAdapter], Adapter] | None = None,
     ) -> Driver:
         sizes = {"kv_bytes": KV_BYTES, "adapter_bytes": adapter_bytes, "max_length": max_length}
-        return Driver(Engine(self.backbone, source, load=load, ready=_ready(source), **sizes))
+        engine = Engine(self.backbone, source, load=load, ready=_ready(source), **sizes)
+        if isinstance(source, Registry):  # its loader may still write into the registry's home
+            self._engines.append(engine)
+        return Driver(engine)
 
     def in_memory(self, work: Work) -> tuple[Driver, list[str | None]]:
         """An engine where the work's adapters are resident, and the digest that each request wears."""
@@ -69,5 +73,7 @@ class Bench:
         return driver, [None if worn is None else digests[worn] for worn in work.worn]
 
     def close(self) -> None:
+        for engine in self._engines:
+            engine.close()
         if "stock" in self.__dict__:
             self.stock.close()

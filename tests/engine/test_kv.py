@@ -1,14 +1,17 @@
 """The cache: rows move whole, pages go back, attention sees exactly what came before."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from umbel.core.shape import BackboneShape
+from umbel.engine import kv
 from umbel.engine.attention import CachedAttention
 from umbel.engine.kv import KVCache
+from umbel.engine.pages import reserve
 from umbel.engine.span import Span
 
 
@@ -18,8 +21,8 @@ def shape_of(heads, kv_heads, head_dim=16):
     )
 
 
-def cache_of(shape, dtype=torch.float32, slots=5, length=64, budget=1 << 30):
-    return KVCache(shape, slots=slots, length=length, budget=budget, dtype=dtype, device=torch.device("cpu"))
+def cache_of(shape, dtype=torch.float32, slots=5, length=64, budget=1 << 30, **more):
+    return KVCache(shape, slots=slots, length=length, budget=budget, dtype=dtype, device=torch.device("cpu"), **more)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (9, 3), (4, 4), (4, 1)])
@@ -126,6 +129,40 @@ def test_slabs_grow_with_the_longest_row_and_keep_what_running_rows_wrote():
     assert not cache.slabs[:, :, 3].any()
     cache.free(0)
     assert cache.window == small
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts pages as Linux tells them")
+def test_whole_slabs_stay_where_they_are_and_take_the_memory_of_what_is_written():
+    before = resident_bytes()
+    cache = cache_of(shape_of(4, 2, head_dim=64), slots=8, length=1 << 18, whole=True)
+    start = cache.slabs.data_ptr()
+    row = filled(cache, 3, 5000)
+    cache.touch(0, 1 << 18)
+    cache.free(4)
+    assert (cache.window, cache.slabs.data_ptr()) == (1 << 18, start)
+    assert torch.equal(cache.slabs[:, :, 3, :, :5000], row)
+    cache.free(0)
+    assert cache.slabs.data_ptr() == start
+    assert cache.slabs.nbytes == 2 << 30
+    assert resident_bytes() - before < 64 << 20
+
+
+def test_where_the_system_promises_too_little_slabs_grow(monkeypatch):
+    def refuses(nbytes):
+        if nbytes > 1 << 22:
+            raise OSError("no such promise")
+        return reserve(nbytes)
+
+    monkeypatch.setattr(kv, "reserve", refuses)
+    cache = cache_of(shape_of(4, 2), slots=4, length=1 << 16, whole=True)
+    assert cache.window < 1000
+    assert torch.equal(filled(cache, 2, 60), cache.slabs[:, :, 2, :, :60])
+    cache.touch(0, 700)
+    assert 700 <= cache.window < 1400
 
 
 def test_a_decode_step_looks_at_whole_slabs_unless_they_are_twice_too_long():

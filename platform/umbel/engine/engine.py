@@ -129,6 +129,7 @@ class Engine:
             budget=kv_bytes,
             dtype=backbone.dtype,
             device=backbone.device,
+            whole=backbone.kernels is not None,
         )
         self.bank = Bank(adapter_bytes, self._count_eviction, functools.partial(reads_anywhere, backbone.kernels))
         forms = None if ready is None else ReadyForms(ready, backbone)

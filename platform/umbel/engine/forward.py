@@ -3,6 +3,7 @@
 Shape letters here:  B tokens of the step   H hidden   M places whose next token is wanted   V vocabulary
 """
 
+import threading
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,8 +54,11 @@ class Forward:
         self.backbone, self.cache = backbone, cache
         self.dresser = Dresser(backbone.device, backbone.kernels)
         self._tape = Tape.of(backbone)
+        self._settled = 0
+        """The thread whose helpers know where they belong."""
 
     def __call__(self, plan: Plan) -> Result:
+        self._settle()
         tokens, positions = _inputs(plan)
         sites = self._dress(plan, len(tokens))
         tape = self._tape if Tape.takes(sites) else None
@@ -81,6 +85,12 @@ class Forward:
         )
         output = self.backbone.decoder(self._column(tokens), step)
         return Result(output.hidden[:, 0], output.logits, wanted)
+
+    def _settle(self) -> None:
+        kernels, me = self.backbone.kernels, threading.get_ident()
+        if kernels is not None and self._settled != me:
+            kernels.settle()
+            self._settled = me
 
     def begin(self, row: Row) -> None:
         """Copies the keys and values that a prefix-tuned row starts with into its slot."""

@@ -4,9 +4,10 @@ Shape letters here:  R slots   G key/value heads   L places   D head width   P p
 
 A row's cache index is its position, so ``index <= position`` is the whole mask. On CPU every slot is one contiguous
 slab of virtual memory: pages are zero until they are written, and given back when more were touched than the budget
-allows. Running rows lie in slots 0..R-1 without a hole, so that a decode step is one product over ``[:R]``. Slabs are
-as long as the longest row needs, and are laid out anew when it outgrows them: oneDNN multiplies whole slabs as they
-lie, but copies the keys and values of all rows, in every step, to look at a part of each.
+allows. Running rows lie in slots 0..R-1 without a hole, so that a decode step is one product over ``[:R]``. The
+kernels read what a row wrote and no more, so for them a slab has room for all that a row may ever write, and stays
+where it is. For torch, slabs are as long as the longest row needs, and are laid out anew when it outgrows them: oneDNN
+multiplies whole slabs as they lie, but to look at a part of each it copies all rows' keys and values in every step.
 
 On CUDA the same five methods would stand on pages: ``write`` and ``CachedAttention`` take a block table [R, blocks]
 kept in one preallocated tensor (``torch.nn.attention.varlen.varlen_attn`` reads it), ``move`` and ``swap`` exchange
@@ -41,8 +42,17 @@ class KVCache:
     """Slabs [layer, 2, slot, G, L, D]; index 0 of the second dimension is keys, 1 is values."""
 
     def __init__(
-        self, shape: BackboneShape, *, slots: int, length: int, budget: int, dtype: torch.dtype, device: torch.device
+        self,
+        shape: BackboneShape,
+        *,
+        slots: int,
+        length: int,
+        budget: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        whole: bool = False,
     ) -> None:
+        """``whole``: slabs of ``length`` places from the beginning, where the system promises so many addresses."""
         self._least = _least_keys(shape)
         self.length = max(round_up(length), self._least)
         self.budget = budget
@@ -54,7 +64,18 @@ class KVCache:
         """Places of each slot that a running row may have written."""
         self.kept_tokens = 0
         """Tokens kept outside of the slabs (``prefixes``), which count to the budget."""
-        self._lay_out(self._window_for(1))
+        self._stays = whole and self._laid_out_whole()
+        if not self._stays:
+            self._lay_out(self._window_for(1))
+
+    def _laid_out_whole(self) -> bool:
+        if not can_reserve(self._made[1]):
+            return False
+        try:
+            self._lay_out(self.length)
+        except OSError:
+            return False
+        return True
 
     @torch.inference_mode(False)
     def _lay_out(self, window: int) -> None:
@@ -160,7 +181,7 @@ class KVCache:
     def free(self, first: int) -> None:
         """Slots from ``first`` on hold no row; their pages go back if too many stay touched."""
         self._live[first:] = [0] * (len(self._live) - first)
-        if first == 0 and self.window > 8 * _WINDOW:
+        if first == 0 and self.window > 8 * _WINDOW and not self._stays:
             self._touched = list(self._live)
             self._lay_out(self._window_for(1))
         if (sum(self._touched) + self.kept_tokens) * self.token_bytes <= self.budget:

@@ -1,4 +1,4 @@
-"""Who keeps threads: only the one that steps, or all of them would sleep between calls."""
+"""Who keeps threads: only the one that steps, or all of them would sleep between calls; and where they run."""
 
 import os
 import threading
@@ -55,3 +55,40 @@ def test_a_team_goes_and_comes_back(kernels):
     assert threads() == before - 1
     work()
     assert threads() == before
+
+
+def cores_of_helpers(first):
+    """Of a new thread's helpers, and of itself, once ``first`` was called there."""
+    found = {}
+
+    def run():
+        before = set(os.listdir("/proc/self/task"))
+        work()
+        first()
+        helpers = {int(one) for one in os.listdir("/proc/self/task")} - {int(one) for one in before}
+        found["helpers"] = [os.sched_getaffinity(one) for one in helpers]
+        found["own"] = os.sched_getaffinity(0)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return found["helpers"], found["own"]
+
+
+def test_helpers_that_settle_have_a_core_each_and_the_others_go_where_they_like(kernels):
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("there is one core")
+    torch.set_num_threads(len(cores))
+    helpers, own = cores_of_helpers(kernels.settle)
+    assert sorted(map(tuple, helpers)) == [(core,) for core in cores[1:]]
+    assert own == os.sched_getaffinity(0) == set(cores)
+    assert cores_of_helpers(kernels.alone)[1] == set(cores[1:])
+
+
+def test_nobody_settles_where_cores_and_threads_are_not_as_many(kernels):
+    cores = os.sched_getaffinity(0)
+    torch.set_num_threads(len(cores) + 1)
+    helpers, own = cores_of_helpers(kernels.settle)
+    assert helpers
+    assert all(found == cores for found in (*helpers, own, cores_of_helpers(kernels.alone)[1]))

@@ -58,10 +58,19 @@ INLINE void attend(
         }
 }
 
+/* The first places of a head, which nothing before them announces. */
+static void fetch_first(const bf16 *places, int64_t d) {
+    for (int64_t ahead = 0; ahead < AHEAD * d; ahead += LINE) __builtin_prefetch(places + ahead);
+}
+
+static bf16 *of_head(const Decode *s, bf16 *all, int64_t row, int64_t g) {
+    return all + s->slots[row] * s->slot_stride + g * s->head_stride;
+}
+
 static void head(const Decode *s, int64_t row, int64_t g, float *scores) {
     int64_t at = s->positions[row], d = s->d, heads = s->kv_heads * s->group;
-    bf16 *keys = s->keys + s->slots[row] * s->slot_stride + g * s->head_stride;
-    bf16 *values = s->values + s->slots[row] * s->slot_stride + g * s->head_stride;
+    bf16 *keys = of_head(s, s->keys, row, g), *values = of_head(s, s->values, row, g);
+    fetch_first(values, d);
     memcpy(keys + at * d, s->k + row * s->k_row + g * s->k_head, d * sizeof(bf16));
     memcpy(values + at * d, s->v + row * s->v_row + g * s->v_head, d * sizeof(bf16));
     const bf16 *q[AT_ONCE];
@@ -87,6 +96,8 @@ void umbel_decode(const Decode *s, int threads) {
 #ifdef _OPENMP
         me = omp_get_thread_num();
 #endif
+        int64_t next = task + threads;
+        if (next < s->rows * s->kv_heads) fetch_first(of_head(s, s->keys, next / s->kv_heads, next % s->kv_heads), s->d);
         head(s, task / s->kv_heads, task % s->kv_heads, s->scores + me * s->group * s->room);
     }
 }

@@ -17,6 +17,7 @@ from typing import Self
 
 import torch
 
+from umbel.core.cores import own_cores, stay_on
 from umbel.core.errors import Unavailable
 from umbel.core.settings import Settings
 
@@ -25,7 +26,7 @@ _SOURCES = ("linear.c", "lora.c", "attention.c", "gated.c", "prompt.c", "pointwi
 _HEADERS = ("vectors.h", "forms.h", "scores.h", "tape.h")
 _RETURN_NOTHING = (
     "umbel_linear", "umbel_codes", "umbel_lora", "umbel_decode", "umbel_gated", "umbel_prompt", "umbel_scale",
-    "umbel_tape", "umbel_alone", "umbel_let_go",
+    "umbel_tape", "umbel_alone", "umbel_let_go", "umbel_settle",
 )  # fmt: skip
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 120
@@ -78,10 +79,22 @@ class Kernels:
         """The calling thread does torch's work and the kernels' by itself from now on.
 
         Idle threads of its own would be counted beside those of the thread that steps, and make all of them sleep
-        between two calls instead of waiting: at one row a step takes half as long again.
+        between two calls instead of waiting: at one row a step takes half as long again. It runs on the helpers'
+        cores (``settle``), so that the thread that steps has one for itself.
         """
-        torch.get_num_threads()  # sets this thread's number, once
+        own = _core_of_each_thread()  # sets this thread's number, once
         self.library.umbel_alone()
+        stay_on(own[1:])
+
+    def settle(self) -> None:
+        """The threads that help the calling one stay on a core each from now on, where every thread has one.
+
+        Two of them on one core wait for each other at each of a step's hundreds of regions, half a millisecond long,
+        and nothing parts them while a third thread keeps the other core busy: a step beside a load took seven times
+        as long. The calling thread goes where it likes; others may share a helper's core, and are moved from there.
+        """
+        if own := _core_of_each_thread():
+            self.library.umbel_settle((ctypes.c_int * len(own))(*own), ctypes.c_int(len(own)))
 
     def let_go(self) -> None:
         """The threads that helped the calling one go, until it needs them again."""
@@ -91,6 +104,12 @@ class Kernels:
     def fit(dtype: torch.dtype, device: torch.device) -> bool:
         """Whether they can stand in for torch: bf16 on a CPU."""
         return dtype == torch.bfloat16 and device.type == "cpu"
+
+
+def _core_of_each_thread() -> list[int]:
+    """None where there are more threads than cores, or fewer, or one."""
+    own, threads = own_cores(), torch.get_num_threads()
+    return own if 1 < len(own) == threads else []
 
 
 def _compiler() -> str:

@@ -118,31 +118,31 @@ INLINE float changed(float y, float delta, const float *scale, int64_t at, float
     return scale ? bias + scale[at] * (y - bias + delta) : y + delta;
 }
 
-/* One thread's next task: RANKS ranks of a group from ``at`` on, or COLUMNS columns of a segment. */
-typedef struct {
-    const Group *group, *end; /* the end: there is none */
-    int64_t segment, at;
-} Task;
-
 static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 INLINE const bf16 *columns_of(const Segment *t, int64_t column) {
     return t->b + column / t->block * t->rank * t->block + column % t->block;
 }
 
+/* Up to ``COLUMNS`` columns of a segment, within one of its blocks. */
+typedef struct {
+    const Group *group;
+    int64_t segment, column, end;
+} Tile;
+
 /* What a later task will read of B: one rank of its columns. */
-INLINE void fetch_columns(const Segment *t, const bf16 *columns, int64_t rank) {
+INLINE void fetch_columns(const Tile *later, int64_t rank) {
+    const Segment *t = later->group->segments + later->segment;
     if (rank >= t->rank) return;
-    for (int ahead = 0; ahead < COLUMNS; ahead += LINE) __builtin_prefetch(columns + rank * t->block + ahead);
+    const bf16 *columns = columns_of(t, later->column) + rank * t->block;
+    for (int ahead = 0; ahead < COLUMNS; ahead += LINE) __builtin_prefetch(columns + ahead);
 }
 
 /* ``n`` rows times ``v`` vectors of columns, from ``column`` of the segment on; all of them within one block. */
 INLINE void up(
-    const Site *s, const Group *g, const Segment *t, const float *scale, int64_t row, int64_t column, const Task *later,
+    const Site *s, const Group *g, const Segment *t, const float *scale, int64_t row, int64_t column, const Tile *later,
     const int n, const int v
 ) {
-    const Segment *next = later ? later->group->segments + later->segment : NULL;
-    const bf16 *fetched = later ? columns_of(next, later->at) : NULL;
     f32x16 sums[ROWS][COLUMNS / LANES];
     const float *h[ROWS];
     const bf16 *b = columns_of(t, column);
@@ -152,7 +152,7 @@ INLINE void up(
         for (int j = 0; j < v; j++) sums[i][j] = outer ? wide16(outer + j * LANES) : all(0.0f);
     }
     for (int64_t r = 0; r < t->rank; r++, b += t->block) {
-        if (later) fetch_columns(next, fetched, r);
+        if (later) fetch_columns(later, r);
         f32x16 bs[COLUMNS / LANES];
         for (int j = 0; j < v; j++) bs[j] = wide16(b + j * LANES);
         for (int i = 0; i < n; i++) {
@@ -175,7 +175,7 @@ INLINE void up(
 }
 
 INLINE void ups(
-    const Site *s, const Group *g, const Segment *t, const float *scale, int64_t column, const Task *later, const int v
+    const Site *s, const Group *g, const Segment *t, const float *scale, int64_t column, const Tile *later, const int v
 ) {
     int64_t row = 0;
     for (; row + ROWS <= g->count; row += ROWS, later = NULL) up(s, g, t, scale, row, column, later, ROWS, v);
@@ -197,43 +197,84 @@ static void rest(const Site *s, const Group *g, const Segment *t, const float *s
     }
 }
 
-static int64_t tile_end(const Task *task) {
-    int64_t block = task->group->segments[task->segment].block;
-    return min(task->at + COLUMNS, (task->at / block + 1) * block);
+/* What one thread does at a site: a stretch of all its tasks, of as much work as every other thread's. A task is RANKS
+   ranks of a group, or a tile of one of its segments; those of a stretch lie one after another in memory. */
+typedef struct {
+    const Group *groups;
+    int64_t parts;            /* of a group: 1, or SEGMENTS where tasks are tiles */
+    int64_t place, places;    /* a part of a group; from ``places`` on there is none */
+    int64_t at, until;        /* of its tasks */
+    int64_t from, to, before; /* of all work, and what stands before the next place */
+} Tasks;
+
+static int64_t ceiling(int64_t x, int64_t by) { return (x + by - 1) / by; }
+
+static const Group *group_of(const Tasks *t) { return t->groups + t->place / t->parts; }
+
+static const Segment *segment_of(const Tasks *t) { return group_of(t)->segments + t->place % t->parts; }
+
+static int64_t tiles_of_block(const Segment *t) { return ceiling(t->block, COLUMNS); }
+
+static int64_t tasks_of(const Tasks *t) {
+    const Group *g = group_of(t);
+    if (t->parts == 1) return ceiling(g->rank, RANKS);
+    const Segment *s = segment_of(t);
+    return g->rank && s->rank ? s->width / s->block * tiles_of_block(s) : 0;
 }
 
-/* Up to ``COLUMNS`` columns of a block. */
-static void tile(const Site *s, const Task *task, const Task *later) {
+/* Of one task. A weight counts as ``ROWS`` multiply-adds at least: it has to be read. */
+static int64_t work_of(const Tasks *t) {
+    const Group *g = group_of(t);
+    int64_t rows = g->count < ROWS ? ROWS : g->count;
+    return t->parts == 1 ? rows : rows * segment_of(t)->rank;
+}
+
+static int64_t tasks_within(int64_t work, int64_t of_one, int64_t tasks) {
+    return work <= 0 ? 0 : min(ceiling(work, of_one), tasks);
+}
+
+static Tasks next(Tasks t) {
+    t.at++;
+    while (t.at >= t.until && ++t.place < t.places) {
+        int64_t tasks = tasks_of(&t), work = tasks ? work_of(&t) : 0;
+        t.at = tasks ? tasks_within(t.from - t.before, work, tasks) : 0;
+        t.until = tasks ? tasks_within(t.to - t.before, work, tasks) : 0;
+        t.before += tasks * work;
+    }
+    return t;
+}
+
+static Tasks first(const Group *groups, int64_t count, int64_t parts, int me, int threads) {
+    Tasks t = {groups, parts, 0, count * parts, 0, 0, 0, 0, 0};
+    int64_t all = 0;
+    for (; t.place < t.places; t.place++) {
+        int64_t tasks = tasks_of(&t);
+        if (tasks) all += tasks * work_of(&t);
+    }
+    t.place = -1, t.from = all * me / threads, t.to = all * (me + 1) / threads;
+    return next(t);
+}
+
+static int done(const Tasks *t) { return t->place >= t->places; }
+
+static Tile tile_of(const Tasks *t) {
+    const Segment *s = segment_of(t);
+    int64_t each = tiles_of_block(s), from = t->at / each * s->block;
+    int64_t column = from + t->at % each * COLUMNS;
+    return (Tile){group_of(t), t->place % t->parts, column, min(column + COLUMNS, from + s->block)};
+}
+
+static void tile(const Site *s, const Tile *task, const Tile *later) {
     const Group *g = task->group;
     const Segment *t = g->segments + task->segment;
     const float *scale = g->scale[task->segment];
-    int64_t column = task->at, end = tile_end(task);
+    int64_t column = task->column, end = task->end;
     if (end - column == COLUMNS) {
         ups(s, g, t, scale, column, later, COLUMNS / LANES);
         return;
     }
     for (; column + LANES <= end; column += LANES) ups(s, g, t, scale, column, NULL, 1);
     if (column < end) rest(s, g, t, scale, column, end);
-}
-
-static Task next_ranks(Task task, int64_t times) {
-    for (; times && task.group < task.end; times--) {
-        task.at += RANKS;
-        while (task.group < task.end && task.at >= task.group->rank) task.group++, task.at = 0;
-    }
-    return task;
-}
-
-static Task next_tile(Task task, int64_t times) {
-    for (; times && task.group < task.end; times--) {
-        const Group *g = task.group;
-        if (task.at >= 0 && (task.at = tile_end(&task)) < g->segments[task.segment].width) continue;
-        do {
-            task.at = 0;
-            if (++task.segment == SEGMENTS) task.segment = 0, task.group++;
-        } while (task.group < task.end && !(task.group->rank && task.group->segments[task.segment].rank));
-    }
-    return task;
 }
 
 /* Multiply-adds, where a weight counts as ``ROWS`` of them at least: it has to be read. */
@@ -250,32 +291,39 @@ static int64_t work(const Site *s, const Group *groups, int64_t count) {
 /* Work that is worth waking another thread for. */
 #define SMALL (1 << 18)
 
+static int threads_for(const Site *s, const Group *groups, int64_t count, int threads) {
+    return work(s, groups, count) > SMALL ? threads : 1;
+}
+
 void umbel_lora(const Site *s, const Group *groups, int64_t count, int threads) {
-#pragma omp parallel num_threads(threads) if (work(s, groups, count) > SMALL)
+    threads = threads_for(s, groups, count, threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        int me = 0, all = 1;
+        int me = 0;
 #ifdef _OPENMP
-        me = omp_get_thread_num(), all = omp_get_num_threads();
+        me = omp_get_thread_num();
 #endif
-        /* Tasks go round the threads; each begins before the first one. */
-        Task before = {groups, groups + count, 0, -RANKS}, task = next_ranks(before, me + 1), later;
-        for (; task.group < task.end; task = later) {
-            const Group *g = task.group;
-            later = next_ranks(task, all);
-            const bf16 *fetched = later.group < later.end ? later.group->a + later.at * s->d : NULL;
-            if (task.at + RANKS <= g->rank) downs(s, g, task.at, fetched, RANKS);
+        Tasks task = first(groups, count, 1, me, threads), later;
+        for (; !done(&task); task = later) {
+            const Group *g = group_of(&task);
+            int64_t rank = task.at * RANKS;
+            later = next(task);
+            const bf16 *fetched = done(&later) ? NULL : group_of(&later)->a + later.at * RANKS * s->d;
+            if (rank + RANKS <= g->rank) downs(s, g, rank, fetched, RANKS);
             else
-                for (int64_t rank = task.at; rank < g->rank; rank++) downs(s, g, rank, NULL, 1);
+                for (; rank < g->rank; rank++) downs(s, g, rank, NULL, 1);
         }
-        task = next_tile((Task){groups, groups + count, -1, -1}, me + 1);
-        later = task;
-        for (int i = 0; i < FAR && later.group < later.end; i++, later = next_tile(later, all)) {
-            const Segment *t = later.group->segments + later.segment;
-            for (int64_t rank = 0; rank < t->rank; rank++) fetch_columns(t, columns_of(t, later.at), rank);
+        task = later = first(groups, count, SEGMENTS, me, threads);
+        for (int i = 0; i < FAR && !done(&later); i++, later = next(later)) {
+            Tile tile = tile_of(&later);
+            for (int64_t rank = 0; rank < segment_of(&later)->rank; rank++) fetch_columns(&tile, rank);
         }
 #pragma omp barrier
-        for (; task.group < task.end; task = next_tile(task, all), later = next_tile(later, all))
-            tile(s, &task, later.group < later.end ? &later : NULL);
+        for (; !done(&task); task = next(task)) {
+            Tile now = tile_of(&task), then = done(&later) ? now : tile_of(&later);
+            tile(s, &now, done(&later) ? NULL : &then);
+            if (!done(&later)) later = next(later);
+        }
     }
 }
 
@@ -293,3 +341,4 @@ void umbel_tape_lora(const Now *now, const void *told, int threads) {
     umbel_lora(&s, t->groups, t->count, threads);
     (void)now;
 }
+

@@ -120,11 +120,10 @@ INLINE float weigh(float *scores, int64_t seen, int64_t width, float scale, floa
     for (int64_t l = seen < 0 ? 0 : seen; l < width; l++) scores[l] = -INFINITY;
     for (int64_t l = 0; l < width; l += LANES) {
         f32x16 x = load(scores + l) * all(scale);
-        i32x16 more = (x > tops) | (x != x);
-        tops = (f32x16)(((i32x16)x & more) | ((i32x16)tops & ~more));
+        tops = larger16(x, tops);
         keep(scores + l, x);
     }
-    for (int i = 0; i < LANES; i++) *top = tops[i] > *top || tops[i] != tops[i] ? tops[i] : *top;
+    *top = largest(tops, *top);
     f32x16 sums = all(0.0f);
     for (int64_t l = 0; l < width; l += LANES) {
         f32x16 x = exp16(load(scores + l) - all(*top));

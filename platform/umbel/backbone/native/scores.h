@@ -54,9 +54,14 @@ INLINE void score_all(
 
 /* Scores -> weights that are not yet divided by their sum, which is returned. */
 INLINE float weigh(float *scores, int64_t count) {
-    float top = scores[0];
-    for (int64_t l = 1; l < count; l++) top = scores[l] > top || scores[l] != scores[l] ? scores[l] : top;
     for (int64_t l = count; l % LANES; l++) scores[l] = -INFINITY;
+    f32x16 tops = all(-INFINITY);
+    for (int64_t l = 0; l < count; l += LANES) {
+        f32x16 x;
+        memcpy(&x, scores + l, sizeof x);
+        tops = larger16(x, tops);
+    }
+    float top = largest(tops, -INFINITY);
     f32x16 sums = all(0.0f);
     for (int64_t l = 0; l < count; l += LANES) {
         f32x16 x;

@@ -1,11 +1,32 @@
 /* OpenMP counts the threads of all teams that threads of the process keep. Where they are more than the processors, no
    thread waits for its next work with open eyes: it sleeps, and calls of a few microseconds wait for it to wake up. */
 
+#define _GNU_SOURCE /* cpu_set_t */
 #ifdef _OPENMP
 #include <omp.h>
+#endif
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+#ifdef _OPENMP
 
 /* The calling thread needs no team from now on. */
 void umbel_alone(void) { omp_set_num_threads(1); }
+
+/* Helper i of the calling thread's team stays on ``cpus[i]``; the calling thread itself, number 0, goes where it likes. */
+void umbel_settle(const int *cpus, int count) {
+#ifdef __linux__
+#pragma omp parallel num_threads(count)
+    {
+        int me = omp_get_thread_num();
+        cpu_set_t own;
+        CPU_ZERO(&own);
+        CPU_SET(cpus[me], &own);
+        if (me) sched_setaffinity(0, sizeof own, &own);
+    }
+#endif
+}
 
 /* The calling thread's team goes; it comes back when it is needed. */
 void umbel_let_go(void) { omp_pause_resource_all(omp_pause_soft); }
@@ -13,6 +34,7 @@ void umbel_let_go(void) { omp_pause_resource_all(omp_pause_soft); }
 #else
 
 void umbel_alone(void) {}
+void umbel_settle(const int *cpus, int count) { (void)cpus, (void)count; }
 void umbel_let_go(void) {}
 
 #endif

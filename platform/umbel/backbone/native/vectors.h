@@ -8,7 +8,7 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -34,6 +34,9 @@ INLINE float wide(bf16 x) {
 }
 
 INLINE f32x16 wide16(const bf16 *p) {
+#ifdef __AVX512F__ /* compilers take six instructions where two do */
+    return (f32x16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+#endif
     u16x16 h;
     memcpy(&h, p, sizeof h);
     return (f32x16)(__builtin_convertvector(h, u32x16) << 16);
@@ -52,12 +55,21 @@ INLINE void narrow16(bf16 *p, f32x16 x) {
     u32x16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     i32x16 nan = x != x;
     rounded = (rounded & ~(u32x16)nan) | ((u32x16)nan & 0x7fc0);
+#ifdef __AVX512F__
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16((__m512i)rounded));
+#else
     u16x16 h = __builtin_convertvector(rounded, u16x16);
     memcpy(p, &h, sizeof h);
+#endif
 }
 
 /* Halves are added to each other, always in this order, so that a sum does not depend on how it was reached. */
 INLINE f32x4 sum4(f32x16 x) {
+#ifdef __AVX512F__ /* without a way through memory */
+    __m256 low = _mm512_castps512_ps256((__m512)x), high = (__m256)_mm512_extractf64x4_pd((__m512d)x, 1);
+    __m256 sum = _mm256_add_ps(low, high);
+    return (f32x4)_mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+#endif
     f32x8 a[2];
     memcpy(a, &x, sizeof a);
     a[0] += a[1];
@@ -79,6 +91,18 @@ INLINE void sum16_of_4(const f32x16 *x, float *out) {
     f32x4 ab = ab0 + ab2, cd = cd0 + cd2; /* [a0+a2, b0+b2, a1+a3, b1+b3] */
     f32x4 s = __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
     memcpy(out, &s, sizeof s);
+}
+
+/* Number by number the larger one; NaN stays NaN. */
+INLINE f32x16 larger16(f32x16 x, f32x16 top) {
+    i32x16 more = (x > top) | (x != x);
+    return (f32x16)(((i32x16)x & more) | ((i32x16)top & ~more));
+}
+
+/* Of all; NaN where one is. */
+INLINE float largest(f32x16 x, float top) {
+    for (int i = 0; i < LANES; i++) top = x[i] > top || x[i] != x[i] ? x[i] : top;
+    return top;
 }
 
 /* e^x for x <= 0, to about 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2. */
