@@ -42,7 +42,8 @@ class Target:
 
 _PRODUCTS = (
     "weights that lie in a cache already would take more than half as long: each number of B is widened to fp32 and "
-    "used by the few rows that wear its adapter."
+    "used by the few rows that wear its adapter. Those that do not come in pieces of 2 to 50 KB, which a core reads at "
+    "half the pace of the one long stretch that the bandwidth is measured on."
 )
 _CALLS = (
     "there is little to read, and it lies in pieces of 20 to 100 KB at 240 places of a step: at each of them threads "
@@ -50,8 +51,7 @@ _CALLS = (
 )
 _LOADS = (
     "a load is 30 to 50 ms of one core: hashing 10 MB, reading and checking, scaling and fusing 420 tensors, "
-    "copying them into a slot. Where all cores decode it takes its time from them, and the thread that loads waits "
-    "at each of its calls for the one that steps."
+    "copying them into a slot. Where all cores decode it shares one of them, and the others wait for that one."
 )
 _KEPT = (
     "a form that was kept is read back in some 5 ms and copied into its slot in 2, before the step that begins the "
@@ -67,7 +67,7 @@ _FLOOD = (
 )
 _HTTP = (
     "each token is a line that is written to a socket of its own, in Python, and read from it by the client, on the "
-    "cores that decode."
+    "cores that decode: while one of them does that, the others wait for it at the end of a region."
 )
 TARGETS = (
     Target(
