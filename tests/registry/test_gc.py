@@ -1,6 +1,9 @@
 import os
+import shutil
+from contextlib import contextmanager
 
 from umbel.core.digests import digest_bytes
+from umbel.registry import store
 
 NOW = -1  # a grace that lets even the newest file go
 
@@ -52,6 +55,40 @@ def test_the_leftovers_of_a_dead_publish_go_after_the_grace(registry):
     assert report.blobs == (digest_bytes(b"orphan"),)
     assert report.staging == ("stage-dead",)
     assert not orphan.exists()
+
+
+def test_gc_between_making_and_locking_a_staging_folder_costs_another_folder(registry, publish, monkeypatch):
+    really, taken = store._holding, []
+
+    def take(folder):
+        taken.append(folder)
+        shutil.rmtree(folder)
+
+    @contextmanager
+    def beside_gc(folder, *, wait=True):
+        if not taken:
+            take(folder)
+        with really(folder, wait=wait):
+            if len(taken) == 1:  # it is open already
+                take(folder)
+            yield
+
+    monkeypatch.setattr(store, "_holding", beside_gc)
+    assert publish().number == 1
+    assert len(taken) == 2
+    assert list(registry.store.staging.iterdir()) == []
+
+
+def test_gc_that_looked_before_a_publish_locked_its_folder_leaves_it(registry):
+    with registry.store.staged() as folder:
+        (folder / "file").write_bytes(b"x")
+        registry.store.drop_dead(folder)
+        assert (folder / "file").read_bytes() == b"x"
+    dead = registry.store.staging / "stage-dead"
+    dead.mkdir()
+    registry.store.drop_dead(dead)
+    registry.store.drop_dead(dead)
+    assert not dead.exists()
 
 
 def test_the_staging_of_a_living_publish_is_left_alone(registry, publish):

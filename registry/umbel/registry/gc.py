@@ -5,7 +5,6 @@ same blob waits for that row and then looks for the file, so either it finds it 
 moment at which a version could be committed without its bytes.
 """
 
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,7 +46,7 @@ class Collector:
                 warnings += self.database.transact(partial(self._sweep, digest, before))
                 reach(Point.GC_COMMITTED)
             for folder in staging:
-                shutil.rmtree(folder, ignore_errors=True)
+                self.store.drop_dead(folder)
             for folder in cached:
                 drop(folder)
             for path in self._dead_ready():

@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from umbel.core.clock import new_id
@@ -55,13 +55,27 @@ class BlobStore:
     @contextmanager
     def staged(self) -> Iterator[Path]:
         """A private folder that goes away at the end, unless the process dies first."""
-        folder = self.staging / new_id("stage")
-        with disk(self.root):
-            folder.mkdir(mode=0o700)
-        try:
-            with _holding(folder):
+        with ExitStack() as held:
+            folder = self._claimed(held)
+            try:
                 yield folder
-        finally:
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _claimed(self, held: ExitStack) -> Path:
+        """A new folder, locked. Until it is, gc takes it for a dead one: another is made then."""
+        while True:
+            folder = self.staging / new_id("stage")
+            with disk(self.root):
+                folder.mkdir(mode=0o700)
+            with suppress(FileNotFoundError):
+                held.enter_context(_holding(folder))
+                if folder.is_dir():
+                    return folder
+
+    def drop_dead(self, folder: Path) -> None:
+        """Removes a staging folder, unless its process lives; holds it meanwhile, so that nobody begins to use it."""
+        with suppress(FileNotFoundError, BlockingIOError), _holding(folder, wait=False):
             shutil.rmtree(folder, ignore_errors=True)
 
     def put(self, file: Path, digest: str) -> None:
