@@ -106,8 +106,17 @@ def test_a_row_has_the_same_bits_in_any_company_chunk_and_place(threads, residen
             assert ask(dresser.dress([None] * 3, chunks, 200), 1, "qkv", *moved, frozen)[3].equal(alone)
 
 
-def test_two_threads_give_the_bits_of_one(lab, kernels, tmp_path, set_threads):
-    """Work that is worth a second thread: what it left undone when the first goes on would be seen."""
+@pytest.fixture
+def dynamic(kernels):
+    """OpenMP gives a region as many threads as there are cores, however many it asks for."""
+    kernels.library.omp_set_dynamic(1)
+    yield
+    kernels.library.omp_set_dynamic(0)
+
+
+@pytest.fixture
+def shared_out(lab, kernels, tmp_path, set_threads):
+    """The bits of a call whose work is worth several threads: what one left undone when others go on would be seen."""
     folder = tiny_backbone(tmp_path / "wide", hidden_size=256, intermediate_size=512, num_hidden_layers=1)
     lab.backbone = load_backbone(folder, dtype="bfloat16", packed=True, kernels=kernels)
     bank = Bank(1 << 26)
@@ -119,11 +128,23 @@ def test_two_threads_give_the_bits_of_one(lab, kernels, tmp_path, set_threads):
     generator = torch.Generator().manual_seed(2)
     x, y = (torch.randn(300, 1, width, generator=generator).bfloat16() for width in (256, 1024))
     chunks = [(range(3, 203), worn[0]), (range(203, 300), worn[2])]
-    set_threads(1)
-    alone = ask(dresser.dress(worn, chunks, 300), 0, "gate_up", x, y, frozen)
-    set_threads(2)
-    for _ in range(50):
-        assert ask(dresser.dress(worn, chunks, 300), 0, "gate_up", x, y, frozen).equal(alone)
+
+    def by(threads):
+        set_threads(threads)
+        return ask(dresser.dress(worn, chunks, 300), 0, "gate_up", x, y, frozen)
+
+    return by
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_many_threads_give_the_bits_of_one(threads, shared_out):
+    alone = shared_out(1)
+    assert all(shared_out(threads).equal(alone) for _ in range(50))
+
+
+def test_fewer_threads_than_were_asked_for_do_all_of_the_work(shared_out, dynamic):
+    alone = shared_out(1)
+    assert shared_out(64).equal(alone)
 
 
 def test_a_slot_that_moved_is_read_where_it_is_now(residents, backbone):

@@ -96,8 +96,8 @@ void umbel_decode(const Decode *s, int threads) {
 #ifdef _OPENMP
         me = omp_get_thread_num();
 #endif
-        int64_t next = task + threads;
-        if (next < s->rows * s->kv_heads) fetch_first(of_head(s, s->keys, next / s->kv_heads, next % s->kv_heads), s->d);
+        int64_t next = task + threads, heads = s->kv_heads;
+        if (next < s->rows * heads) fetch_first(of_head(s, s->keys, next / heads, next % heads), s->d);
         head(s, task / s->kv_heads, task % s->kv_heads, s->scores + me * s->group * s->room);
     }
 }

@@ -222,12 +222,11 @@ static int64_t tasks_of(const Tasks *t) {
     return g->rank && s->rank ? s->width / s->block * tiles_of_block(s) : 0;
 }
 
-/* Of one task. A weight counts as ``ROWS`` multiply-adds at least: it has to be read. */
-static int64_t work_of(const Tasks *t) {
-    const Group *g = group_of(t);
-    int64_t rows = g->count < ROWS ? ROWS : g->count;
-    return t->parts == 1 ? rows : rows * segment_of(t)->rank;
-}
+/* Multiply-adds with one weight, which counts as ``ROWS`` of them at least: it has to be read. */
+static int64_t rows_of(const Group *g) { return g->count < ROWS ? ROWS : g->count; }
+
+/* Of one task. */
+static int64_t work_of(const Tasks *t) { return rows_of(group_of(t)) * (t->parts == 1 ? 1 : segment_of(t)->rank); }
 
 static int64_t tasks_within(int64_t work, int64_t of_one, int64_t tasks) {
     return work <= 0 ? 0 : min(ceiling(work, of_one), tasks);
@@ -277,13 +276,13 @@ static void tile(const Site *s, const Tile *task, const Tile *later) {
     if (column < end) rest(s, g, t, scale, column, end);
 }
 
-/* Multiply-adds, where a weight counts as ``ROWS`` of them at least: it has to be read. */
+/* Of a site. */
 static int64_t work(const Site *s, const Group *groups, int64_t count) {
     int64_t sum = 0;
     for (const Group *g = groups; g < groups + count; g++) {
-        int64_t rows = g->count < ROWS ? ROWS : g->count, weights = g->rank * s->d;
+        int64_t weights = g->rank * s->d;
         for (int i = 0; i < SEGMENTS; i++) weights += g->segments[i].rank * g->segments[i].width;
-        sum += g->rank ? rows * weights : 0;
+        sum += g->rank ? rows_of(g) * weights : 0;
     }
     return sum;
 }
@@ -291,19 +290,14 @@ static int64_t work(const Site *s, const Group *groups, int64_t count) {
 /* Work that is worth waking another thread for. */
 #define SMALL (1 << 18)
 
-static int threads_for(const Site *s, const Group *groups, int64_t count, int threads) {
-    return work(s, groups, count) > SMALL ? threads : 1;
-}
-
 void umbel_lora(const Site *s, const Group *groups, int64_t count, int threads) {
-    threads = threads_for(s, groups, count, threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
+#pragma omp parallel num_threads(threads) if (work(s, groups, count) > SMALL)
     {
-        int me = 0;
+        int me = 0, all = 1; /* of those that there are, which may be fewer than were asked for */
 #ifdef _OPENMP
-        me = omp_get_thread_num();
+        me = omp_get_thread_num(), all = omp_get_num_threads();
 #endif
-        Tasks task = first(groups, count, 1, me, threads), later;
+        Tasks task = first(groups, count, 1, me, all), later;
         for (; !done(&task); task = later) {
             const Group *g = group_of(&task);
             int64_t rank = task.at * RANKS;
@@ -313,10 +307,10 @@ void umbel_lora(const Site *s, const Group *groups, int64_t count, int threads) 
             else
                 for (; rank < g->rank; rank++) downs(s, g, rank, NULL, 1);
         }
-        task = later = first(groups, count, SEGMENTS, me, threads);
+        task = later = first(groups, count, SEGMENTS, me, all);
         for (int i = 0; i < FAR && !done(&later); i++, later = next(later)) {
-            Tile tile = tile_of(&later);
-            for (int64_t rank = 0; rank < segment_of(&later)->rank; rank++) fetch_columns(&tile, rank);
+            Tile then = tile_of(&later);
+            for (int64_t rank = 0; rank < segment_of(&later)->rank; rank++) fetch_columns(&then, rank);
         }
 #pragma omp barrier
         for (; !done(&task); task = next(task)) {
@@ -341,4 +335,3 @@ void umbel_tape_lora(const Now *now, const void *told, int threads) {
     umbel_lora(&s, t->groups, t->count, threads);
     (void)now;
 }
-

@@ -1,20 +1,17 @@
 /* OpenMP counts the threads of all teams that threads of the process keep. Where they are more than the processors, no
    thread waits for its next work with open eyes: it sleeps, and calls of a few microseconds wait for it to wake up. */
 
-#define _GNU_SOURCE /* cpu_set_t */
 #ifdef _OPENMP
-#include <omp.h>
-#endif
 #ifdef __linux__
+#define _GNU_SOURCE /* cpu_set_t */
 #include <sched.h>
 #endif
-
-#ifdef _OPENMP
+#include <omp.h>
 
 /* The calling thread needs no team from now on. */
 void umbel_alone(void) { omp_set_num_threads(1); }
 
-/* Helper i of the calling thread's team stays on ``cpus[i]``; the calling thread itself, number 0, goes where it likes. */
+/* Helper i of the calling thread's team stays on ``cpus[i]``; the calling thread, number 0, goes where it likes. */
 void umbel_settle(const int *cpus, int count) {
 #ifdef __linux__
 #pragma omp parallel num_threads(count)
