@@ -54,6 +54,27 @@ def test_a_version_that_passes_is_promoted_with_the_gate_as_reason_and_the_evalu
     assert event.evidence == kept.id
     assert "brier" in kept.summary
     assert "gate accuracy>=0, forgetting<=1000, brier<=2: passed" in answer.out
+    assert "joy now answers with joy:2 (was joy:1; undo: umbel rollback joy)" in answer.out
+
+
+def test_a_gate_that_puts_a_version_in_the_place_of_one_it_does_not_beat_says_so(train, registry):
+    assert train().code == 0
+    answer = train("--gate", "accuracy>=0", "--lr", "1e-9", "--seed", "1")
+    assert answer.code == 0
+    assert champion(registry, "joy") == 2
+    told = "beware: its gate holds, but it is not shown to be better than joy:1, whose place it took"
+    assert told in answer.err
+
+
+def test_the_same_training_again_is_no_new_version_and_is_not_held_against_itself(train, registry):
+    assert train().code == 0
+    again = train()
+    assert again.code == 0
+    assert "joy:1, published before: training gave the same bytes, there is no new version" in again.out
+    assert "not compared with joy:1 (champion): it has the same bytes" in again.out
+    assert "cannot tell joy from joy:1" not in again.out
+    assert len(registry.versions.list("joy").items) == 1
+    assert "published before" not in train("--seed", "1").out
 
 
 def test_a_first_version_that_passes_is_champion_by_its_gate(train, registry):

@@ -49,6 +49,11 @@ def test_an_export_has_the_figures_beside_the_bytes_that_they_are_of(api, home, 
     assert version.metrics
 
 
+def test_figures_of_an_export_go_in_with_it(api, tmp_path):
+    version = api.adapters.upload("measured", api.adapters.export("taken-out", tmp_path / "out"))
+    assert version.metrics == api.adapters.version("taken-out", 1).metrics != {}
+
+
 def test_one_file_is_downloaded_as_it_is(api):
     assert api.adapters.download("taken-out", CONFIG_FILE).startswith(b"{")
 

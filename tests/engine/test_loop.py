@@ -126,3 +126,18 @@ def test_whoever_starts_the_thread_keeps_no_team_beside_its(by_kernels):
     finally:
         torch.set_num_threads(before)
         lab.close()
+
+
+def test_each_thread_that_steps_settles_its_helpers_once_and_keys_stay_where_they_are(lab, by_kernels, monkeypatch):
+    settled = []
+    monkeypatch.setattr(type(by_kernels.kernels), "settle", lambda kernels: settled.append(threading.get_ident()))
+    lab.backbone = by_kernels
+    engine = lab.engine()
+    start = engine._forward.cache.slabs.data_ptr()
+    lab.run(engine, [lab.ask("hello", max_tokens=240, ignore_eos=True)])
+    assert settled == [threading.get_ident()]
+    assert engine._forward.cache.slabs.data_ptr() == start
+    with EngineThread(engine) as thread:
+        for _ in range(2):
+            thread.submit(lab.ask("hello")).result()
+        assert settled == [threading.get_ident(), thread._thread.ident]

@@ -1,6 +1,6 @@
 """``umbel promote``: give a version the traffic of the bare name."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +8,9 @@ from umbel.cli.alias import Evidence, Expect, Reason, point
 from umbel.cli.console import Json, examples, print_json
 from umbel.cli.opened import open_registry
 from umbel.core.names import CHAMPION
+
+if TYPE_CHECKING:
+    from umbel.registry.records import AliasEvent
 
 app = typer.Typer(help="Make a version the one that the bare name answers with.")
 
@@ -31,7 +34,12 @@ def promote(
         event = point(registry, version, CHAMPION, expect=expect, reason=reason, evidence=evidence)
     if as_json:
         return print_json(event)
+    return typer.echo(moved(event))
+
+
+def moved(event: "AliasEvent") -> str:
+    """What the bare name answers with now, what it was, and how to undo it."""
     if event.origin == event.target:
-        return typer.echo(f"{event.name} answers with {event.name}:{event.target} already")
+        return f"{event.name} answers with {event.name}:{event.target} already"
     was = "" if event.origin is None else f" (was {event.name}:{event.origin}; undo: umbel rollback {event.name})"
-    return typer.echo(f"{event.name} now answers with {event.name}:{event.target}{was}")
+    return f"{event.name} now answers with {event.name}:{event.target}{was}"

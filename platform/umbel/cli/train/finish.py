@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from umbel.cli.console import human_bytes, print_facts
+from umbel.cli.promote import moved
 from umbel.cli.train.sweep import tell_sweep
+from umbel.core.digests import digest_bytes
 from umbel.core.errors import GateFailed, NotFound, UmbelError, Unavailable
 from umbel.core.protocols import VersionRef
 from umbel.core.wheels import Say
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from umbel.evaluation.held import HeldAdapters
     from umbel.evaluation.judge import Judged, Rival
     from umbel.evaluation.serving_cost import ServingCost
-    from umbel.registry.records import Version
+    from umbel.registry.records import AliasEvent, Version
     from umbel.registry.registry import Registry
     from umbel.training.card import Effects, Finding
     from umbel.training.fitting import TrainedAdapter
@@ -46,6 +48,8 @@ class Outcome:
     """Clauses of its gate that do not hold."""
     champion: VersionRef | None = None
     """What the bare name answers with now."""
+    moved: "AliasEvent | None" = None
+    """What its gate moved."""
     derived: "InstalledBackbone | None" = None
     """The backbone that was trained with it, where it was kept."""
 
@@ -67,6 +71,11 @@ class Outcome:
             "sweep": None if trained.sweep is None else asdict(trained.sweep),
             "backbone": None if self.derived is None else self.derived.name,
         }
+
+    @property
+    def known(self) -> bool:
+        """Whether another run published the same bytes before: there is no new version."""
+        return self.version is not None and self.version.run not in (None, self.trained.run)
 
     @property
     def gate(self) -> dict[str, Any] | None:
@@ -155,10 +164,12 @@ class Finisher:
         # With a gate it is the gate that makes a champion, of a first version too, and the history says so.
         version = self._publish(trained, finding, effects, crown=gate is None) if self.publish else None
         kept = self._keep(version, judged) if version is not None and judged is not None else None
+        moved = None
         if version is not None and gate is not None and not failures:
-            version = self._promote(version, f"passed its gate: {gate}", kept)
+            moved = self.registry.aliases.promote(str(version.ref), reason=f"passed its gate: {gate}", evidence=kept)
+            version = self.registry.versions.get(str(version.ref))
         champion = self._resolve(f"{trained.task.name}@champion")
-        return Outcome(trained, version, finding, effects, cost, failures, champion)
+        return Outcome(trained, version, finding, effects, cost, failures, champion, moved)
 
     def _judge(self, trained: "TrainedAdapter", also: "Sequence[str]") -> "tuple[Judged | None, list[str]]":
         from umbel.evaluation.judge import judge
@@ -172,7 +183,7 @@ class Finisher:
             return None, []
         head, digest = adapter.contract.output_head, self.held.hold(adapter)
         questions = questions_of(prepared.test, head, prepared.metric, f"{prepared.splits.name}/test")
-        rivals, notes = self._rivals(trained, digest)
+        rivals, notes = self._rivals(trained)
         began, name = time.monotonic(), trained.task.name
         self.say(f"{name}: judging on {len(questions.rows)} held-out rows")
         scored = [metric for metric in also if metric in metrics_of(head)]
@@ -181,20 +192,25 @@ class Finisher:
         self.say(f"{name}: judged in {time.monotonic() - began:.0f} s")
         return found, notes
 
-    def _rivals(self, trained: "TrainedAdapter", own: str) -> "tuple[list[Rival], list[str]]":
+    def _rivals(self, trained: "TrainedAdapter") -> "tuple[list[Rival], list[str]]":
         """The parent and the champion that can be asked the same rows, and why the others cannot."""
+        from umbel.adapters.peft_io import export_files
         from umbel.evaluation.judge import Rival, why_not
 
         assert trained.adapter is not None
+        files = export_files(trained.adapter, backbone_name=self.backbone.name)
+        own = {path: digest_bytes(content) for path, content in files.items()}
         rivals, notes = [], []
         for ref, roles in self._before(trained).items():
             name, manifest = f"{ref} ({' and '.join(roles)})", self.registry.fetch(ref.digest).manifest
             why = why_not(trained.adapter.contract, manifest.contract)
             if manifest.backbone != self.backbone.fingerprint:
                 why = "it was made for another backbone"
+            elif {file.path: file.digest for file in manifest.files} == own:
+                why = "it has the same bytes"
             if why is not None:
                 notes.append(f"not compared with {name}: {why}")
-            elif ref.digest != own:
+            else:
                 rivals.append(Rival(name, ref.digest, manifest.contract))
         return rivals, notes
 
@@ -242,10 +258,6 @@ class Finisher:
 
         return keep(self.registry, str(version.ref), judged.questions, judged.report, self.backbone.quantised)
 
-    def _promote(self, version: "Version", reason: str, evidence: str | None) -> "Version":
-        self.registry.aliases.promote(str(version.ref), reason=reason, evidence=evidence)
-        return self.registry.versions.get(str(version.ref))
-
 
 def _effects(
     forgetting: "Forgetting", cost: "ServingCost", gate: "Gate | None", failures: "Sequence[str]"
@@ -270,7 +282,9 @@ def tell(outcome: Outcome, backbone: str) -> None:
     if trained.error is not None:
         typer.echo(f"{trained.task.name} failed: {trained.error}", err=True)
         return
-    facts: list[tuple[str, object]] = [("adapter", trained.task.name if version is None else str(version.ref))]
+    named = trained.task.name if version is None else str(version.ref)
+    known = f"{named}, published before: training gave the same bytes, there is no new version"
+    facts: list[tuple[str, object]] = [("adapter", known if outcome.known else named)]
     if finding is not None:
         ends = "" if finding.low is None else f" (95 % CI {finding.low:.3f} to {finding.high:.3f})"
         facts.append((finding.metric, f"{finding.value:.3f}{ends} on {finding.rows} held-out rows"))
@@ -286,18 +300,27 @@ def tell(outcome: Outcome, backbone: str) -> None:
     _warn(outcome)
     if outcome.gate is not None:
         typer.echo(f"gate {outcome.gate['wanted']}: {'passed' if outcome.gate['passed'] else 'not passed'}")
+    if outcome.moved is not None:
+        typer.echo(moved(outcome.moved))
     tell_sweep(trained.sweep)
     if version is not None:
         _tell_how(outcome, version, backbone)
 
 
 def _warn(outcome: Outcome) -> None:
-    """Where the bare name answers with a version that nothing, no gate either, holds to have learnt something."""
-    version, finding = outcome.version, outcome.finding
-    if version is None or finding is None or outcome.gate is not None or "champion" not in version.aliases:
+    """Where the bare name answers with a version that nothing, no gate either, holds to have learnt something, or that
+    its gate put in the place of one that it is not shown to beat."""
+    version, finding, event = outcome.version, outcome.finding, outcome.moved
+    if version is None or finding is None or "champion" not in version.aliases:
         return
     unbeaten = [each.name for each in finding.against if each.winner != outcome.trained.task.name]
-    if unbeaten:
+    if event is not None and event.origin not in (None, event.target):
+        before = f"{event.name}:{event.origin}"
+        if any(name.startswith(f"{before} ") for name in unbeaten):
+            typer.echo(
+                f"beware: its gate holds, but it is not shown to be better than {before}, whose place it took", err=True
+            )
+    elif unbeaten and outcome.gate is None:
         typer.echo(
             f"beware: {version.name} answers with it, but it is not shown to be better than {', '.join(unbeaten)}\n"
             f"  train it longer or on more rows; until then: umbel alias rm {version.name} champion",
