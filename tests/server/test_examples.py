@@ -57,6 +57,19 @@ def test_pairs_of_one_word_each_are_made_for_an_embedder(tmp_path):
     assert json.loads(made["test"][0]) == {"text": "k i t", "positive": "K IH T"}
 
 
+def test_a_spreadsheet_of_the_demos_data_can_be_checked_by_its_own_columns(tmp_path):
+    dataset = tmp_path / "home" / "datasets" / "tweets-sentiment"
+    dataset.mkdir(parents=True)
+    rows = [{"text": f'late, "again" {i}', "label": ("negative", "positive")[i % 2]} for i in range(300)]
+    (dataset / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = {"env": {**os.environ, "UMBEL_HOME": str(tmp_path / "home")}, "check": True, "timeout": 120}
+    subprocess.run([sys.executable, str(EXAMPLES / "spreadsheet.py"), "tweets.csv"], cwd=tmp_path, **told)
+    words = ["data", "check", "tweets.csv", "--text-column", "tweet", "--label-column", "mood", "--json"]
+    command = [sys.executable, "-m", "umbel.cli", *words]
+    found = json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, **told).stdout)
+    assert (found["rows"], found["labels"]) == ({"train": 200}, {"negative": 100, "positive": 100})
+
+
 def test_every_example_is_run_here_or_by_make_demo():
     run = {"ask.py", "ask_many.py", "demo.py", "openai_sdk.py", "pairs.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == run
