@@ -71,5 +71,5 @@ def test_a_spreadsheet_of_the_demos_data_can_be_checked_by_its_own_columns(tmp_p
 
 
 def test_every_example_is_run_here_or_by_make_demo():
-    run = {"ask.py", "ask_many.py", "demo.py", "openai_sdk.py", "pairs.py"}
+    run = {"ask.py", "ask_many.py", "demo.py", "openai_sdk.py", "pairs.py", "spreadsheet.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == run
