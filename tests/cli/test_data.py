@@ -57,6 +57,15 @@ def test_json_counts_leaks(run, rows):
     assert found["rows"] == {"train": 1, "test": 1}
 
 
+def test_without_test_rows_no_number_of_leaks_is_told(run, rows):
+    train = rows({"text": "a", "label": "x"}, {"text": "b", "label": "y"})
+    (leaks,) = [line for line in run("data", "check", train).out.splitlines() if line.startswith("leaks")]
+    assert "there is no test split" in leaks
+    assert json.loads(run("data", "check", train, "--json").out)["leaks"] is None
+    with_test = run("data", "check", train, "--test", rows({"text": "c", "label": "x"}, name="test.jsonl")).out
+    assert "0 test rows whose text is in train" in with_test
+
+
 def test_a_wrong_row_exits_2_with_its_line(run, rows):
     answer = run("data", "check", rows({"text": "a", "label": "x"}, {"text": "b"}))
     assert answer.code == 2

@@ -85,9 +85,15 @@ def check(
         ("contradictions", found.contradictions, "another"),
     ):
         facts += [(name, f"{human_number(count, 'training row')} whose text came before, with {other} answer")]
-    facts += [("leaks", f"{human_number(found.leaks, 'test row')} whose text is in train, too")]
+    facts += [("leaks", _leaks(found.leaks))]
     facts += [("warning", each) for each in found.warnings]
     return print_facts(facts)
+
+
+def _leaks(found: int | None) -> str:
+    if found is None:
+        return "not looked for: there is no test split (--test FILE; a training keeps rows back, copies together)"
+    return f"{human_number(found, 'test row')} whose text is in train, too"
 
 
 def _refuse_without_task(options: Mapping[str, object]) -> None:

@@ -58,8 +58,8 @@ class DataReport:
     """Rows of train whose text (case, punctuation and links aside) came before with the same answer."""
     contradictions: int
     """Rows of train whose text came before with another answer."""
-    leaks: int
-    """Rows of the test whose text is in train."""
+    leaks: int | None
+    """Rows of the test whose text is in train; None where there is no test."""
     warnings: tuple[str, ...] = ()
     """What a training would refuse, and labels too rare to learn."""
 
@@ -81,7 +81,7 @@ def check_data(what: str, settings: Settings, *, test: str | None = None, column
         longest=max(lengths),
         copies=copies,
         contradictions=contradictions,
-        leaks=leaks(train, parts.get("test", ())),
+        leaks=leaks(train, parts["test"]) if "test" in parts else None,
         warnings=_warnings(paths["train"], train, labels),
     )
 
