@@ -96,6 +96,14 @@ def test_curves_say_that_the_loss_is_not_smoothed_and_which_of_them_decides(run,
     assert "validation_loss, where it is lowest the weights are kept" in out
 
 
+@pytest.mark.parametrize("command", ["show", "logs", "cancel", "resume"])
+def test_of_a_run_that_is_not_there_the_nearest_is_told(run, registry, trained, command):
+    assert "did you mean mood?" in run("runs", command, "moood").err
+    cut_short = trained[:-3]
+    assert f"did you mean {trained}?" in run("runs", command, cut_short).err
+    assert "did you mean" not in run("runs", command, "irony").err
+
+
 def test_a_setting_that_is_empty_is_left_out(run, registry):
     registry.start(name="mood", params={"task": "classify", "labels": [], "template": ""}, seed=1)
     (asked,) = [line for line in run("runs", "show", "mood").out.splitlines() if line.startswith("asked")]

@@ -148,10 +148,11 @@ def _find(registry: "Registry", run: str) -> "Run":
     except NotFound:
         newest = registry.runs.list(name=run, limit=1).items
         if not newest:
+            near = registry.runs.nearest(run)
             raise NotFound(
                 f"there is no run {run!r}, nor one of an adapter of that name.",
                 code="run_not_found",
-                hint="umbel runs list",
+                hint=f"did you mean {near}? umbel runs list" if near else "umbel runs list",
             ) from None
         return newest[0]
 

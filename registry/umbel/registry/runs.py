@@ -6,6 +6,7 @@ by ``heartbeat``, and when it falls silent another worker takes the run over fro
 
 import math
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from sqlalchemy import Select, or_, select, update
@@ -165,6 +166,15 @@ class Runs:
             rows = list(session.scalars(keys.page(statement, limit, cursor)))
             following = keys.next(rows, limit, lambda row: (row.created_at, row.id))
             return Page(tuple(_run(row) for row in rows[:limit]), following)
+
+    def nearest(self, run: str) -> str | None:
+        """What somebody may have meant who named no run: the only id that begins so, or else an adapter that has runs
+        and is called much like it."""
+        begins = select(RunRow.id).where(RunRow.id.startswith(run, autoescape=True)).limit(2)
+        with self.database.read() as session:
+            ids = list(session.scalars(begins))
+            names = list(session.scalars(select(RunRow.name).distinct()))
+        return ids[0] if len(ids) == 1 else next(iter(get_close_matches(run, names, n=1)), None)
 
     def events(self, run: str, *, after: int = 0, limit: int = 1000) -> tuple[RunEvent, ...]:
         """In order, those with a ``seq`` above ``after``."""
