@@ -51,6 +51,18 @@ def test_the_sentence_is_what_a_person_reads(run, data):
     assert told["sentence"] in answer.out.splitlines()
 
 
+def test_where_less_is_better_it_is_said(run, data):
+    words = ("mood", "mood@canary", "--data", data, "--metric", "brier")
+    told = json.loads(run("compare", *words, "--json").out)
+    assert not told["higher_is_better"]
+    assert "less brier " in told["sentence"]
+    (judged,) = [line for line in run("compare", *words).out.splitlines() if line.startswith("judged by")]
+    assert judged.split(maxsplit=2)[2] == "brier; less is better"
+    lines = {line.split()[0]: line for line in run("eval", "mood", "--data", data).out.splitlines()}
+    assert lines["brier"].endswith("less is better")
+    assert not lines["accuracy"].endswith("less is better")
+
+
 @pytest.mark.parametrize("right", ["mood:1", "mood:2"])
 def test_a_winner_is_told_to_be_promoted_unless_it_is_champion_already(right, run, data, registry, tmp_path):
     kept = json.loads(run("eval", right, "--data", data, "--json").out)["evaluation"]

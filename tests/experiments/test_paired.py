@@ -157,7 +157,17 @@ def test_where_lower_is_better_the_version_with_the_lower_mean_wins():
     found = compare_scores(a, a + rng.random(200) * 0.1, higher_is_better=False, points=True)
     assert found.difference < 0
     assert found.winner == "a"
-    assert found.sentence("new", "old", "phoneme error rate").startswith("new is better by ")
+    points = abs(found.difference) * 100
+    told = found.sentence("new", "old", "phoneme error rate")
+    assert told.startswith(
+        f"new is better with {points:.1f} points less phoneme error rate (95 % CI {found.high * -100:.1f}"
+    )
+    plain = compare_scores(a, a + rng.random(200) * 0.1, higher_is_better=False)
+    assert plain.sentence("new", "old", "rmse").startswith(
+        f"new is better with {abs(plain.difference):.3g} less rmse ("
+    )
+    few = compare_binary(*scores(both=80, only_a=9, only_b=6, neither=5), higher_is_better=False)
+    assert "y leads with 3.0 points less word_error_rate on 100 rows (" in few.sentence("x", "y", "word_error_rate")
 
 
 def test_an_open_question_says_how_many_more_rows_would_settle_it():

@@ -94,6 +94,9 @@ def test_the_card_says_what_it_is_what_it_was_trained_on_and_how_good_it_is(task
         assert part in card
     assert trained.prepared.splits.digest in card
     assert card == card_of(trained, backbone="tiny", licence="Apache-2.0", finding=finding, effects=EFFECTS)
+    assert "less is better" not in card
+    loss = replace(finding, metric="log_loss", less_is_better=True)
+    assert "log_loss (less is better)" in card_of(trained, backbone="tiny", licence=None, finding=loss)
 
 
 @pytest.mark.parametrize("name", ["mood", "speech", "height"])

@@ -201,6 +201,7 @@ def _as_json(
         "a": names[0],
         "b": names[1],
         "metric": metric,
+        "higher_is_better": found.higher_is_better,
         "rows": found.n,
         "suite": questions.suite,
         "mean_a": found.mean_a,
@@ -233,6 +234,7 @@ def _print(
     print_facts(
         [
             ("data", f"{questions.name}, {found.n} rows, {found.discordant} scored differently"),
+            ("judged by", None if found.higher_is_better else f"{metric}; less is better"),
             (names[0], f"{metric} {found.mean_a:.4f}"),
             (names[1], f"{metric} {found.mean_b:.4f}"),
             *more,

@@ -210,7 +210,8 @@ def _print(name: str, questions: "Questions", report: "Report", kept: str | None
     for metric, scored in report.scores.items():
         ends = interval(scored)
         within = "" if ends is None else f"  (95 % CI {ends[0]:.3f} to {ends[1]:.3f})"
-        facts.append((metric, f"{scored.value:.3f}{within}"))
+        less = "" if scored.higher_is_better else "  less is better"
+        facts.append((metric, f"{scored.value:.3f}{within}{less}"))
     facts.append(("kept as", kept))
     print_facts(facts)
 

@@ -67,6 +67,7 @@ class Judged:
             low=ends[0] if ends else None,
             high=ends[1] if ends else None,
             rows=len(self.questions.rows),
+            less_is_better=not self.report.main.higher_is_better,
             baselines={baseline.name: baseline.scored.value for baseline in self.baselines},
             against=told,
             others=summary,

@@ -101,9 +101,9 @@ class Comparison:
             )
         leader = name_a if self._leader == "a" else name_b
         if self.decided:
-            return f"{leader} is better by {self._amount(metric)}{self._evidence()}"
+            return f"{leader} is better {self._amount(metric)}{self._evidence()}"
         return (
-            f"cannot tell {name_a} from {name_b}: {leader} leads by {self._amount(metric)} on "
+            f"cannot tell {name_a} from {name_b}: {leader} leads {self._amount(metric)} on "
             f"{_count(self.n, 'row')}{self._evidence()}{self._advice()}"
         )
 
@@ -112,10 +112,12 @@ class Comparison:
         return "a" if (self.difference > 0) == self.higher_is_better else "b"
 
     def _amount(self, metric: str) -> str:
+        """How far the leader is ahead; of an error rate or a loss it has less, which is said."""
         size = self._number(abs(self.difference))
-        if not self.points:
-            return f"{size} in {metric}"
-        return f"{size} {'point' if size == '1.0' else 'points'} of {metric}"
+        amount = f"{size} {'point' if size == '1.0' else 'points'}" if self.points else size
+        if not self.higher_is_better:
+            return f"with {amount} less {metric}"
+        return f"by {amount} {'of' if self.points else 'in'} {metric}"
 
     def _evidence(self) -> str:
         p = _p(self.p_value)

@@ -59,6 +59,8 @@ class Finding:
     high: float | None = None
     """Of the 95 % interval; None where the metric has none."""
     rows: int = 0
+    less_is_better: bool = False
+    """Whether the metric is an error or a loss."""
     baselines: Mapping[str, float] = field(default_factory=dict)
     """The same metric without this adapter."""
     against: Sequence[Against] = ()
@@ -135,9 +137,10 @@ def _results(finding: Finding | None) -> str:
         return "## Results\n\nNo rows were held out, so nothing is known about how good it is."
     interval = "" if finding.low is None else f" (95 % CI {finding.low:.3g} to {finding.high:.3g})"
     value = f"{finding.value:.4g}{interval}"
+    metric = f"{finding.metric} (less is better)" if finding.less_is_better else finding.metric
     rows = [("this version", value)]
     rows += [(name, f"{baseline:.4g}") for name, baseline in finding.baselines.items()]
-    found = f"## Results\n\nOn {finding.rows:,} held-out rows:\n\n" + _table(rows, head=("", finding.metric))
+    found = f"## Results\n\nOn {finding.rows:,} held-out rows:\n\n" + _table(rows, head=("", metric))
     others = ", ".join(f"{name} {value:.4g}" for name, value in finding.others.items())
     said = [f"- {sentence}" for sentence in finding.sentences]
     return "\n\n".join(part for part in (found, f"Also: {others}." if others else "", "\n".join(said)) if part)

@@ -287,7 +287,8 @@ def tell(outcome: Outcome, backbone: str) -> None:
     facts: list[tuple[str, object]] = [("adapter", known if outcome.known else named)]
     if finding is not None:
         ends = "" if finding.low is None else f" (95 % CI {finding.low:.3f} to {finding.high:.3f})"
-        facts.append((finding.metric, f"{finding.value:.3f}{ends} on {finding.rows} held-out rows"))
+        less = "; less is better" if finding.less_is_better else ""
+        facts.append((finding.metric, f"{finding.value:.3f}{ends} on {finding.rows} held-out rows{less}"))
         facts += [("", f"{value:.3f} {name}") for name, value in finding.baselines.items()]
     facts += _beside(outcome)
     if version is not None:
