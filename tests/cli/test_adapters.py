@@ -199,6 +199,14 @@ def test_a_diff_names_what_differs_and_where_the_weights_do(run):
     assert all(0.5 < change < 2 for change in places.values())  # two seeds
 
 
+def test_name_and_numbers_name_two_versions(run):
+    said = run("adapters", "diff", "mood:1", "mood:2").out
+    assert run("adapters", "diff", "mood", "1", "2").out == run("adapters", "diff", "mood:1", "2").out == said
+    wrong = run("adapters", "diff", "mood:1", "mood:2", "3")
+    assert (wrong.code, "mood:1 mood:2" in wrong.err) == (2, True)
+    assert "as mood:3" in run("adapters", "show", "3").err
+
+
 def test_what_has_another_rank_is_not_compared_and_the_diff_says_so(run):
     answer = run("adapters", "diff", "mood:1", "mood:3")
     assert "config\tmethod.rank\t8\t4" in answer.out

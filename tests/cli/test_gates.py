@@ -77,6 +77,17 @@ def test_the_same_training_again_is_no_new_version_and_is_not_held_against_itsel
     assert "published before" not in train("--seed", "1").out
 
 
+def test_a_diff_of_two_trainings_tells_the_learning_rate_also_of_one_that_was_not_given_any(run, train, registry):
+    assert train().code == 0
+    assert train("--lr", "0.02").code == 0
+    rows = [line.split("\t") for line in run("adapters", "diff", "joy", "1", "2").out.splitlines()]
+    (told,) = [row for row in rows if row[0] == "training"]
+    assert told[1] == "lr"
+    used = registry.runs.points(registry.versions.get("joy:1").run, key="lr")
+    assert float(told[2]) == max(point.value for point in used)
+    assert told[3] == "0.02"
+
+
 def test_a_first_version_that_passes_is_champion_by_its_gate(train, registry):
     assert train("--gate", "accuracy>=0").code == 0
     (event,) = registry.aliases.history("joy")

@@ -250,6 +250,25 @@ def test_a_diff_names_what_differs_and_nothing_else(registry, publish):
     assert registry.versions.diff("sentiment:1", "sentiment:1").same_answers
 
 
+def test_a_diff_tells_the_settings_of_training_that_a_version_itself_does_not(registry, publish):
+    def trained(weights, **params):
+        run = registry.start(name="sentiment", params=params, seed=1)
+        registry.finish(run, status="succeeded", summary={"steps": 100, "lr": 0.001})
+        publish(weights=weights, config={"rank": params["rank"], "head": {"depth": 0}}, run=run)
+
+    trained(b"1", name="sentiment", rank=8, lr=None, epochs=3.0, steps=None, head_depth=0)
+    trained(b"2", name="sentiment", rank=16, lr=0.002, epochs=3.0, steps=None, head_depth=1)
+    trained(b"3", name="sentiment", rank=16, lr=0.001, epochs=1.0, steps=50, head_depth=1, weight_decay=0.1)
+    publish(weights=b"4")
+    told = {}
+    for pair in ("12", "13", "14"):
+        diff = registry.versions.diff(*(f"sentiment:{number}" for number in pair))
+        told[pair] = [(change.key, change.before, change.after) for change in diff.training]
+    assert told["12"] == [("lr", 0.001, 0.002)]  # the first one's was left to the run
+    assert told["13"] == [("epochs", 3.0, 1.0), ("steps", 100, 50), ("weight_decay", None, 0.1)]
+    assert told["14"] == []  # it came without a run
+
+
 def test_metrics_can_be_added_later_and_are_then_found(registry, publish):
     publish(metrics={"accuracy": 0.5})
     version = registry.versions.set_metrics("sentiment:1", {"accuracy": 0.6, "f1": 0.4})

@@ -156,10 +156,11 @@ def _no_adapter(session: Session, name: str) -> NotFound:
             code="adapter_not_found",
             hint="umbel adapters list shows every adapter",
         )
+    near = "a version is written with its adapter's name, as mood:3; " if name.isdecimal() else _nearest(session, name)
     return NotFound(
         f"there is no adapter {name!r}.",
         code="adapter_not_found",
-        hint=f"{_nearest(session, name)}umbel adapters list shows every adapter",
+        hint=f"{near}umbel adapters list shows every adapter",
     )
 
 

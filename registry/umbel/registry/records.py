@@ -188,6 +188,8 @@ class VersionDiff:
     contract: tuple[Change, ...]
     data: tuple[Change, ...]
     """Dataset, run, seed, parent, code version, method and backbone."""
+    training: tuple[Change, ...]
+    """What their runs were asked beside that, such as lr and epochs."""
     metrics: tuple[Change, ...]
     files: tuple[Change, ...]
 

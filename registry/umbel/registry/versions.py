@@ -15,7 +15,8 @@ from umbel.registry.database import Database, upsert
 from umbel.registry.diff import diff
 from umbel.registry.draft import check_metrics
 from umbel.registry.models import AliasRow, ArmRow, ExperimentRow, VersionMetricRow, VersionRow
-from umbel.registry.records import ExperimentStatus, Page, Standing, Version, VersionDiff, VersionState
+from umbel.registry.records import ExperimentStatus, Page, Run, Standing, Version, VersionDiff, VersionState
+from umbel.registry.runs import Runs
 
 
 class Versions:
@@ -51,7 +52,11 @@ class Versions:
             return Page(items, keys.next(rows, limit, lambda row: (row.number, row.id)))
 
     def diff(self, before: str, after: str) -> VersionDiff:
-        return diff(self.get(before), self.get(after))
+        old, new = self.get(before), self.get(after)
+        return diff(old, new, self._run(old), self._run(new))
+
+    def _run(self, version: Version) -> Run | None:
+        return None if version.run is None else Runs(self.database).get(version.run)
 
     def set_metrics(self, ref: str, metrics: dict[str, float], *, actor: str | None = None) -> Version:
         """Adds or replaces numbers that were measured after publishing; what was asked is kept in evaluations."""

@@ -78,6 +78,7 @@ class LogObserver(Observer):
     def finished(self, trainee: Trainee) -> None:
         best = trainee.best_validation
         summary = {"steps": trainee.step, "tokens": trainee.tokens, "end": str(trainee.status)}
+        summary |= {"lr": trainee.schedule.peak}  # by rule, where the task does not say
         if best is not None:
             summary |= {"best_step": best.step, "validation_loss": best.loss, "validation_accuracy": best.accuracy}
         self.log.finish(trainee.run, status="succeeded", summary=summary)

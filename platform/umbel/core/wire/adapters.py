@@ -115,6 +115,8 @@ class DiffView(Reply):
     config: list[ChangeView]
     contract: list[ChangeView]
     data: list[ChangeView]
+    training: list[ChangeView]
+    """What their runs were asked beside that, such as lr and epochs."""
     metrics: list[ChangeView]
     files: list[ChangeView]
     weights: WeightChangeView | None = None

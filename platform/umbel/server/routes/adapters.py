@@ -101,7 +101,7 @@ async def version(name: str, which: str, service: ServiceDep) -> VersionView:
 
 @router.get("/{name}/diff")
 async def diff(name: str, before: str, service: ServiceDep, after: str = CHAMPION, weights: bool = False) -> DiffView:
-    """What differs between two versions: config, contract, data, metrics, files, and if asked the weights by layer."""
+    """What differs between two versions, in words, and if asked in weights by layer."""
     refs = reference(name, before), reference(name, after)
     view = DiffView.model_validate(await to_thread.run_sync(service.registry.versions.diff, *refs))
     if weights:
