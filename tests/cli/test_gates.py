@@ -77,6 +77,31 @@ def test_the_same_training_again_is_no_new_version_and_is_not_held_against_itsel
     assert "published before" not in train("--seed", "1").out
 
 
+def test_a_run_tells_the_version_that_it_became_how_good_that_is_and_what_its_gate_said(run, train):
+    train("--gate", "accuracy>=0, accuracy>1")
+    shown = facts(run("runs", "show", "joy").out)
+    assert shown["version"] == "joy:1"
+    assert shown["judged"].startswith("accuracy ")
+    assert shown["judged"].endswith(" held-out rows")
+    assert shown["gate"].startswith("accuracy>=0, accuracy>1: not passed: accuracy is ")
+    told = json.loads(run("runs", "show", "joy", "--json").out)["became"]
+    assert (told["version"], told["metric"], told["gate_passed"]) == ("joy:1", "accuracy", False)
+    assert told["metrics"]["accuracy"] == pytest.approx(float(shown["judged"].split()[1]), abs=1e-3)
+    assert told["rows"] == int(shown["judged"].split()[3])
+    train("--gate", "accuracy>=0")  # the same bytes: another run's version
+    shown = facts(run("runs", "show", "joy").out)
+    assert (shown["version"], shown["gate"]) == ("joy:1", "accuracy>=0: passed")
+    train("--no-publish")
+    shown = facts(run("runs", "show", "joy").out)
+    assert shown["version"] == "none: it was not to be published"
+    assert shown["judged"].startswith("accuracy ")
+    assert "gate" not in shown
+
+
+def facts(out: str) -> dict[str, str]:
+    return dict(line.split(maxsplit=1) for line in out.partition("\n\n")[0].splitlines())
+
+
 def test_a_diff_of_two_trainings_tells_the_learning_rate_also_of_one_that_was_not_given_any(run, train, registry):
     assert train().code == 0
     assert train("--lr", "0.02").code == 0

@@ -104,6 +104,15 @@ def test_of_a_run_that_is_not_there_the_nearest_is_told(run, registry, trained, 
     assert "did you mean" not in run("runs", command, "irony").err
 
 
+def test_of_a_run_from_before_its_judgement_was_kept_version_and_figures_are_told(run, registry):
+    before = registry.start(name="mood", params={"gate": "accuracy>=0.9"}, seed=1)
+    assert json.loads(run("runs", "show", "mood", "--json").out)["became"] is None
+    registry.event(before, "published mood:4", data={"version": "mood:4", "accuracy": 0.75, "forgetting": 0.1})
+    out = run("runs", "show", "mood").out
+    assert "version  mood:4\njudged   accuracy 0.75, forgetting 0.1\n" in out
+    assert "\ngate" not in out
+
+
 def test_a_setting_that_is_empty_is_left_out(run, registry):
     registry.start(name="mood", params={"task": "classify", "labels": [], "template": ""}, seed=1)
     (asked,) = [line for line in run("runs", "show", "mood").out.splitlines() if line.startswith("asked")]

@@ -29,6 +29,7 @@ from umbel.cli.console import (
 from umbel.cli.curves import curves, plot, write_csv, write_png
 from umbel.cli.opened import open_registry
 from umbel.cli.paging import Limit, PageCursor, more
+from umbel.cli.train.became import Became, became
 from umbel.cli.train.begin import was_begun
 from umbel.cli.words import one_of
 from umbel.core.clock import now_ms
@@ -90,10 +91,10 @@ def show(
     csv: Annotated[Path | None, typer.Option("--csv", help="Write every point into this file.", metavar="FILE")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show a run. What it was asked, how it ends, and its curves."""
+    """Show a run. What it was asked, the version that it became and how good that is, and its curves."""
     with open_registry() as registry:
         found = _find(registry, run)
-        points = registry.runs.points(found.id)
+        points, end = registry.runs.points(found.id), became(registry, found.id)
     drawn = curves(points)
     _check_curves(curve or (), drawn)
     if png is not None and drawn:
@@ -101,8 +102,8 @@ def show(
     if csv is not None:
         write_csv(points, csv)
     if as_json:
-        return print_json({"run": _plain(found), "points": points})
-    print_facts(tuple(_facts(found)))
+        return print_json({"run": _plain(found), "became": end, "points": points})
+    print_facts(tuple(_facts(found, end)))
     return _print_curves(drawn, curve)
 
 
@@ -194,12 +195,16 @@ def _took(run: "Run") -> str:
     return human_seconds(max(0, until - run.started_at) / 1000)
 
 
-def _facts(run: "Run") -> Iterator[tuple[str, object]]:
+def _facts(run: "Run", end: Became | None) -> Iterator[tuple[str, object]]:
     stopped = interrupted(run, Settings.load())
     heard = f", last heard {human_age(last_heard(run), now_ms())}; umbel runs resume {run.id}" if stopped else ""
     if run.status in ("failed", "cancelled") and was_begun(Settings.load(), run.id):
         heard = f"; umbel runs resume {run.id}{' once it is mended' if run.status == 'failed' else ''}"
     yield from (("run", run.id), ("name", run.name), ("status", _status(run) + heard), ("error", run.error))
+    if end is not None:
+        gate = run.params.get("gate")
+        yield from (("version", end.version or "none: it was not to be published"), ("judged", end.figure))
+        yield "gate", None if end.verdict is None else f"{gate}: {end.verdict}" if gate else end.verdict
     yield from (("worker", run.lease_owner), ("attempt", run.attempt if run.attempt > 1 else None))
     yield "created", f"{human_time(run.created_at)} by {run.created_by}"
     yield "took", _took(run) or None

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,6 +168,8 @@ class Finisher:
         if version is not None and gate is not None and not failures:
             moved = self.registry.aliases.promote(str(version.ref), reason=f"passed its gate: {gate}", evidence=kept)
             version = self.registry.versions.get(str(version.ref))
+        if trained.run:
+            self._note(trained.run, version, finding, values, None if gate is None else failures)
         champion = self._resolve(f"{trained.task.name}@champion")
         return Outcome(trained, version, finding, effects, cost, failures, champion, moved)
 
@@ -238,7 +240,7 @@ class Finisher:
 
         backbones = self.registry.backbones.list()
         licence = next((known.licence for known in backbones if known.name == self.backbone.name), None)
-        version = publish(
+        return publish(
             self.registry,
             trained,
             self.backbone,
@@ -248,10 +250,19 @@ class Finisher:
             allow_noop=self.allow_noop,
             crown=crown,
         )
-        if trained.run:
-            facts = {"version": str(version.ref), **version.metrics}
-            self.registry.event(trained.run, f"published {version.ref}", data=facts)
-        return version
+
+    def _note(
+        self,
+        run: str,
+        version: "Version | None",
+        finding: "Finding | None",
+        values: "Mapping[str, float]",
+        failures: "Sequence[str] | None",
+    ) -> None:
+        from umbel.cli.train.became import note_end
+
+        ref, metrics = (None, values) if version is None else (str(version.ref), version.metrics)
+        note_end(self.registry, run, ref, metrics, finding, failures)
 
     def _keep(self, version: "Version", judged: "Judged") -> str:
         from umbel.cli.eval import keep

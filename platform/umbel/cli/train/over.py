@@ -6,6 +6,7 @@ one that was trained and not published.
 
 from typing import TYPE_CHECKING
 
+from umbel.cli.train.became import became
 from umbel.cli.train.begin import was_begun
 from umbel.core.errors import Conflict
 from umbel.core.settings import Settings
@@ -14,16 +15,14 @@ if TYPE_CHECKING:
     from umbel.registry.records import Run
     from umbel.registry.registry import Registry
 
-_PUBLISHED = "published "
-
 
 def refuse_over(registry: "Registry", settings: Settings, run: "Run") -> None:
     """Raises Conflict (``run_finished``)."""
-    said = (event.message for event in registry.runs.events(run.id))
-    made = [message.removeprefix(_PUBLISHED) for message in said if message.startswith(_PUBLISHED)]
-    if run.finished_at is None or (not made and was_begun(settings, run.id)):
+    end = became(registry, run.id)
+    made = None if end is None else end.version
+    if run.finished_at is None or (made is None and was_begun(settings, run.id)):
         return
-    became = f": it became {made[-1]}" if made else ""
+    version = "" if made is None else f": it became {made}"
     raise Conflict(
-        f"{run.id} {run.status.as_told} already{became}.", code="run_finished", hint=f"umbel runs show {run.id}"
+        f"{run.id} {run.status.as_told} already{version}.", code="run_finished", hint=f"umbel runs show {run.id}"
     )
