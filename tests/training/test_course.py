@@ -78,6 +78,20 @@ def test_the_best_on_validation_is_kept_and_patience_ends_it(task, backbone, set
     assert total / len(examples) == pytest.approx(min(losses), rel=1e-5)
 
 
+def test_no_more_rows_are_looked_at_than_were_trained_on_since_the_last_look(task, backbone, settings):
+    rows = [{"text": f"{'good' if i % 2 else 'bad'} thing {i}", "label": "ab"[i % 2]} for i in range(120)]
+    given = {"name": "toy", "task": "classify", "steps": 12, "rank": 4, "validation_fraction": 0.3}
+
+    def looks(**more) -> list[int]:
+        found = fit(backbone, [task(rows, **given, **more)], settings=settings)[0]
+        assert found.plan.validation_rows == more.get("validation_limit", 35)
+        return [each.step for each in found.history]
+
+    assert looks(batch_size=4) == [9, 12]  # after 36 rows and at the end, where 35 are looked at
+    assert looks(batch_size=4, validation_limit=8) == [2, 4, 6, 8, 10, 12]
+    assert looks(batch_size=4, eval_every=3) == [3, 6, 9, 12]
+
+
 def test_a_tiny_adapter_beats_chance_by_far(task, backbone, settings):
     rows = [{"text": f"{'good' if i % 2 else 'bad'} thing {i}", "label": "ab"[i % 2]} for i in range(120)]
     found = fit(backbone, [task(rows, name="toy", task="classify", steps=20, rank=4)], settings=settings)[0]

@@ -110,7 +110,8 @@ class Task:
     test_limit: int = 500
     """Held-out rows that the finished adapter is judged on."""
     eval_every: int | None = None
-    """Steps between validations; an eighth of all where not given."""
+    """Steps between validations; where not given an eighth of all, and no fewer than train on as many rows as are
+    looked at."""
     patience: int | None = None
     """Stop after so many validations without a better one."""
     gate: str | None = None

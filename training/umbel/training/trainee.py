@@ -255,11 +255,18 @@ def trainee_of(
         optimizer=_optimizer(trained, peak, task.weight_decay),
         batches=batches,
         schedule=Schedule.of(task, peak, steps),
-        eval_every=task.eval_every or max(1, round(steps / 8)),
+        eval_every=task.eval_every or _eval_every(prepared, steps),
         tuned=tuned or {},
         precision=precision,
         scaler=torch.amp.GradScaler(backbone.device.type) if precision is not None and precision.scaled else None,
     )
+
+
+def _eval_every(prepared: Prepared, steps: int) -> int:
+    """A row is looked at in about a third of the time that training on it takes: with no more of them than were
+    trained on since the last look, a short training goes into training."""
+    looked_at = len(prepared.validation.examples)
+    return max(1, round(steps / 8), math.ceil(looked_at / prepared.task.batch_size))
 
 
 def _rate(task: Task, backbone: Backbone, *, tunes: bool) -> float:
