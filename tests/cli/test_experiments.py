@@ -241,6 +241,32 @@ def test_force_needs_a_winner_and_a_reason_and_then_decides(run, registry, irony
     assert registry.aliases.history("mood", "champion")[-1].reason == "half the cost"
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("--winner", "candidat"), 3, "did you mean candidate? its arms: control, candidate"),
+        (("--winner", "B", "--force", "--reason", "x"), 3, "its arms: control, candidate"),
+        (("--force", "--reason", "x"), 2, "--force --winner control|candidate --reason 'why'"),
+        ((), 5, "--force --winner control|candidate --reason 'why'"),
+    ],
+)
+def test_a_winner_that_is_wrong_or_missing_is_answered_with_the_arms(run, irony, words, code, told):
+    answer = run("experiments", "decide", irony, *words)
+    assert (answer.code, answer.out) == (code, "")
+    assert told in answer.err
+
+
+def test_half_a_unit_that_is_expected_is_told_as_half(run, registry, irony):
+    come(registry, {"control": 0.3, "candidate": 0.6}, count=5)
+    assert run("experiments", "status", irony).out.count("(expected 2.5)") == 2
+
+
+@pytest.mark.usefixtures("irony")
+@pytest.mark.parametrize("words", [["status", "irny"], ["decide", "irny"], ["stop", "irny"]])
+def test_an_experiment_that_is_nearly_named_is_proposed(run, words):
+    assert "did you mean irony?" in run("experiments", *words).err
+
+
 def test_a_champion_that_was_not_tested_is_a_conflict(run, registry, irony):
     come(registry, {"control": 0.3, "candidate": 0.6})
     registry.aliases.promote("mood:3")

@@ -1,4 +1,4 @@
-"""Bytes as people read them."""
+"""Bytes and counts as people read them."""
 
 
 def human_bytes(count: int) -> str:
@@ -9,3 +9,8 @@ def human_bytes(count: int) -> str:
             return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1000
     return f"{amount:.1f} TB"
+
+
+def human_expected(count: float) -> str:
+    """``1,250`` or ``2.5``: in whole numbers the parts would not sum to the whole."""
+    return f"{count:,.1f}".removesuffix(".0")

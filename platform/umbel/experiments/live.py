@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from umbel.core.contract import shown
-from umbel.core.errors import GateFailed, Unavailable, UsageError
+from umbel.core.errors import GateFailed, NotFound, Unavailable, UsageError
+from umbel.core.names import nearest
 from umbel.core.protocols import VersionRef
 from umbel.core.wire.adapters import AliasEventView
 from umbel.core.wire.experiments import (
@@ -219,7 +220,8 @@ def _refuse_same(versions: Mapping[str, Version]) -> None:
 
 
 def _gate(found: ExperimentReport, how: DecideRequest) -> None:
-    name = found.experiment.name
+    name, arms = found.experiment.name, [arm.name for arm in found.experiment.arms]
+    _check_winner(name, arms, how)
     if found.experiment.aa:
         raise GateFailed(
             f"{name!r} is an A/A test: its arms are the same version.",
@@ -234,7 +236,7 @@ def _gate(found: ExperimentReport, how: DecideRequest) -> None:
         )
     if how.force:
         return
-    force = "--force --winner ARM --reason 'why'"
+    force = f"--force --winner {how.winner or '|'.join(arms)} --reason 'why'"
     if found.winner is None:
         raise GateFailed(
             found.sentence,
@@ -252,4 +254,24 @@ def _gate(found: ExperimentReport, how: DecideRequest) -> None:
             f"{found.winner} wins by {found.experiment.metrics[0].name}, but fails more often: {found.warnings[0]}",
             code="guardrail_worse",
             hint=f"look at its errors first; to decide all the same: {force}",
+        )
+
+
+def _check_winner(name: str, arms: list[str], how: DecideRequest) -> None:
+    listed = ", ".join(arms)
+    if how.winner is not None and how.winner not in arms:
+        near = nearest(how.winner, arms)
+        meant = "" if near is None else f"did you mean {near}? "
+        raise NotFound(
+            f"{name!r} has no arm {how.winner!r}.",
+            code="arm_not_found",
+            param="winner",
+            hint=f"{meant}its arms: {listed}",
+        )
+    if how.force and how.winner is None:
+        raise UsageError(
+            f"force needs a winner: the experiment names none of its arms {listed}.",
+            code="missing_winner",
+            param="winner",
+            hint=f"--force --winner {'|'.join(arms)} --reason 'why'",
         )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from umbel.core.errors import ConfigError
+from umbel.core.sizes import human_expected
 from umbel.experiments import sequential
 from umbel.experiments.comparison import Interval
 from umbel.experiments.sequential import HORIZON, MISMATCH_ABOVE, Sums
@@ -212,7 +213,7 @@ def _size(effect: Effect) -> str:
 
 def _mismatch(ratio: SampleRatio) -> str:
     pairs = ((name, count, ratio.expected[name]) for name, count in ratio.observed.items())
-    seen = ", ".join(f"{name} {count:,} (expected {expected:,.0f})" for name, count, expected in pairs)
+    seen = ", ".join(f"{name} {count:,} (expected {human_expected(expected)})" for name, count, expected in pairs)
     return (
         f"results are withheld: the units are not where the weights say: {seen}; e = {ratio.e_value:.3g}. Look for "
         "an arm whose requests fail before exposure is recorded, a filter on one arm, or weights changed in between."

@@ -20,6 +20,7 @@ from umbel.cli.console import (
 from umbel.cli.experiments.opened import Experiments, Url, opened
 from umbel.cli.words import one_of
 from umbel.core.clock import now_ms
+from umbel.core.sizes import human_expected
 
 if TYPE_CHECKING:
     from umbel.core.wire.experiments import EffectView, ExperimentReport, ExperimentView
@@ -122,7 +123,8 @@ def _arms(experiment: "ExperimentView") -> str:
 def _units(report: "ExperimentReport") -> str:
     ratio = report.sample_ratio
     return ", ".join(
-        f"{arm} {human_count(count)} (expected {ratio.expected[arm]:,.0f})" for arm, count in ratio.observed.items()
+        f"{arm} {human_count(count)} (expected {human_expected(ratio.expected[arm])})"
+        for arm, count in ratio.observed.items()
     )
 
 

@@ -115,12 +115,12 @@ class DecideRequest(Request):
 
     @model_validator(mode="after")
     def _reasoned(self) -> "DecideRequest":
-        if self.force and not (self.reason and self.winner):
+        if self.force and self.winner and not self.reason:  # which arms there are, only the experiment can tell
             raise UsageError(
-                "force needs a winner and a reason: the experiment gives neither.",
+                "force needs a reason: the experiment gives none.",
                 code="missing_reason",
                 param="reason",
-                hint="--force --winner ARM --reason 'why'",
+                hint="reason: why this arm all the same (--reason 'why')",
             )
         return self
 
