@@ -7,10 +7,16 @@ import sys
 import httpx2
 import pytest
 
+from umbel.backbone import loading
+from umbel.backbone.installed import Source
+from umbel.backbone.tiny import tiny_backbone
+from umbel.cli.known import register_backbone
 from umbel.cli.serve import parse_bytes
 from umbel.core.errors import UsageError
+from umbel.core.settings import Settings
 
 READY = "umbel is ready at "
+SOURCE = Source(source="folder:x", revision=None, sha256=None, licence=None, pulled_at="2026-01-31T09:05:00Z")
 
 
 @pytest.fixture
@@ -62,6 +68,7 @@ def test_a_server_greets_answers_and_leaves_with_0(served, run):
     ps = run("ps", "--url", url)
     assert ps.code == 0
     assert "mood:1" in ps.out
+    assert "rows ended       2 since the start: 2 stop (whole)" in ps.out  # the one of --preload too
     asked = run("run", "mood@canary", "hello", "--url", url)
     assert asked.code == 0
     assert asked.out.splitlines()[0] in ("negative", "neutral", "positive")
@@ -73,6 +80,60 @@ def test_a_server_greets_answers_and_leaves_with_0(served, run):
     assert "POST /v1/classify 200" in log
     assert log.index("stopping: what runs is finished first") < log.rindex("stopped")
     assert "Traceback" not in log
+
+
+@pytest.fixture
+def two_backbones(stocked, registry, tmp_path):
+    """The home with a second backbone, ``other``, for which ``stranger:1`` was made."""
+    folder = tiny_backbone(Settings.load().backbones / "other", seed=7)
+    SOURCE.write(folder)
+    register_backbone(Settings.load(), "other", folder, SOURCE)
+    mine = registry.versions.get("mood:1")
+    stored = registry.fetch(mine.digest)
+    files = {file.path: stored.folder / file.path for file in mine.files}
+    bound = registry.backbones.get("other").fingerprint
+    registry.publish(
+        files, name="stranger", method=mine.method, config=mine.config, contract=mine.contract, backbone=bound
+    )
+    return stocked
+
+
+@pytest.mark.usefixtures("two_backbones")
+def test_of_several_backbones_one_must_be_named_and_the_error_names_them(run):
+    answer = run("serve", "--port", "0")
+    assert answer.code == 2
+    assert "--backbone other or --backbone tiny" in answer.err
+
+
+@pytest.mark.usefixtures("two_backbones")
+def test_the_greeting_names_what_is_not_served_and_how_to_serve_it(served):
+    _, lines = served
+    told = next(line for line in lines if "not served" in line)
+    assert "1 adapter of other backbones: stranger (umbel serve --port 0 --backbone stranger)" in told
+    assert "stranger" not in next(line for line in lines if "models" in line)
+
+
+@pytest.mark.usefixtures("two_backbones")
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("serve", "--preload", "moood"), 3, "did you mean mood?"),
+        (("serve", "--backbone", "tinny"), 3, "did you mean tiny?"),
+        (("serve", "--backbone", "moood"), 3, "did you mean mood?"),
+        (("serve", "--backbone", "mood:99"), 3, "there is no mood:99"),
+        (("serve", "--backbone", "hf:org/model"), 2, "umbel pull backbone hf:org/model"),
+        (("serve", "--backbone", "tiny", "--preload", "stranger"), 4, "stranger needs the backbone other, not tiny"),
+        (("serve", "--preload", "mood", "--preload", "stranger"), 4, "stranger needs the backbone other, not tiny"),
+        (("run", "mood", "hello", "--backbone", "other"), 4, "leave --backbone out"),
+        (("run", "tiny", "hello", "--backbone", "other"), 4, "leave --backbone out"),
+        (("backbones", "rm", "tinny"), 3, "did you mean tiny?"),
+    ],
+)
+def test_names_are_looked_up_before_anything_is_loaded(run, monkeypatch, words, code, told):
+    monkeypatch.setattr(loading, "load_backbone", lambda *_, **__: pytest.fail("loaded"))
+    answer = run(*words, *(("--port", "0") if words[0] == "serve" else ()))
+    assert answer.code == code, answer.err
+    assert told in answer.err
 
 
 def test_letting_other_machines_in_without_a_key_is_refused_before_anything_is_loaded(run):

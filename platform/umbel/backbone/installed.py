@@ -8,12 +8,13 @@ This file knows no torch, so listing is instant.
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from umbel.core.errors import Conflict, NotFound
+from umbel.core.errors import Conflict, NotFound, UsageError
 from umbel.core.folders import folders_in, only_one, size_of
-from umbel.core.names import check_name
+from umbel.core.names import check_name, nearest
 from umbel.core.settings import Settings
 
 SOURCE_FILE = "umbel_source.json"
@@ -88,17 +89,33 @@ def installed(settings: Settings) -> list[InstalledBackbone]:
     return [_read(folder) for folder in folders_in(settings.backbones) if (folder / SOURCE_FILE).is_file()]
 
 
-def find(settings: Settings, name: str) -> InstalledBackbone:
-    """One backbone of the home; raises NotFound (``backbone_not_found``) with the command that brings it."""
+def find(settings: Settings, name: str, *, also: Sequence[str] = ()) -> InstalledBackbone:
+    """One backbone of the home; raises NotFound (``backbone_not_found``) with the command that brings it.
+
+    ``also``: other names that would have done, of which the error proposes the nearest, too.
+    """
+    if "/" in name:
+        raise UsageError(
+            f"{name!r} is no name of a backbone.",
+            code="invalid_name",
+            hint=f"first: umbel pull backbone {name}; then its name, as umbel backbones list tells it",
+        )
     folder = settings.backbones / check_name(name, "backbone")
     if not (folder / SOURCE_FILE).is_file():
-        there = ", ".join(backbone.name for backbone in installed(settings)) or "none"
+        there = [backbone.name for backbone in installed(settings)]
         raise NotFound(
-            f"no backbone {name!r} in {settings.backbones} (there: {there}).",
+            f"no backbone {name!r} in {settings.backbones} (there: {', '.join(there) or 'none'}).",
             code="backbone_not_found",
-            hint="umbel pull backbone smollm2-135m-instruct, or hf:org/name@revision, or a folder",
+            hint=_instead(name, there, also),
         )
     return _read(folder)
+
+
+def _instead(name: str, there: Sequence[str], also: Sequence[str]) -> str:
+    if near := nearest(name, [*there, *also]):
+        return f"did you mean {near}?"
+    known = "hf:org/name@revision, or a folder"
+    return f"umbel pull backbone {known}" if there else f"umbel pull backbone smollm2-135m-instruct, or {known}"
 
 
 def parent_folder(folder: Path) -> Path:

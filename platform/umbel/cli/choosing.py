@@ -5,14 +5,19 @@ mood:2, mood@canary     the one that this version was made for: of one that was 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from umbel.core.errors import NotFound, UmbelError, UsageError
+from umbel.core.errors import Conflict, NotFound, UmbelError, UsageError
+from umbel.core.names import AdapterRef
 from umbel.core.settings import Settings
 
 if TYPE_CHECKING:
     from umbel.backbone.installed import InstalledBackbone
     from umbel.registry.registry import Registry
+
+_NAMED = 4
+"""Backbones that an error proposes at most."""
 
 
 def choose_backbone(settings: Settings, name: str | None) -> "InstalledBackbone":
@@ -32,7 +37,8 @@ def choose_backbone(settings: Settings, name: str | None) -> "InstalledBackbone"
     roots = [one for one in there if one.source.parent is None] or there
     if len(roots) > 1:
         names = ", ".join(one.name for one in there)
-        raise UsageError(f"there are several backbones: {names}.", hint=f"add --backbone {roots[0].name}")
+        ways = " or ".join(f"--backbone {one.name}" for one in roots[:_NAMED])
+        raise UsageError(f"there are several backbones: {names}.", param="backbone", hint=f"name one of them: {ways}")
     return roots[0]
 
 
@@ -49,7 +55,8 @@ def check_form_of(quantise: str | None, url: str | None) -> None:
 def choose_for(settings: Settings, name: str | None, models: Sequence[str]) -> "InstalledBackbone":
     """Where none is named: the one that these models (versions, experiments, or a backbone by its name) need.
 
-    Raises NotFound for a model that is none of these, with what it is like: before anything is loaded.
+    Before anything is loaded it raises NotFound for a model that is none of these, with what it is like, and Conflict
+    (``backbone_mismatch``) for one that was made for another backbone than the one that is named, or the others need.
     """
     from umbel.backbone.installed import find, installed
 
@@ -57,22 +64,37 @@ def choose_for(settings: Settings, name: str | None, models: Sequence[str]) -> "
     if there:
         _check_known(settings, [model for model in models if model not in there])
     if name is not None:
-        return named_backbone(settings, name)
-    bare = next((model for model in models if model in there), None)
-    found = backbone_of(settings, models)
-    if found is None and bare is not None:
-        return find(settings, bare)
-    return found or choose_backbone(settings, None)
+        chosen = named_backbone(settings, name)
+    else:
+        bare = next((model for model in models if model in there), None)
+        found = backbone_of(settings, models) or (None if bare is None else find(settings, bare))
+        chosen = found or choose_backbone(settings, None)
+    _check_made_for(settings, chosen.name, models, named=name is not None)
+    return chosen
 
 
 def named_backbone(settings: Settings, name: str) -> "InstalledBackbone":
     """By its own name, or as the one that an adapter's version was made for."""
     from umbel.backbone.installed import find, installed
+    from umbel.registry.registry import Registry
 
     if name in {one.name for one in installed(settings)}:
         return find(settings, name)
     found = backbone_of(settings, [name])
-    return found if found is not None else find(settings, name)
+    if found is not None:
+        return found
+    with Registry.open(settings) as registry:
+        fingerprint = made_for(registry, name)
+        if fingerprint is not None:
+            raise NotFound(
+                f"{name} was made for a backbone that never was here ({fingerprint}).",
+                code="backbone_not_found",
+                hint="pull that one first: umbel pull backbone --help",
+            )
+        with suppress(UsageError):
+            if name != AdapterRef.parse(name).name:
+                registry.versions.get(name)  # says of mood:99 that mood has no version 99
+        return find(settings, name, also=registry.adapters.names())
 
 
 def backbone_of(settings: Settings, names: Sequence[str]) -> "InstalledBackbone | None":
@@ -101,6 +123,27 @@ def _check_known(settings: Settings, models: Sequence[str]) -> None:
                     raise error from None
 
 
+def _check_made_for(settings: Settings, chosen: str, models: Sequence[str], *, named: bool) -> None:
+    from umbel.registry.registry import Registry
+
+    if not models:
+        return
+    with Registry.open(settings) as registry:
+        names = {one.fingerprint: one.name for one in registry.backbones.list()}
+        for model in models:
+            fingerprint = made_for(registry, model)
+            needed = model if model in names.values() else names.get(fingerprint or "")
+            if needed not in (chosen, None):
+                raise Conflict(
+                    f"{model} needs the backbone {needed}, not {chosen}: one process holds one backbone.",
+                    code="backbone_mismatch",
+                    param="backbone",
+                    hint="leave --backbone out"
+                    if named and len(models) == 1
+                    else f"name models of one backbone; {model} apart, with --backbone {model}",
+                )
+
+
 def _is_experiment(registry: "Registry", name: str) -> bool:
     try:
         return registry.experiments.get(name).name == name
@@ -108,10 +151,13 @@ def _is_experiment(registry: "Registry", name: str) -> bool:
         return False
 
 
-def made_for(registry: "Registry", version: str) -> str | None:
-    """Fingerprint of a version's backbone; None where the name is no version's, which another will tell."""
+def made_for(registry: "Registry", model: str) -> str | None:
+    """Fingerprint of the backbone of a version, or of an experiment's arms; None for another name's."""
     try:
-        return registry.fetch(registry.resolve(version).digest).manifest.backbone
+        if _is_experiment(registry, model):
+            ref = registry.experiments.get(model).arms[0].version
+            return registry.versions.get(f"{ref.name}@{ref.digest}").backbone
+        return registry.versions.get(model).backbone
     except UmbelError:
         return None
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from umbel.cli.choosing import choose_backbone
-from umbel.cli.console import Quantise, Quiet, examples, human_bytes, say_to_stderr
+from umbel.cli.choosing import choose_for
+from umbel.cli.console import Quantise, Quiet, examples, human_bytes, human_number, say_to_stderr
 from umbel.core.errors import UsageError
 from umbel.core.forms import read_form
 from umbel.core.settings import Settings
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Answer over HTTP, every adapter in one batch.")
 
+_NAMED = 8
+"""Models that the greeting names at most."""
 _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
@@ -39,7 +41,11 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes any free one.", min=0, max=65535)] = 8000,
     backbone: Annotated[
-        str | None, typer.Option(help="Its name, or a version made for it (mood:2); needed where there are several.")
+        str | None,
+        typer.Option(
+            help="Its name, or an adapter made for it (mood:2). Default: that of --preload, else the only one that was "
+            "pulled; one that was trained here must be named."
+        ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), bf16, fp16 or fp32.")] = "auto",
     quantise: Quantise = None,
@@ -59,7 +65,8 @@ def serve(
     """Answer over HTTP: OpenAI's routes, and /v1/classify, /v1/score, /v1/tag.
 
     Every adapter of the home that was made for this backbone answers by its name; it is loaded when it is first asked
-    for. SIGTERM finishes what runs and exits with 0.
+    for. Those of other backbones are named at the start: each backbone has a server of its own. SIGTERM finishes what
+    runs and exits with 0.
     """
     from umbel.engine.selfcheck import check_rows
     from umbel.registry import Registry
@@ -77,7 +84,7 @@ def serve(
         max_body_bytes=parse_bytes(max_body),
         max_upload_bytes=parse_bytes(max_upload),
     )
-    found = choose_backbone(settings, backbone)
+    found = choose_for(settings, backbone, preload or [])
     with Registry.open(settings) as registry:
         check_binding(host, registry.keys)
         with bind(host, port) as listening:
@@ -152,20 +159,34 @@ def _say(greeting: str) -> None:
 
 def _facts(parts: "Running", url: str, exactness: str) -> Iterator[str]:
     """The block that a person reads once."""
-    from umbel.server.routes.models import servable
+    from umbel.server.routes.models import running, servable
 
     service, card = parts.service, parts.service.backbone
-    names = [card.name, *(adapter.name for adapter in servable(service.registry, card.fingerprint))]
+    shared = [experiment.name for experiment, _ in running(service.registry, card.fingerprint)]
+    here = [adapter.name for adapter in servable(service.registry, card.fingerprint)]
     kv, adapters = human_bytes(service.capacity.kv_bytes), human_bytes(service.capacity.adapter_bytes)
     facts = {
         "backbone": f"{card.name}, {card.weights}, {card.fingerprint.removeprefix('sha256:')[:12]}",
         "memory": f"{kv} keys and values, {adapters} adapters, {service.capacity.max_rows} rows at once",
-        "models": ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else ""),
+        "models": _some([card.name, *here, *shared]),
+        "not served": _elsewhere([one.name for one in servable(service.registry, None) if one.name not in here]),
         "exactness": exactness,
         "keys": "not needed to ask; needed to change anything" if service.gate.free else "needed",
         "try": _curl(url, card.name),
     }
-    return (f"  {name:<11}{fact}" for name, fact in facts.items())
+    return (f"  {name:<11}{fact}" for name, fact in facts.items() if fact is not None)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _elsewhere(names: list[str]) -> str | None:
+    """Adapters of other backbones, and how to ask them."""
+    if not names:
+        return None
+    count = human_number(len(names), "adapter")
+    return f"{count} of other backbones: {_some(names)} (umbel serve --port 0 --backbone {names[0]})"
 
 
 def _curl(url: str, name: str) -> str:

@@ -7,7 +7,9 @@ sentiment@sha256:<64hex>  the version with this digest
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from umbel.core.digests import DIGEST
 from umbel.core.errors import UsageError
@@ -16,6 +18,9 @@ CHAMPION = "champion"
 LATEST = "latest"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_SHORTEST_BEGINNING = 4
+_ALIKE = 0.75
+"""A beginning must be more like than a whole name: there are more of them that are."""
 _NUMBER_LIKE = re.compile(r"v?\d+")
 
 
@@ -39,6 +44,17 @@ def check_alias(alias: str) -> str:
             hint="use a word such as champion or canary; numbers and 'latest' are reserved",
         )
     return alias
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """What ``name`` was probably meant to be: the known name that is most like it, or that begins almost so."""
+    names = list(known)
+    if near := get_close_matches(name, names, n=1):
+        return near[0]
+    if len(name) < _SHORTEST_BEGINNING:
+        return None
+    begins = {one[: len(name)]: one for one in reversed(names)}  # of several the first
+    return next((begins[one] for one in get_close_matches(name, begins, n=1, cutoff=_ALIKE)), None)
 
 
 @dataclass(frozen=True, slots=True)

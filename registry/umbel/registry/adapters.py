@@ -1,5 +1,7 @@
 """Adapters as a list to look through: search, filter, sort and page; and taking a whole one away."""
 
+from collections.abc import Sequence
+
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import selectinload
 
@@ -35,6 +37,12 @@ class Adapters:
         found = (query or AdapterQuery()).statement().with_only_columns(AdapterRow.id).subquery()
         with self.database.read() as session:
             return session.execute(select(func.count()).select_from(found)).scalar_one()
+
+    def names(self) -> Sequence[str]:
+        """Of all that there are, in order."""
+        statement = select(AdapterRow.name).where(AdapterRow.removed_at.is_(None)).order_by(AdapterRow.name)
+        with self.database.read() as session:
+            return session.scalars(statement).all()
 
     def get(self, name: str) -> Adapter:
         statement = AdapterQuery().statement().where(AdapterRow.name == name).options(*_WITH)

@@ -1,13 +1,12 @@
 """From what a user wrote to rows, or to an error that says what is missing and how to find what there is."""
 
-from difflib import get_close_matches
 from typing import TypeVarTuple
 
 from sqlalchemy import Select, and_, select
 from sqlalchemy.orm import Session
 
 from umbel.core.errors import Conflict, NotFound, Unavailable
-from umbel.core.names import CHAMPION, LATEST, AdapterRef
+from umbel.core.names import CHAMPION, LATEST, AdapterRef, nearest
 from umbel.core.protocols import VersionRef
 from umbel.registry.convert import LOADED
 from umbel.registry.models import AdapterRow, AliasRow, BackboneRow, NameRow, VersionRow
@@ -168,7 +167,7 @@ def _nearest(session: Session, name: str) -> str:
     """``did you mean mood?`` where an adapter, or whatever else shares the name space, is called much like it."""
     named = select(NameRow.name, NameRow.kind).outerjoin(AdapterRow, AdapterRow.name == NameRow.name)
     kinds = {row.name: row.kind for row in session.execute(named.where(AdapterRow.removed_at.is_(None)))}
-    near = next(iter(get_close_matches(name, kinds, n=1)), None)
+    near = nearest(name, kinds)
     if near is None:
         return ""
     return f"did you mean {near if kinds[near] == 'adapter' else f'the {kinds[near]} {near}'}? "

@@ -51,8 +51,8 @@ async def model(model: str, service: ServiceDep) -> Model:
     )
 
 
-def servable(registry: Registry, backbone: str) -> list[Adapter]:
-    """Adapters made for this backbone whose champion can answer."""
+def servable(registry: Registry, backbone: str | None) -> list[Adapter]:
+    """Adapters made for this backbone, or for any, whose champion can answer."""
     found: list[Adapter] = []
     cursor: str | None = None
     while True:
