@@ -74,7 +74,7 @@ def bench(
         Popularity, typer.Option(help="How requests fall on the names; zipf: the k-th is asked 1/k as often.")
     ] = Popularity.UNIFORM,
     seed: Annotated[int, typer.Option(help="The same seed asks the same.")] = 0,
-    backbone: Annotated[str | None, typer.Option(help="Needed only where the home has several.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Default: the one that the models were made for.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), bf16, fp16 or fp32.")] = "auto",
     quantise: Quantise = None,
     url: Annotated[str | None, typer.Option(help="Load this server, streaming, instead of an engine here.")] = None,

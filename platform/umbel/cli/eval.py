@@ -32,7 +32,7 @@ LabelColumn = Annotated[
 Metric = Annotated[str | None, typer.Option(help="Decides; default is the dataset's own.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first rows.", min=1)]
 Unseen = Annotated[bool, typer.Option("--unseen", help="Leave out rows that a version was trained on.")]
-BackboneName = Annotated[str | None, typer.Option("--backbone", help="Needed only where there are several.")]
+BackboneName = Annotated[str | None, typer.Option("--backbone", help="Default: the one that it was made for.")]
 
 
 @app.command(

@@ -59,7 +59,7 @@ def run(
     abstain_below: Annotated[
         float | None, typer.Option(help="Classifiers: give no label that is less probable.", min=0, max=1)
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Needed only where the home has several.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Default: the one that NAME was made for.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), bf16, fp16 or fp32.")] = "auto",
     quantise: Quantise = None,
     url: Annotated[str | None, typer.Option(help="Ask this server instead of loading the backbone here.")] = None,
