@@ -106,6 +106,13 @@ def test_what_cannot_be_asked_is_told_with_its_exit_code(run, words, code, told)
     assert told in answer.err
 
 
+def test_the_command_line_tells_the_fix_as_a_command_alone(run, registry):
+    registry.versions.yank("mood:2", reason="it shouts")
+    answer = run("run", "mood:2", "x")
+    assert "fix: umbel adapters unyank mood:2; " in answer.err
+    assert "client." not in answer.err
+
+
 def test_a_deprecated_version_answers_with_a_warning(run, registry):
     registry.versions.deprecate("mood:1", reason="mood:2 is better at irony")
     answer = run("run", "mood:1", "hello")

@@ -84,6 +84,21 @@ def test_a_missing_key_is_told_as_this_client_is_given_one(api):
     assert "header" not in met.value.hint
 
 
+@pytest.mark.parametrize(
+    ("ask", "told"),
+    [
+        (lambda api: api.classify("moood", "x"), "did you mean mood? client.adapters.list() (umbel adapters list)"),
+        (lambda api: api.classify("mood:99", "x"), 'client.adapters.versions("mood") (umbel adapters show mood)'),
+        (lambda api: api.classify("writer", "x"), "ask client.chat (/v1/chat/completions) or client.complete"),
+        (lambda api: api.chat("mood", "x"), "ask client.classify (/v1/classify)"),
+    ],
+)
+def test_the_fix_is_told_as_a_call_of_this_client_and_as_a_command_after_it(api, ask, told):
+    with pytest.raises(UmbelError) as met:
+        ask(api)
+    assert told in met.value.hint
+
+
 def test_a_key_is_sent_and_its_scope_counts(live, home):
     _, secret = home.registry.keys.create("reader", ["read"])
     with Client(live.url, secret) as client, pytest.raises(NotAllowed):

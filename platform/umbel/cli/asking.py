@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from umbel.client import AsyncClient
 from umbel.core.contract import OutputHead
 from umbel.core.errors import DataError, UmbelError
+from umbel.core.ways import in_the_shell
 
 if TYPE_CHECKING:
     from umbel.backbone.backbone import Backbone
@@ -67,4 +68,4 @@ def text_of(row: Mapping[str, Any]) -> str:
 
 
 def failed(error: UmbelError) -> dict[str, Any]:
-    return {"error": {"code": error.code, "message": str(error)}}
+    return {"error": {"code": error.code, "message": in_the_shell(str(error))}}

@@ -20,6 +20,7 @@ import typer
 
 from umbel.core.errors import UmbelError
 from umbel.core.sizes import human_bytes as human_bytes
+from umbel.core.ways import in_the_shell
 from umbel.core.wheels import Say, silent
 
 if TYPE_CHECKING:
@@ -170,13 +171,14 @@ def _markdown_type() -> "type[Markdown]":
 
 def print_error(error: UmbelError, *, as_json: bool) -> None:
     """``error:`` and ``fix:`` on stderr, or OpenAI's error object with the hint in it."""
+    hint = None if error.hint is None else in_the_shell(error.hint)
     if as_json:
         body = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-        write_line(sys.stderr, json.dumps({"error": body | {"hint": error.hint}}, ensure_ascii=False))
+        write_line(sys.stderr, json.dumps({"error": body | {"hint": hint}}, ensure_ascii=False))
         return
     write_line(sys.stderr, f"{_red('error:')} {error.message}")
-    if error.hint:
-        write_line(sys.stderr, f"  {_bold('fix:')} {error.hint}")
+    if hint:
+        write_line(sys.stderr, f"  {_bold('fix:')} {hint}")
 
 
 def error_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from umbel.core.errors import (
     Unavailable,
     UsageError,
 )
+from umbel.core.ways import in_python
 from umbel.core.wire.base import SEND_KEY, Reply
 
 T = TypeVar("T")
@@ -39,6 +41,15 @@ _BY_STATUS: Mapping[int, type[UmbelError]] = {
     499: Interrupted,
     503: Unavailable,
 }
+_METHODS: Mapping[str, str] = {
+    "/v1/chat/completions": "client.chat",
+    "/v1/completions": "client.complete",
+    "/v1/classify": "client.classify",
+    "/v1/score": "client.score",
+    "/v1/tag": "client.tag",
+    "/v1/embeddings": "client.embed",
+}
+"""What asks a route."""
 _FULL = ("queue_full", "overloaded")
 _LONGEST_WAIT = 10.0
 
@@ -89,7 +100,9 @@ def build_error(status: int, told: Mapping[str, Any], headers: Mapping[str, str]
         Overloaded if told.get("code") in _FULL else _BY_STATUS.get(status, UsageError if status < 500 else UmbelError)
     )
     message, _, hint = str(told.get("message", "")).partition(" Fix: ")
-    hint = hint.replace(SEND_KEY, "give the client api_key=KEY, or set UMBEL_API_KEY")
+    hint = in_python(hint.replace(SEND_KEY, "give the client api_key=KEY, or set UMBEL_API_KEY"))
+    if told.get("code") == "wrong_route":
+        hint = re.sub(r"/v1/[a-z/]+", lambda route: f"{_METHODS.get(route[0], 'the route')} ({route[0]})", hint)
     wait = headers.get("retry-after-ms")
     error = kind(
         message,
@@ -108,7 +121,9 @@ def lost(error: httpx2.TransportError, url: str) -> UmbelError:
     return Unavailable(
         f"{url} {'did not answer in time' if slow else 'cannot be reached'} ({type(error).__name__}).",
         code="server_timeout" if slow else "server_unreachable",
-        hint="give Client(timeout=...) more seconds" if slow else "start it: umbel serve",
+        hint="give Client(timeout=...) more seconds"
+        if slow
+        else "start it: umbel serve; or give the address of one that runs, as Client(URL), --url URL or UMBEL_URL",
         retry_after=None if slow else 0.2,
     )
 
