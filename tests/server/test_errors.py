@@ -34,6 +34,11 @@ def test_an_unknown_model_is_a_404_that_names_it(client, model, code):
     assert "Fix:" in error["message"]
 
 
+def test_the_fix_is_told_as_a_request_and_as_a_command_after_it(client):
+    message = post(client, model="nope").json()["error"]["message"]
+    assert message.endswith("Fix: GET /v1/adapters (umbel adapters list) shows every adapter")
+
+
 @pytest.mark.parametrize("model", ["Writer!", "writer:0", "writer@1", "a:b:c", "../etc/passwd"])
 def test_a_word_that_can_name_nothing_is_a_400(client, model):
     assert post(client, model=model).status_code == 400
@@ -197,6 +202,29 @@ def test_a_body_without_its_content_type_is_told_how(client):
 )
 def test_what_the_router_refuses_has_the_same_form(client, method, path, status, code):
     error_of(client.request(method, path), status, code)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "told"),
+    [
+        ("POST", "/v1/classfy", "did you mean /v1/classify?"),
+        ("POST", "/v1/v1/chat/completions", "did you mean /v1/chat/completions?"),
+        ("POST", "/embeddings", "did you mean /v1/embeddings?"),
+        ("GET", "/v1/classify", "send POST"),
+    ],
+)
+def test_a_route_that_is_nearly_right_is_answered_with_the_right_one(client, method, path, told):
+    assert told in client.request(method, path).json()["error"]["message"]
+
+
+def test_a_body_that_is_no_json_is_told_where(client):
+    body = b'{"model": "tiny", "prompt": "a"'
+    answer = client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    assert "Expecting ',' delimiter (character 31)" in error_of(answer, 400, "invalid_json")["message"]
+
+
+def test_a_name_in_capitals_is_answered_with_the_small_one(client):
+    assert "did you mean writer?" in error_of(post(client, model="Writer"), 400, "invalid_name", "model")["message"]
 
 
 def test_every_reply_has_a_request_id_and_keeps_a_plain_one_of_the_caller(client):

@@ -27,10 +27,11 @@ _NUMBER_LIKE = re.compile(r"v?\d+")
 def check_name(name: str, what: str = "adapter") -> str:
     """Returns ``name`` if it may name an adapter, a backbone or an experiment (they share one name space)."""
     if not _NAME.fullmatch(name):
+        meant = f"did you mean {name.lower()}? " if _NAME.fullmatch(name.lower()) else ""
         raise UsageError(
             f"{name!r} cannot name an {what}." if what[0] in "aeiou" else f"{name!r} cannot name a {what}.",
             code="invalid_name",
-            hint="use 1 to 63 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit",
+            hint=f"{meant}use 1 to 63 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit",
         )
     return name
 

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Route
 
 from umbel.core.errors import UmbelError
 from umbel.server.errors import error_reply, from_status, from_validation
@@ -119,7 +120,12 @@ def _handle_errors(app: FastAPI) -> None:
 
     async def status(request: Request, error: Any) -> Response:
         assert isinstance(error, HTTPException)
-        return error_reply(from_status(error.status_code, request.method, request.url.path))
+        allowed, known = (
+            (error.headers or {}).get("Allow", ""),
+            [one.path for one in app.routes if isinstance(one, Route)],
+        )
+        path = request.url.path
+        return error_reply(from_status(error.status_code, request.method, path, allowed=allowed, known=known))
 
     app.add_exception_handler(UmbelError, umbel)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -13,6 +13,8 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from umbel.core.errors import NotFound, UmbelError, UsageError
+from umbel.core.names import nearest
+from umbel.core.ways import over_http
 
 _KEPT_BACK = {
     "database_unavailable": "the registry's database did not answer.",
@@ -41,7 +43,7 @@ def error_body(error: UmbelError) -> dict[str, Any]:
     message, hint = _KEPT_BACK.get(error.code, error.message), error.hint
     if error.code == UmbelError.default_code:
         message, hint = "the server failed.", "try again; if it stays, look for the request id in the server's log"
-    text = f"{message} Fix: {hint}" if hint else message
+    text = f"{message} Fix: {over_http(hint)}" if hint else message
     return {"error": {"message": text, "type": error.type, "param": error.param, "code": error.code}}
 
 
@@ -74,7 +76,7 @@ def from_validation(
         cause.param = cause.param or param
         return cause
     if first["type"] == "json_invalid":
-        return UsageError("the body is not valid JSON.", code="invalid_json", hint="check it with a JSON linter")
+        return _no_json(first)
     if not where and "json" not in content_type:
         return UsageError(
             "the body was not sent as JSON.", code="invalid_json", hint="send the header Content-Type: application/json"
@@ -90,6 +92,15 @@ def from_validation(
     told = " or ".join(msg.removeprefix("Input should be ") if at else msg for at, msg in enumerate(found))
     hint = "/openapi.json tells what every field takes"
     return UsageError(f"{param or 'the body'}: {told}.", code="invalid_value", param=param, hint=hint)
+
+
+def _no_json(error: Mapping[str, Any]) -> UsageError:
+    """What the parser met and after how many characters, where it tells."""
+    met, at = str(error.get("ctx", {}).get("error", "")), error["loc"][-1]
+    where = f": {met} (character {at})" if met and isinstance(at, int) else ""
+    return UsageError(
+        f"the body is not valid JSON{where}.", code="invalid_json", hint="check quotes, commas and brackets there"
+    )
 
 
 def _plain(where: Sequence[str]) -> list[str]:
@@ -108,14 +119,17 @@ def _unknown(where: Sequence[str], known: Sequence[str], missing: Sequence[str])
     )
 
 
-def from_status(status: int, method: str, path: str) -> UmbelError:
-    """For what the router itself refuses."""
+def from_status(status: int, method: str, path: str, *, allowed: str = "", known: Sequence[str] = ()) -> UmbelError:
+    """For what the router itself refuses. ``allowed``: methods that the path takes; ``known``: paths that there are."""
     if status == 405:
-        return MethodNotAllowed(f"{path} does not take {method}.", hint="/openapi.json tells how")
+        hint = f"send {allowed}; /openapi.json tells what" if allowed else "/openapi.json tells how"
+        return MethodNotAllowed(f"{path} does not take {method}.", hint=hint)
     if status == 404 and path.startswith("/v1/responses"):
         return NotFound("umbel does not serve /v1/responses yet.", code="not_served", hint="use /v1/chat/completions")
     if status == 404:
+        near = nearest(path, [one for one in known if "{" not in one])
+        meant = "" if near is None else f"did you mean {near}? "
         return NotFound(
-            f"there is no route {path}.", code="route_not_found", hint="/openapi.json lists those there are"
+            f"there is no route {path}.", code="route_not_found", hint=f"{meant}/openapi.json lists those there are"
         )
     return UsageError("the request could not be read.", hint="/openapi.json tells how")
