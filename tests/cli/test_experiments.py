@@ -246,8 +246,8 @@ def test_force_needs_a_winner_and_a_reason_and_then_decides(run, registry, irony
     [
         (("--winner", "candidat"), 3, "did you mean candidate? its arms: control, candidate"),
         (("--winner", "B", "--force", "--reason", "x"), 3, "its arms: control, candidate"),
-        (("--force", "--reason", "x"), 2, "--force --winner control|candidate --reason 'why'"),
-        ((), 5, "--force --winner control|candidate --reason 'why'"),
+        (("--force", "--reason", "x"), 2, "--force --winner ARM --reason 'why', where ARM is control or candidate"),
+        ((), 5, "--force --winner ARM --reason 'why', where ARM is control or candidate"),
     ],
 )
 def test_a_winner_that_is_wrong_or_missing_is_answered_with_the_arms(run, irony, words, code, told):

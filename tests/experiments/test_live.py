@@ -199,8 +199,8 @@ def test_a_stopped_experiment_can_still_be_decided_and_need_not_promote(live, re
         live.decide("tone", DecideRequest())
 
 
-def refusal(live, **how):
-    with pytest.raises(GateFailed) as caught:
+def refusal(live, kind=GateFailed, /, **how):
+    with pytest.raises(kind) as caught:
         live.decide("tone", DecideRequest(**how))
     assert live.report("tone").experiment.status == "running"
     assert live.registry.resolve("mood").number == 1
@@ -222,6 +222,14 @@ def test_force_decides_all_the_same_and_leaves_the_reason(live, registry, spec):
     told = live.decide("tone", DecideRequest(force=True, winner="candidate", reason="half the cost"))
     assert told.experiment.decision["evidence"]["forced"]
     assert registry.aliases.history("mood")[-1].reason == "half the cost"
+
+
+@pytest.mark.parametrize("reason", [None, "because"])
+def test_force_without_a_winner_is_refused_with_the_arms(live, spec, reason):
+    live.create(spec())
+    error = refusal(live, UsageError, force=True, reason=reason)
+    assert error.code == "missing_winner"
+    assert "control or candidate" in error.hint
 
 
 def test_another_winner_than_the_outcomes_show_needs_force(live, registry, spec):

@@ -236,7 +236,7 @@ def _gate(found: ExperimentReport, how: DecideRequest) -> None:
         )
     if how.force:
         return
-    force = f"--force --winner {how.winner or '|'.join(arms)} --reason 'why'"
+    force = _forced(how.winner, arms)
     if found.winner is None:
         raise GateFailed(
             found.sentence,
@@ -257,6 +257,11 @@ def _gate(found: ExperimentReport, how: DecideRequest) -> None:
         )
 
 
+def _forced(winner: str | None, arms: list[str]) -> str:
+    which = "" if winner else f", where ARM is {' or '.join(arms)}"
+    return f"--force --winner {winner or 'ARM'} --reason 'why'{which}"
+
+
 def _check_winner(name: str, arms: list[str], how: DecideRequest) -> None:
     listed = ", ".join(arms)
     if how.winner is not None and how.winner not in arms:
@@ -273,5 +278,5 @@ def _check_winner(name: str, arms: list[str], how: DecideRequest) -> None:
             f"force needs a winner: the experiment names none of its arms {listed}.",
             code="missing_winner",
             param="winner",
-            hint=f"--force --winner {'|'.join(arms)} --reason 'why'",
+            hint=_forced(None, arms),
         )
