@@ -127,7 +127,7 @@ def test_an_estimate_counts_the_form_and_its_scales(run, stocked):
 def test_the_form_of_a_servers_backbone_is_not_ours_to_choose(run, words):
     answer = run(*words, "--url", "http://127.0.0.1:9", "--quantise", "int8")
     assert answer.code == 2
-    assert "has its own in memory" in answer.err
+    assert "has its own backbone in memory" in answer.err
 
 
 def test_doctor_examines_the_form_that_a_server_would_have(run, monkeypatch):

@@ -210,6 +210,13 @@ def test_a_server_that_is_not_there_is_told_with_the_command_that_starts_it():
     assert "umbel serve" in met.value.hint
 
 
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost:8000", "elsewhere"])
+def test_an_address_without_its_scheme_is_told_with_it(url):
+    with pytest.raises(UsageError) as met:
+        Client(url)
+    assert (met.value.code, met.value.hint) == ("invalid_url", f"write http://{url}")
+
+
 def test_something_else_that_answers_is_no_umbel():
     transport = Scripted(httpx2.Response(502, text="<html>bad gateway</html>"))
     with Client("http://x", transport=transport) as client, pytest.raises(UmbelError) as met:

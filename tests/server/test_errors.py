@@ -217,6 +217,16 @@ def test_a_route_that_is_nearly_right_is_answered_with_the_right_one(client, met
     assert told in client.request(method, path).json()["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/fine_tuning/jobs"])
+def test_a_route_that_is_like_none_is_answered_with_no_other(client, path):
+    assert "did you mean" not in client.get(path).json()["error"]["message"]
+
+
+def test_an_empty_list_is_told_as_empty(client):
+    answer = client.post("/v1/classify", json={"model": "mood", "input": []})
+    assert "input is empty. Fix: send at least one" in error_of(answer, 400, "invalid_value", "input")["message"]
+
+
 def test_a_body_that_is_no_json_is_told_where(client):
     body = b'{"model": "tiny", "prompt": "a"'
     answer = client.post("/v1/completions", content=body, headers={"content-type": "application/json"})

@@ -82,7 +82,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure tokens per second, time to first token and between tokens, and memory, under a load of your shape."""
-    check_form_of(quantise, url)
+    check_form_of(url, quantise=quantise, backbone=backbone, dtype=None if dtype == "auto" else dtype)
     shape = Shape(
         requests=requests,
         concurrent=concurrent,

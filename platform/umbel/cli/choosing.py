@@ -42,14 +42,15 @@ def choose_backbone(settings: Settings, name: str | None) -> "InstalledBackbone"
     return roots[0]
 
 
-def check_form_of(quantise: str | None, url: str | None) -> None:
-    """Raises UsageError where a form is given for a backbone that a server has loaded already."""
-    if quantise is not None and url is not None:
-        raise UsageError(
-            f"--quantise says how a backbone is loaded here; {url} has its own in memory.",
-            param="quantise",
-            hint="leave it out; umbel ps --url tells the server's form",
-        )
+def check_form_of(url: str | None, **given: str | None) -> None:
+    """Raises UsageError where a flag says which backbone is loaded, or how, and a server has loaded its own already."""
+    for name, value in given.items():
+        if value is not None and url is not None:
+            raise UsageError(
+                f"--{name} says what is loaded here; {url} has its own backbone in memory.",
+                param=name,
+                hint=f"leave it out; umbel ps --url {url} tells the server's",
+            )
 
 
 def choose_for(settings: Settings, name: str | None, models: Sequence[str]) -> "InstalledBackbone":

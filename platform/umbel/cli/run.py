@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from umbel.cli.choosing import check_form_of
-from umbel.cli.console import Json, Quantise, examples, human_count, print_json
+from umbel.cli.console import Json, Quantise, examples, human_count, human_number, print_json
 from umbel.core.contract import OutputHead
 from umbel.core.errors import NotFound, UmbelError, UsageError
 from umbel.core.settings import Settings
@@ -27,6 +27,8 @@ app = typer.Typer(help="Ask one adapter, from the shell or a file.")
 
 _AT_ONCE = 64
 """Rows of a file that are on their way at once."""
+_WRITING = ("max_tokens", "temperature", "seed")
+"""Options of those that write."""
 _ASKED = ("text", "prompt", "messages", "tokens")
 """Keys of a row that hold what is asked."""
 
@@ -76,7 +78,7 @@ def run(
     options = {key: value for key, value in given.items() if value is not None}
     if text == "-":
         text = typer.get_text_stream("stdin").read()
-    check_form_of(quantise, url)
+    check_form_of(url, quantise=quantise, backbone=backbone, dtype=None if dtype == "auto" else dtype)
     with _readable(input) as file:
         asyncio.run(_run(model, text, (file, output, text_column), options, (backbone, dtype, quantise, url), as_json))
 
@@ -111,12 +113,21 @@ async def _run(
         found = await client.model(model)
         _warn(found)
         head = OutputHead(found.output_head or OutputHead.GENERATE)
-        if "abstain_below" in options and head is not OutputHead.CLASSIFY:
-            raise UsageError(f"{model} is no classifier: it has no label to keep back.", hint="omit --abstain-below")
+        _check_options(model, head, options)
         if input is None:
             await _one(client, model, head, text or "", options, as_json)
         else:
             await _file(client, model, head, (input, output, column), options)
+
+
+def _check_options(model: str, head: OutputHead, options: Mapping[str, Any]) -> None:
+    """Raises UsageError for a flag that would change nothing of this head's answers."""
+    if "abstain_below" in options and head is not OutputHead.CLASSIFY:
+        raise UsageError(f"{model} is no classifier: it has no label to keep back.", hint="omit --abstain-below")
+    for name in _WRITING:
+        if name in options and head is not OutputHead.GENERATE:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{model} writes no text ({head}): {flag} would change nothing.", hint=f"omit {flag}")
 
 
 async def _one(
@@ -183,9 +194,11 @@ async def _file(
     rows = [_beside(row, answer) for row, answer in zip(own, answers, strict=True)]
     _write(rows, output)
     bad = [row for row in rows if "error" in row]
-    typer.echo(f"{human_count(len(rows) - len(bad))} rows answered, {human_count(len(bad))} failed", err=True)
+    typer.echo(f"{human_number(len(rows) - len(bad), 'row')} answered, {human_count(len(bad))} failed", err=True)
     if bad:
-        raise UmbelError(f"{len(bad)} rows failed; the first: {bad[0]['error']['message']}", code="rows_failed")
+        raise UmbelError(
+            f"{human_number(len(bad), 'row')} failed; the first: {bad[0]['error']['message']}", code="rows_failed"
+        )
 
 
 def _beside(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:

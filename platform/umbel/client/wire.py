@@ -55,12 +55,17 @@ _LONGEST_WAIT = 10.0
 
 
 def settings(base_url: str | None, api_key: str | None, timeout: float) -> dict[str, Any]:
-    """For the constructors of httpx2's clients; ``UMBEL_URL`` and ``UMBEL_API_KEY`` stand where nothing is given."""
+    """For the constructors of httpx2's clients; ``UMBEL_URL`` and ``UMBEL_API_KEY`` stand where nothing is given.
+
+    Raises UsageError (``invalid_url``).
+    """
     key = api_key or os.environ.get("UMBEL_API_KEY")
     headers = {"user-agent": f"umbel-python/{version('umbel')}"}
     if key:
         headers["authorization"] = f"Bearer {key}"
     url = base_url or os.environ.get("UMBEL_URL") or URL
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"{url!r} is no address of a server.", code="invalid_url", hint=f"write http://{url}")
     return {"base_url": url.removesuffix("/").removesuffix("/v1"), "headers": headers, "timeout": timeout}
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from umbel.core.errors import NotFound, UmbelError, UsageError
-from umbel.core.names import nearest
 from umbel.core.ways import over_http
 
 _KEPT_BACK = {
@@ -21,6 +20,10 @@ _KEPT_BACK = {
     "store_unavailable": "the store of artifacts did not answer.",
 }
 """Their own messages quote the driver, and with it addresses."""
+
+
+_ALIKE = 0.8
+"""A route that is proposed for another: all of them share much of their letters."""
 
 
 class TooLarge(UsageError):
@@ -88,6 +91,8 @@ def from_validation(
     if first["type"] == "missing":
         hint = f"add {param}; /openapi.json tells every field" if param else "send a JSON object"
         return UsageError(f"{param or 'the body'} is missing{more}.", code="missing_field", param=param, hint=hint)
+    if any(each["type"] == "too_short" and not each["ctx"]["actual_length"] for each in errors):
+        return UsageError(f"{param} is empty.", code="invalid_value", param=param, hint="send at least one")
     found = {each["msg"]: None for each in errors if _plain([str(part) for part in each["loc"][1:]]) == _plain(where)}
     told = " or ".join(msg.removeprefix("Input should be ") if at else msg for at, msg in enumerate(found))
     hint = "/openapi.json tells what every field takes"
@@ -127,8 +132,8 @@ def from_status(status: int, method: str, path: str, *, allowed: str = "", known
     if status == 404 and path.startswith("/v1/responses"):
         return NotFound("umbel does not serve /v1/responses yet.", code="not_served", hint="use /v1/chat/completions")
     if status == 404:
-        near = nearest(path, [one for one in known if "{" not in one])
-        meant = "" if near is None else f"did you mean {near}? "
+        near = get_close_matches(path, [one for one in known if "{" not in one], 1, cutoff=_ALIKE)
+        meant = f"did you mean {near[0]}? " if near else ""
         return NotFound(
             f"there is no route {path}.", code="route_not_found", hint=f"{meant}/openapi.json lists those there are"
         )
