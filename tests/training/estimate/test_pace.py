@@ -117,6 +117,26 @@ def test_trained_layers(tasks, backbone, settings, clock):
     assert clock.plan.seconds == pytest.approx(clock.taken, rel=0.05)
 
 
+@pytest.mark.parametrize("when", range(8))
+@pytest.mark.parametrize("steps", [10, 45, 200])
+def test_one_pause_of_the_machine_spoils_no_plan(tasks, backbone, settings, clock, steps, when):
+    """It falls into one of the plan's first passes: a computer that was shut for an hour."""
+    went = clock.run_pass
+
+    def paused(*given: Any, **more: Any) -> Any:
+        clock.now += 3600 * (clock.passes == when)
+        clock.passes += 1
+        return went(*given, **more)
+
+    windows.run_pass = paused  # the fixture puts it back
+    trainees = [trainee_of(prepare(replace(tasks["mood"], steps=steps), backbone, settings), backbone)]
+    machine = Machine(backbone, Packing())
+    plain = pace.seconds_to_train(trainees, machine)
+    if clock.passes > when:
+        clock.passes = 100
+        assert plain == pytest.approx(pace.seconds_to_train(trainees, machine), rel=0.15)
+
+
 def test_trials_leave_nothing_behind(tasks, backbone, settings):
     trainees = [trainee_of(prepare(each, backbone, settings), backbone) for each in tasks.values()]
     before = [{name: tensor.clone() for name, tensor in each.tensors.items()} for each in trainees]

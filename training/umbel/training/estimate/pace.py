@@ -35,6 +35,8 @@ _PATIENCE = 10.0
 _FORWARD = 1 / 3
 """Of a pass with a gradient, what one without takes."""
 _NO_FASTER = 0.8
+_ODD = 2
+"""What was tried once and took so many times another's seconds for each of its places is not believed."""
 _MOVED = 4_000_000
 """Numbers that the optimizer's step is tried on."""
 _NOTES = 0.002
@@ -108,21 +110,37 @@ def _passes(trainees: Sequence[Trainee], machine: Machine, halving: Halving | No
     parts = [(window, part) for window in windows for part in window.passes]
     tried = _samples(parts, len(parts) * stands_for)
     rounds = min(_ROUNDS, int(len(parts) * stands_for / (_PASSES_OF_ONE * len(tried))) + 1)
-    timed = _Timer(machine)
     trials = [partial(rehearse, machine, window.present, window.rows_of(part)) for window, part in tried]
     fills = any(trainee.cut is not None for trainee in trainees)
-    for trial in trials if fills else trials[:1]:
-        timed(trial)  # the first of a size is slower, and so is one that computes states of frozen layers
-    took: list[list[float]] = [[] for _ in tried]
+    sizes = [places(part) for _, part in tried]
+    took = _trials(_Timer(machine), trials, sizes, rounds=rounds, warm=len(trials) if fills else 1)
+    seen = [(size, least) for size, least in zip(sizes, took, strict=True) if least is not None]
+    each, of_place = _line(*zip(*seen, strict=True))
+    whole = sum(each * count + of_place * size for count, size in map(_work, windows))
+    return whole * stands_for
+
+
+def _trials(
+    timed: "_Timer", trials: Sequence[Callable[[], None]], sizes: Sequence[float], *, rounds: int, warm: int
+) -> list[float | None]:
+    """The least seconds of each; None of those that patience did not reach.
+
+    What else the machine did meanwhile (or a laptop that was shut) does not last as long as a training. The first of a
+    size is slower, and so is one that computes states of frozen layers: ``warm`` of them are tried once more before.
+    That is no less than they take, so beside another it counts too.
+    """
+    before = [[timed(trial)] for trial in trials[:warm]] + [[] for _ in trials[warm:]]
+    took: list[list[float]] = [[] for _ in trials]
     for trial, times in [pair for _ in range(rounds) for pair in zip(trials, took, strict=True)]:
         if timed.tired and took[0]:
             break
         times.append(timed(trial))
-    # the quickest of the rounds: what else the machine did meanwhile does not last as long as a training
-    seen = [(places(part), min(times)) for (_, part), times in zip(tried, took, strict=True) if times]
-    each, of_place = _line(*zip(*seen, strict=True))
-    whole = sum(each * count + of_place * size for count, size in map(_work, windows))
-    return whole * stands_for
+    found = [[*times, *early] if times else [] for times, early in zip(took, before, strict=True)]
+    usual = min(min(times) / size for times, size in zip(found, sizes, strict=True) if times)
+    for trial, times, size in zip(trials, found, sizes, strict=True):
+        if timed.agreed(len(times) == 1 and times[0] > _ODD * usual * size):
+            times.append(timed(trial))
+    return [min(times, default=None) for times in found]
 
 
 Part = tuple[_Window, Sequence[Seat]]
@@ -177,11 +195,11 @@ def _filling(trainees: Sequence[Trainee], machine: Machine) -> tuple[float, floa
             fresh = trunk.computed - before
             looked, made, step = looked + len(rows), made + fresh, step + max(1, len(rows) // trainee.task.batch_size)
             slower, of_one = of_one, took / max(1, fresh)
-            if of_one > _NO_FASTER * slower or timed.tired:
+            if of_one > _NO_FASTER * slower or (timed.tired and slower < math.inf):
                 break
         visited = min(len(trainee.batches.lengths), _left(trainee) * trainee.task.batch_size)
         missing = made / looked * (visited + len(trainee.prepared.validation.examples))
-        texts, seconds = texts + missing, seconds + of_one * missing
+        texts, seconds = texts + missing, seconds + (slower if of_one > _ODD * slower else of_one) * missing
     return texts, seconds
 
 
@@ -227,7 +245,7 @@ def _moving(trainee: Trainee, machine: Machine) -> float:
         clip(some, 1.0)
         optimizer.step()
 
-    took = [timed(step) for _ in range(3)][-1]
+    took = min(timed(step) for _ in range(3))
     return took * sum(tensor.numel() for tensor in own) / max(1, numbers)
 
 
@@ -247,9 +265,12 @@ class _Timer:
 
     @property
     def tired(self) -> bool:
-        """Whether all of this has taken long enough, for one process of several: they go on or stop together."""
-        late = time.perf_counter() - self._began > _PATIENCE
-        return self.machine.group.any(late, self.machine.backbone.device)
+        """Whether all of this has taken long enough, for one process of several."""
+        return self.agreed(time.perf_counter() - self._began > _PATIENCE)
+
+    def agreed(self, mine: bool) -> bool:
+        """Whether it is so for one process of several: they go on or stop together."""
+        return self.machine.group.any(mine, self.machine.backbone.device)
 
     def _wait(self) -> None:
         if self.machine.backbone.device.type == "cuda":
