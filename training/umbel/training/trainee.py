@@ -179,6 +179,13 @@ class Trainee:
         """Whether to look at the validation rows now."""
         return self.step % self.eval_every == 0 or self.step == self.schedule.steps
 
+    @property
+    def looks_left(self) -> int:
+        """Times that it is going to be due, if nothing ends it before."""
+        steps = self.schedule.steps
+        between = steps // self.eval_every - self.step // self.eval_every
+        return between + (steps % self.eval_every > 0 and self.step < steps)
+
     def validated(self, found: Validation) -> None:
         """Keeps the best tensors and ends the training where it is over."""
         best = self.best_validation

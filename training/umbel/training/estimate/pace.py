@@ -214,9 +214,8 @@ def _looking(trainees: Sequence[Trainee], machine: Machine, halving: Halving | N
         validation = replace(trainee.prepared.validation, examples=some)
         sample = replace(trainee, prepared=replace(trainee.prepared, validation=validation))
         took = min(timed(partial(look, machine, [sample])) for _ in range(2))
-        times = sum(step % trainee.eval_every == 0 for step in range(trainee.step + 1, trainee.schedule.steps))
         more = 0 if halving is None else len(halving.rungs)
-        seconds += (times + 1 + more) * took * len(rows) / len(some)
+        seconds += (trainee.looks_left + more) * took * len(rows) / len(some)
     return seconds
 
 
