@@ -111,6 +111,7 @@ def test_no_match_is_told_apart_from_an_empty_registry(run, registry):
         (["list", "--limit", "0"], 2, "limit must be 1 to 1000"),
         (["list", "--page", "x"], 2, "cursor"),
         (["list", "--backbone", "nope"], 3, "umbel pull backbone"),
+        (["list", "--backbone", "tinny"], 3, "did you mean tiny?"),
         (["show", "nope"], 3, "umbel adapters list"),
         (["show", "mood:9"], 3, "umbel adapters show mood"),
         (["show", "mood:x"], 2, "name:3"),

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.core.errors import UsageError
-from umbel.core.names import AdapterRef, check_alias, check_name
+from umbel.core.names import AdapterRef, check_alias, check_name, nearest
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True)
 ALIASES = NAMES.filter(lambda word: word != "latest" and not word.removeprefix("v").isdigit())
@@ -67,3 +67,11 @@ def test_the_message_says_what_the_name_was_for():
         check_name("A", "backbone")
     with pytest.raises(UsageError, match="cannot name an experiment"):
         check_name("A", "experiment")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("sentimant", "sentiment"), ("smolm2", "smollm2-135m-instruct"), ("tin", "tiny"), ("s", None), ("zebra", None)],
+)
+def test_a_name_nearly_right_means_the_one_that_is_most_like_it_or_begins_so(name, meant):
+    assert nearest(name, ["sentiment", "smollm2-135m-instruct", "tiny"]) == meant

@@ -91,7 +91,9 @@ def test_no_interval_before_each_arm_has_enough_outcomes():
     found = read({"control": arm(60, share(60, 3)), "candidate": arm(60, share(49, 46))})
     effect = found.effects[0]
     assert (effect.verdict, effect.interval, effect.difference) == ("too early", None, pytest.approx(46 / 49 - 3 / 60))
-    assert found.decision.startswith("too early to compare candidate with control by thumbs_up: 49 and 60 outcomes")
+    assert found.decision.startswith(
+        "too early to compare candidate with control by thumbs_up: 49 outcomes of candidate, 60 of control"
+    )
 
 
 def test_an_experiment_that_nobody_has_entered_is_too_early():

@@ -193,7 +193,7 @@ def _decision(deciding: list[Effect], winner: str | None, control: str) -> str:
 def _finding(effect: Effect, control: str) -> str:
     arm, metric = effect.arm, effect.metric
     if effect.verdict == "too early":
-        counts = f"{effect.n:,} and {effect.n_control:,} outcomes"
+        counts = f"{effect.n:,} outcomes of {arm}, {effect.n_control:,} of {control}"
         return f"too early to compare {arm} with {control} by {metric}: {counts}; each needs {FEWEST}, with some spread"
     if effect.verdict == "undecided":
         text = f"cannot tell {arm} from {control} by {metric} yet: {_size(effect)}"
