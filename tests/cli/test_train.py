@@ -199,6 +199,14 @@ def test_an_unknown_run_cannot_be_resumed(run):
     assert "run-none" in answer.err
 
 
+def test_of_an_unknown_run_to_resume_the_id_is_told_that_may_be_meant(run, registry):
+    registry.start(name="mood", params={}, seed=1)
+    newest = registry.start(name="mood", params={}, seed=1)
+    assert f"did you mean {newest} (mood)?" in run("train", "--resume", "mood").err
+    assert f"did you mean {newest}?" in run("train", "--resume", newest[:-1]).err
+    assert "did you mean" not in run("train", "--resume", "irony").err
+
+
 @pytest.fixture
 def full_disk(registry, monkeypatch):
     """``full_disk()``: publishing fails by it from now on. ``full_disk(False)``: there is room again."""

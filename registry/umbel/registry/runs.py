@@ -170,11 +170,8 @@ class Runs:
     def nearest(self, run: str) -> str | None:
         """What somebody may have meant who named no run: the only id that begins so, or else an adapter that has runs
         and is called much like it."""
-        begins = select(RunRow.id).where(RunRow.id.startswith(run, autoescape=True)).limit(2)
         with self.database.read() as session:
-            ids = list(session.scalars(begins))
-            names = list(session.scalars(select(RunRow.name).distinct()))
-        return ids[0] if len(ids) == 1 else next(iter(get_close_matches(run, names, n=1)), None)
+            return _begins(session, run) or _named_like(session, run)
 
     def events(self, run: str, *, after: int = 0, limit: int = 1000) -> tuple[RunEvent, ...]:
         """In order, those with a ``seq`` above ``after``."""
@@ -233,8 +230,28 @@ def _leasable(stale: int) -> Select[RunRow]:
 def _row(session: Session, run: str, *, lock: bool = False) -> RunRow:
     row = session.get(RunRow, run, with_for_update=lock or None)
     if row is None:
-        raise NotFound(f"there is no run {run!r}.", code="run_not_found", hint="umbel runs list")
+        near = _begins(session, run) or _newest_of(session, _named_like(session, run))
+        meant = f"did you mean {near}? " if near else ""
+        raise NotFound(f"there is no run {run!r}.", code="run_not_found", hint=f"{meant}umbel runs list")
     return row
+
+
+def _begins(session: Session, run: str) -> str | None:
+    """The only id that begins so."""
+    found = list(session.scalars(select(RunRow.id).where(RunRow.id.startswith(run, autoescape=True)).limit(2)))
+    return found[0] if len(found) == 1 else None
+
+
+def _named_like(session: Session, name: str) -> str | None:
+    """The adapter with runs that is called most like it."""
+    return next(iter(get_close_matches(name, list(session.scalars(select(RunRow.name).distinct())), n=1)), None)
+
+
+def _newest_of(session: Session, name: str | None) -> str | None:
+    """``run-01k9... (mood)``: what takes a run alone is told its id."""
+    newest = select(RunRow.id).where(RunRow.name == name).order_by(RunRow.created_at.desc(), RunRow.id.desc()).limit(1)
+    found = session.scalar(newest)
+    return None if found is None else f"{found} ({name})"
 
 
 def _say(session: Session, row: RunRow, message: str, level: str, data: Mapping[str, Any] | None) -> None:
