@@ -83,6 +83,25 @@ def test_in_a_terminal_the_last_steps_line_stays_once(tiny, toy, monkeypatch):
     assert stays[1:] == ["toy: done after 40 steps"]
 
 
+def test_a_log_has_the_last_steps_line_once_however_long_the_last_look_takes(tiny, toy):
+    now = [0.0]
+
+    class Slow(Watch):
+        def stepped(self, trainee, done):
+            now[0] += 11.0
+            super().stepped(trainee, done)
+
+        def validated(self, trainee, found):
+            now[0] += 11.0
+            super().validated(trainee, found)
+
+    out = io.StringIO()
+    fit(tiny, [toy], observer=Slow(out, clock=lambda: now[0]))
+    steps = [line.split("  ")[0] for line in out.getvalue().splitlines() if line.startswith("step ")]
+    assert steps == [f"step {step}/40" for step in range(1, 41)]
+    assert re.search(r"validation at step 40: .*\nstep 40/40 .*\ntoy: done", out.getvalue())
+
+
 def test_a_terminal_that_takes_no_line_back_gets_plain_lines(tiny, toy, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     watch = Watch(Terminal())

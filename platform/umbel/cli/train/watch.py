@@ -54,7 +54,8 @@ class Watch(Observer):
         past = self._losses.get(name, done.loss)
         self._losses[name] = _SMOOTH * past + (1 - _SMOOTH) * done.loss
         self._speed.stepped(name, done.tokens, self.clock())
-        self._show(force=False)
+        if self.live or any(each.step < each.schedule.steps for each in self._trainees.values()):
+            self._show(force=False)  # a log's last line waits for the last look, however long that takes
 
     def validated(self, trainee: Trainee, found: Validation) -> None:
         self._seen[trainee.task.name] = found
@@ -88,7 +89,7 @@ class Watch(Observer):
         if self.live:
             self._rich = self._rich or _LiveLine(self.out)
             self._rich.show(self.line())
-        elif (force and self._steps() != self._told_steps) or now - self._told >= _PLAIN_EVERY:
+        elif self._steps() != self._told_steps and (force or now - self._told >= _PLAIN_EVERY):
             self._told, self._told_steps = now, self._steps()
             self._line(self.line())
 
