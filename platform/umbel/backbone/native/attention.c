@@ -1,7 +1,8 @@
 /* One token of each decoding row: writes its key and value, then attends to its own places and to no others.
 
    A row's sums have one order, however long the rows beside it are. The query heads of one key head share a pass over
-   the keys and one over the values, so that each is read once. */
+   the keys and one over the values, so that each is read once. While a head's keys are read its values are fetched, and
+   then the next head's keys: a core has always some way to go in memory, and a few microseconds to go it. */
 
 #include "scores.h"
 #include "tape.h"
@@ -22,14 +23,14 @@ typedef struct {
 /* ``v`` vectors of the context of ``n`` query heads, from feature ``c`` on. */
 INLINE void mix(
     const float *weights, int64_t room, const float *sums, const bf16 *values, int64_t d, int64_t count, int64_t c,
-    bf16 *context, const int n, const int v
+    bf16 *context, const bf16 *coming, const int n, const int v
 ) {
     f32x16 mixed[AT_ONCE][4];
     for (int i = 0; i < n; i++)
         for (int j = 0; j < v; j++) mixed[i][j] = all(0.0f);
     for (int64_t l = 0; l < count; l++) {
         f32x16 vs[4];
-        for (int ahead = 0; ahead < v * LANES; ahead += LINE) __builtin_prefetch(values + (l + AHEAD) * d + c + ahead);
+        if (coming) fetch(coming + l * d + c, v * LANES, 1);
         for (int j = 0; j < v; j++) vs[j] = wide16(values + l * d + c + j * LANES);
         for (int i = 0; i < n; i++) {
             f32x16 w = all(weights[i * room + l]);
@@ -37,19 +38,19 @@ INLINE void mix(
         }
     }
     for (int i = 0; i < n; i++)
-        for (int j = 0; j < v; j++) narrow16(context + i * d + c + j * LANES, mixed[i][j] / all(sums[i]));
+        for (int j = 0; j < v; j++) narrow16(context + i * d + c + j * LANES, mixed[i][j] * all(1.0f / sums[i]));
 }
 
 INLINE void attend(
     const bf16 *const *q, const bf16 *keys, const bf16 *values, int64_t d, int64_t count, float scale, float *scores,
-    int64_t room, bf16 *context, const int n
+    int64_t room, bf16 *context, const bf16 *coming, const int n
 ) {
     float sums[AT_ONCE];
-    score_all(q, keys, d, count, scale, scores, room, n);
+    score_all(q, keys, d, count, scale, scores, room, values, n);
     for (int i = 0; i < n; i++) sums[i] = weigh(scores + i * room, count);
     int64_t c = 0;
-    for (; c + 4 * LANES <= d; c += 4 * LANES) mix(scores, room, sums, values, d, count, c, context, n, 4);
-    for (; c + LANES <= d; c += LANES) mix(scores, room, sums, values, d, count, c, context, n, 1);
+    for (; c + 4 * LANES <= d; c += 4 * LANES) mix(scores, room, sums, values, d, count, c, context, coming, n, 4);
+    for (; c + LANES <= d; c += LANES) mix(scores, room, sums, values, d, count, c, context, coming, n, 1);
     for (; c < d; c++)
         for (int i = 0; i < n; i++) {
             float mixed = 0.0f;
@@ -58,19 +59,13 @@ INLINE void attend(
         }
 }
 
-/* The first places of a head, which nothing before them announces. */
-static void fetch_first(const bf16 *places, int64_t d) {
-    for (int64_t ahead = 0; ahead < AHEAD * d; ahead += LINE) __builtin_prefetch(places + ahead);
-}
-
 static bf16 *of_head(const Decode *s, bf16 *all, int64_t row, int64_t g) {
     return all + s->slots[row] * s->slot_stride + g * s->head_stride;
 }
 
-static void head(const Decode *s, int64_t row, int64_t g, float *scores) {
-    int64_t at = s->positions[row], d = s->d, heads = s->kv_heads * s->group;
+INLINE void head(const Decode *s, int64_t row, int64_t g, float *scores, const bf16 *coming, const int64_t d) {
+    int64_t at = s->positions[row], heads = s->kv_heads * s->group;
     bf16 *keys = of_head(s, s->keys, row, g), *values = of_head(s, s->values, row, g);
-    fetch_first(values, d);
     memcpy(keys + at * d, s->k + row * s->k_row + g * s->k_head, d * sizeof(bf16));
     memcpy(values + at * d, s->v + row * s->v_row + g * s->v_head, d * sizeof(bf16));
     const bf16 *q[AT_ONCE];
@@ -80,25 +75,42 @@ static void head(const Decode *s, int64_t row, int64_t g, float *scores) {
         for (int j = 0; j < n; j++) q[j] = s->q + row * s->q_row + (g * s->group + i + j) * s->q_head;
         float *own = scores + i * s->room;
         switch (n) {
-        case 4: attend(q, keys, values, d, at + 1, s->scale, own, s->room, context, 4); break;
-        case 3: attend(q, keys, values, d, at + 1, s->scale, own, s->room, context, 3); break;
-        case 2: attend(q, keys, values, d, at + 1, s->scale, own, s->room, context, 2); break;
-        default: attend(q, keys, values, d, at + 1, s->scale, own, s->room, context, 1);
+        case 4: attend(q, keys, values, d, at + 1, s->scale, own, s->room, context, coming, 4); break;
+        case 3: attend(q, keys, values, d, at + 1, s->scale, own, s->room, context, coming, 3); break;
+        case 2: attend(q, keys, values, d, at + 1, s->scale, own, s->room, context, coming, 2); break;
+        default: attend(q, keys, values, d, at + 1, s->scale, own, s->room, context, coming, 1);
         }
         i += n;
     }
 }
 
+/* Loops over a width that the compiler knows need a pointer where others need one for each place. */
+static void head_of_any(const Decode *s, int64_t row, int64_t g, float *scores, const bf16 *coming) {
+    switch (s->d) {
+    case 64: head(s, row, g, scores, coming, 64); break;
+    case 128: head(s, row, g, scores, coming, 128); break;
+    default: head(s, row, g, scores, coming, s->d);
+    }
+}
+
+/* A thread takes a task before it has done the one before, so that it knows what to fetch. */
 void umbel_decode(const Decode *s, int threads) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t task = 0; task < s->rows * s->kv_heads; task++) {
-        int me = 0;
+    int64_t taken = 0, tasks = s->rows * s->kv_heads;
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t me = 0, task, next;
 #ifdef _OPENMP
         me = omp_get_thread_num();
 #endif
-        int64_t next = task + threads, heads = s->kv_heads;
-        if (next < s->rows * heads) fetch_first(of_head(s, s->keys, next / heads, next % heads), s->d);
-        head(s, task / s->kv_heads, task % s->kv_heads, s->scores + me * s->group * s->room);
+        float *scores = s->scores + me * s->group * s->room;
+#pragma omp atomic capture
+        task = taken++;
+        for (; task < tasks; task = next) {
+#pragma omp atomic capture
+            next = taken++;
+            const bf16 *coming = next < tasks ? of_head(s, s->keys, next / s->kv_heads, next % s->kv_heads) : NULL;
+            head_of_any(s, task / s->kv_heads, task % s->kv_heads, scores, coming);
+        }
     }
 }
 

@@ -58,7 +58,7 @@ INLINE void attend(
     bf16 *context = s->context + (row * s->kv_heads * s->group + head) * d;
     float factors[AT_ONCE];
     for (int i = 0; i < n; i++) q[i] = s->q + row * s->q_row + (head + i) * s->q_head;
-    score_all(q, keys, d, g->length, s->scale, scores, s->room, n);
+    score_all(q, keys, d, g->length, s->scale, scores, s->room, NULL, n);
     for (int i = 0; i < n; i++)
         factors[i] = g->gate[(head + i) * g->gate_step] / weigh(scores + i * s->room, g->length);
     int64_t c = 0;

@@ -83,14 +83,30 @@ INLINE float sum16(f32x16 x) {
     return (s[0] + s[2]) + (s[1] + s[3]);
 }
 
-/* The same four times, at little more than the price of one. */
-INLINE void sum16_of_4(const f32x16 *x, float *out) {
-    f32x4 a = sum4(x[0]), b = sum4(x[1]), c = sum4(x[2]), d = sum4(x[3]);
-    f32x4 ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-    f32x4 cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd2 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-    f32x4 ab = ab0 + ab2, cd = cd0 + cd2; /* [a0+a2, b0+b2, a1+a3, b1+b3] */
-    f32x4 s = __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
-    memcpy(out, &s, sizeof s);
+/* In each four of the sum: a0 + a2, b0 + b2, a1 + a3, b1 + b3. */
+INLINE f32x16 fold_twos(f32x16 a, f32x16 b) {
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
+           __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+}
+
+/* In each four: what was folded, of a, b, c and d. */
+INLINE f32x16 fold_fours(f32x16 ab, f32x16 cd) {
+    return __builtin_shufflevector(ab, cd, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+           __builtin_shufflevector(ab, cd, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+}
+
+/* The sums of 16 vectors, at the price of some three: vectors are folded into each other, not one by one. */
+INLINE f32x16 sum16_of_16(const f32x16 *x) {
+    f32x16 f[4];
+    for (int i = 0; i < 4; i++)
+        f[i] = fold_fours(fold_twos(x[4 * i], x[4 * i + 1]), fold_twos(x[4 * i + 2], x[4 * i + 3]));
+    f32x16 halves[2]; /* fours 0 + 2 and 1 + 3 of a vector, then of the next one */
+    for (int i = 0; i < 2; i++)
+        halves[i] =
+            __builtin_shufflevector(f[2 * i], f[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+            __builtin_shufflevector(f[2 * i], f[2 * i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    return __builtin_shufflevector(halves[0], halves[1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+           __builtin_shufflevector(halves[0], halves[1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
 }
 
 /* Number by number the larger one; NaN stays NaN. */
@@ -101,8 +117,11 @@ INLINE f32x16 larger16(f32x16 x, f32x16 top) {
 
 /* Of all; NaN where one is. */
 INLINE float largest(f32x16 x, float top) {
-    for (int i = 0; i < LANES; i++) top = x[i] > top || x[i] != x[i] ? x[i] : top;
-    return top;
+    x = larger16(x, all(top));
+    x = larger16(x, __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    x = larger16(x, __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+    x = larger16(x, __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+    return larger16(x, __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14))[0];
 }
 
 /* e^x for x <= 0, to about 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2. */
