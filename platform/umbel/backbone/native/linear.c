@@ -12,7 +12,8 @@
 
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 
-#define TILE 8 /* rows: with a block's outputs, their sums fill the registers */
+#define TILE 8  /* rows: with a block's outputs, their sums fill the registers */
+#define MANY 64 /* rows of a thread */
 
 typedef struct {
     const bf16 *x; /* [rows, d_in], ``d_in`` even */
@@ -133,9 +134,26 @@ static void multiply(const Linear *s, int64_t from, int64_t to, int64_t block, i
     }
 }
 
-/* Blocks are shared out among threads; rows, too, where blocks are too few to give each as much. */
+/* A thread's rows are its own from linear to linear, in what stands between them, too: nothing of them is fetched from
+   another core's cache. The weights all of them read, once from memory and again from the cache that they share. */
+static void share_rows(const Linear *s, int64_t blocks, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t part = 0; part < threads; part++) {
+        int64_t from = s->rows * part / threads / TILE * TILE, to = s->rows * (part + 1) / threads / TILE * TILE;
+        char *room = s->room + omp_get_thread_num() * (s->d_in / 2) * stride(BF16);
+        if (part == threads - 1) to = s->rows;
+        for (int64_t block = 0; block < blocks; block++) multiply(s, from, to, block, block + 1 < blocks, room);
+    }
+}
+
+/* Blocks are shared out among threads; rows, too, where blocks are too few to give each as much; rows alone where they
+   are so many that reading the weights once more costs nothing beside multiplying. */
 static void share(const Linear *s, int threads) {
     int64_t blocks = (s->d_out + COLUMNS - 1) / COLUMNS, most = s->rows / (2 * TILE), parts = 1;
+    if (s->rows >= MANY * threads) {
+        share_rows(s, blocks, threads);
+        return;
+    }
     while (parts < most && blocks * parts < 4 * threads && blocks * parts % threads) parts++;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t task = 0; task < blocks * parts; task++) {

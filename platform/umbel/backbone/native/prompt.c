@@ -27,15 +27,22 @@ typedef struct {
 #define TILE 6  /* query rows (a token's head each) that share a pass over a block */
 #define BLOCK 128 /* keys */
 
+/* What queries and keys are multiplied in: pairs of bf16 where the processor multiplies those, else floats. */
+#ifdef __AVX512BF16__
+#define CELL 2 /* numbers */
+#else
+#define CELL 1
+#endif
+
 INLINE int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 typedef struct {
     int64_t rows, wide_d;
-    float *q;       /* [rows, wide_d] */
+    float *q;       /* cells, [rows, wide_d] */
     float *mixed;   /* [rows, wide_d], not yet divided by ``sums`` */
     float *tops;    /* [rows] */
     float *sums;    /* [rows] */
-    float *keys;    /* [d, BLOCK] */
+    float *keys;    /* cells, [d / CELL, BLOCK] */
     float *values;  /* [BLOCK, wide_d] */
     float *weights; /* [TILE, BLOCK] */
 } Desk;
@@ -65,10 +72,18 @@ INLINE f32x16 load(const float *p) {
 
 INLINE void keep(float *p, f32x16 x) { memcpy(p, &x, sizeof x); }
 
+/* sum + x y, of numbers or of cells. */
+INLINE f32x16 added(f32x16 sum, f32x16 x, f32x16 y, const int cell) {
+#ifdef __AVX512BF16__
+    if (cell == 2) return (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+#endif
+    return sum + x * y;
+}
+
 /* y [TILE, v vectors] += a [TILE, depth] b [depth, v vectors], after y was multiplied by ``by``. */
 INLINE void product(
     const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t depth, float *y, int64_t y_row,
-    const float *by, const int v
+    const float *by, const int cell, const int v
 ) {
     f32x16 sums[TILE][4];
     for (int i = 0; i < TILE; i++)
@@ -78,7 +93,7 @@ INLINE void product(
         for (int j = 0; j < v; j++) bs[j] = load(b + k * b_row + j * LANES);
         for (int i = 0; i < TILE; i++) {
             f32x16 x = all(a[i * a_row + k]);
-            for (int j = 0; j < v; j++) sums[i][j] += x * bs[j];
+            for (int j = 0; j < v; j++) sums[i][j] = added(sums[i][j], x, bs[j], cell);
         }
     }
     for (int i = 0; i < TILE; i++)
@@ -88,12 +103,12 @@ INLINE void product(
 /* The same for ``width`` columns, a multiple of LANES. */
 INLINE void multiply(
     const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t depth, float *y, int64_t y_row,
-    const float *by, int64_t width
+    const float *by, const int cell, int64_t width
 ) {
     int64_t c = 0;
-    for (; c + 4 * LANES <= width; c += 4 * LANES) product(a, a_row, b + c, b_row, depth, y + c, y_row, by, 4);
-    for (; c + 2 * LANES <= width; c += 2 * LANES) product(a, a_row, b + c, b_row, depth, y + c, y_row, by, 2);
-    for (; c < width; c += LANES) product(a, a_row, b + c, b_row, depth, y + c, y_row, by, 1);
+    for (; c + 4 * LANES <= width; c += 4 * LANES) product(a, a_row, b + c, b_row, depth, y + c, y_row, by, cell, 4);
+    for (; c + 2 * LANES <= width; c += 2 * LANES) product(a, a_row, b + c, b_row, depth, y + c, y_row, by, cell, 2);
+    for (; c < width; c += LANES) product(a, a_row, b + c, b_row, depth, y + c, y_row, by, cell, 1);
 }
 
 INLINE void widen(const bf16 *from, float *to, int64_t d, int64_t wide_d) {
@@ -102,21 +117,32 @@ INLINE void widen(const bf16 *from, float *to, int64_t d, int64_t wide_d) {
     for (; c < wide_d; c++) to[c] = c < d ? wide(from[c]) : 0.0f;
 }
 
-/* ``count`` places as floats: keys with places side by side, values as they lie. */
-INLINE void unpack(const bf16 *keys, const bf16 *values, int64_t count, int64_t d, const Desk *s) {
-    for (int64_t l = 0; l < count; l++) {
-        widen(values + l * d, s->values + l * s->wide_d, d, s->wide_d);
-        for (int64_t c = 0; c < d; c++) s->keys[c * BLOCK + l] = wide(keys[l * d + c]);
-    }
-    for (int64_t l = count; l < up(count, LANES); l++)
-        for (int64_t c = 0; c < d; c++) s->keys[c * BLOCK + l] = 0.0f;
+/* Cells ``c`` to ``c + LANES`` of a place, zero beyond ``d``. */
+INLINE f32x16 cells(const bf16 *place, int64_t c, int64_t d) {
+    bf16 found[CELL * LANES] = {0};
+    int64_t left = d - c * CELL;
+    if (left < CELL * LANES) memcpy(found, place + c * CELL, left * sizeof(bf16)), place = found;
+    else place += c * CELL;
+    return CELL == 1 ? wide16(place) : load((const float *)place);
 }
 
-/* A row's scores of a block -> weights, zero beyond the ``seen`` first of ``width``; returns what to multiply by what
-   was mixed before. */
-INLINE float weigh(float *scores, int64_t seen, int64_t width, float scale, float *top, float *sum) {
-    float before = *top;
-    f32x16 tops = all(before);
+/* ``count`` places: keys as cells with places side by side, values as floats as they lie. Of keys some beyond the last
+   are written, too, up to a whole vector: it again. */
+INLINE void unpack(const bf16 *keys, const bf16 *values, int64_t count, int64_t d, const Desk *s) {
+    for (int64_t l = 0; l < count; l++) widen(values + l * d, s->values + l * s->wide_d, d, s->wide_d);
+    for (int64_t l = 0; l < count; l += LANES)
+        for (int64_t c = 0; c < d / CELL; c += LANES) {
+            f32x16 x[LANES];
+            for (int i = 0; i < LANES; i++) x[i] = cells(keys + (l + i < count ? l + i : count - 1) * d, c, d);
+            transpose16(x);
+            for (int i = 0; i < LANES && c + i < d / CELL; i++) keep(s->keys + (c + i) * BLOCK + l, x[i]);
+        }
+}
+
+/* A row's scores of a block, to be scaled -> weights, zero beyond the ``seen`` first of ``width``. Returns their sum;
+   ``top`` becomes the largest score so far, which they are measured by. */
+INLINE float weigh(float *scores, int64_t seen, int64_t width, float scale, float *top) {
+    f32x16 tops = all(*top);
     for (int64_t l = seen < 0 ? 0 : seen; l < width; l++) scores[l] = -INFINITY;
     for (int64_t l = 0; l < width; l += LANES) {
         f32x16 x = load(scores + l) * all(scale);
@@ -130,9 +156,7 @@ INLINE float weigh(float *scores, int64_t seen, int64_t width, float scale, floa
         sums += x;
         keep(scores + l, x);
     }
-    float by = exp16(all(before - *top))[0];
-    *sum = *sum * by + sum16(sums);
-    return by;
+    return sum16(sums);
 }
 
 /* Query rows ``r`` to ``r + TILE`` with the ``count`` places at ``from``; row r stands at place ``first + r / group``. */
@@ -140,13 +164,17 @@ INLINE void tile(const Prompt *p, const Desk *s, int64_t r, int64_t first, int64
     int64_t most = first + (r + TILE - 1) / p->group + 1 - from;
     if (most <= 0) return;
     int64_t depth = most < count ? most : count, width = up(depth, LANES), d = s->wide_d;
-    float by[TILE];
-    multiply(s->q + r * d, d, s->keys, BLOCK, p->d, s->weights, BLOCK, NULL, width);
+    float *tops = s->tops + r, *sums = s->sums + r, sum[TILE], by[LANES] = {0};
+    multiply(s->q + r * d, d, s->keys, BLOCK, p->d / CELL, s->weights, BLOCK, NULL, CELL, width);
     for (int i = 0; i < TILE; i++) {
         int64_t seen = first + (r + i) / p->group + 1 - from;
-        by[i] = weigh(s->weights + i * BLOCK, seen, width, p->scale, s->tops + r + i, s->sums + r + i);
+        by[i] = tops[i];
+        sum[i] = weigh(s->weights + i * BLOCK, seen, width, p->scale, tops + i);
+        by[i] -= tops[i];
     }
-    multiply(s->weights, BLOCK, s->values, d, depth, s->mixed + r * d, d, by, d);
+    keep(by, exp16(load(by))); /* what was mixed before was measured by another score */
+    for (int i = 0; i < TILE; i++) sums[i] = sums[i] * by[i] + sum[i];
+    multiply(s->weights, BLOCK, s->values, d, depth, s->mixed + r * d, d, by, 1, d);
 }
 
 INLINE void begin(const Prompt *p, const Desk *s, int64_t at, int64_t tokens, int64_t g) {
@@ -155,7 +183,8 @@ INLINE void begin(const Prompt *p, const Desk *s, int64_t at, int64_t tokens, in
     for (int64_t r = 0; r < s->rows; r++) s->tops[r] = -INFINITY, s->sums[r] = 0.0f;
     for (int64_t r = 0; r < tokens * p->group; r++) {
         const bf16 *q = p->q + (at + r / p->group) * p->q_row + (g * p->group + r % p->group) * p->q_head;
-        widen(q, s->q + r * s->wide_d, p->d, s->wide_d);
+        if (CELL == 2) memcpy(s->q + r * s->wide_d, q, p->d * sizeof(bf16));
+        else widen(q, s->q + r * s->wide_d, p->d, s->wide_d);
     }
 }
 
@@ -164,8 +193,8 @@ INLINE void end(const Prompt *p, const Desk *s, int64_t at, int64_t tokens, int6
         int64_t head = g * p->group + r % p->group, heads = p->kv_heads * p->group, c = 0;
         bf16 *context = p->context + ((at + r / p->group) * heads + head) * p->d;
         const float *mixed = s->mixed + r * s->wide_d;
-        for (; c + LANES <= p->d; c += LANES) narrow16(context + c, load(mixed + c) / all(s->sums[r]));
-        for (; c < p->d; c++) context[c] = narrow(mixed[c] / s->sums[r]);
+        for (; c + LANES <= p->d; c += LANES) narrow16(context + c, load(mixed + c) * all(1.0f / s->sums[r]));
+        for (; c < p->d; c++) context[c] = narrow(mixed[c] * (1.0f / s->sums[r]));
     }
 }
 

@@ -51,6 +51,11 @@ INLINE bf16 narrow(float x) {
 }
 
 INLINE void narrow16(bf16 *p, f32x16 x) {
+#ifdef __AVX512BF16__
+    __m256bh narrowed = _mm512_cvtneps_pbh((__m512)x);
+    memcpy(p, &narrowed, sizeof narrowed);
+    return;
+#endif
     u32x16 bits = (u32x16)x;
     u32x16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     i32x16 nan = x != x;
@@ -61,6 +66,32 @@ INLINE void narrow16(bf16 *p, f32x16 x) {
     u16x16 h = __builtin_convertvector(rounded, u16x16);
     memcpy(p, &h, sizeof h);
 #endif
+}
+
+/* Row and column change places. */
+INLINE void transpose16(f32x16 *x) {
+    f32x16 y[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        y[i] = __builtin_shufflevector(x[i], x[i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+        y[i + 1] = __builtin_shufflevector(x[i], x[i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    }
+    for (int i = 0; i < LANES; i += 4)
+        for (int j = 0; j < 2; j++) {
+            f32x16 a = y[i + j], b = y[i + j + 2];
+            x[i + 2 * j] = __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+            x[i + 2 * j + 1] = __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+        }
+    for (int i = 0; i < LANES; i += 8)
+        for (int j = 0; j < 4; j++) {
+            f32x16 a = x[i + j], b = x[i + j + 4];
+            y[i + j] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+            y[i + j + 4] = __builtin_shufflevector(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+        }
+    for (int j = 0; j < 8; j++) {
+        f32x16 a = y[j], b = y[j + 8];
+        x[j] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+        x[j + 8] = __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    }
 }
 
 /* Halves are added to each other, always in this order, so that a sum does not depend on how it was reached. */
@@ -109,13 +140,17 @@ INLINE f32x16 sum16_of_16(const f32x16 *x) {
            __builtin_shufflevector(halves[0], halves[1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
 }
 
-/* Number by number the larger one; NaN stays NaN. */
+/* Number by number the larger one; ``top`` where ``x`` is NaN, of which a softmax has to think later: its weight is NaN,
+   and so is their sum. */
 INLINE f32x16 larger16(f32x16 x, f32x16 top) {
-    i32x16 more = (x > top) | (x != x);
+#ifdef __AVX512F__
+    return (f32x16)_mm512_max_ps((__m512)x, (__m512)top);
+#endif
+    i32x16 more = x > top;
     return (f32x16)(((i32x16)x & more) | ((i32x16)top & ~more));
 }
 
-/* Of all; NaN where one is. */
+/* Of all that are numbers. */
 INLINE float largest(f32x16 x, float top) {
     x = larger16(x, all(top));
     x = larger16(x, __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
@@ -124,9 +159,8 @@ INLINE float largest(f32x16 x, float top) {
     return larger16(x, __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14))[0];
 }
 
-/* e^x for x <= 0, to about 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2. */
+/* e^x for x <= 0, to about 2 units in the last place: 2^n e^r with |r| <= ln 2 / 2. 0 below -87; NaN stays NaN. */
 INLINE f32x16 exp16(f32x16 x) {
-    i32x16 far = x < all(-87.0f);
     f32x16 n = x * all(1.44269504f), magic = all(12582912.0f);
     n = (n + magic) - magic;
     f32x16 r = x - n * all(0.693359375f) + n * all(2.12194440e-4f);
@@ -137,7 +171,12 @@ INLINE f32x16 exp16(f32x16 x) {
     p = p * r + all(1.6666665459e-1f);
     p = p * r + all(5.0000001201e-1f);
     p = p * r * r + r + all(1.0f);
-    i32x16 whole = __builtin_convertvector(n, i32x16);
+#ifdef __AVX512F__
+    return (f32x16)_mm512_maskz_scalef_ps(
+        _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ), (__m512)p, (__m512)n
+    );
+#endif
+    i32x16 far = x < all(-87.0f), whole = __builtin_convertvector(n, i32x16);
     f32x16 y = (f32x16)((i32x16)p + (whole << 23));
     return (f32x16)((i32x16)y & ~far);
 }
