@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from umbel.backbone.pages import reserve
 from umbel.core.shape import BackboneShape
 from umbel.engine import kv
 from umbel.engine.attention import CachedAttention
 from umbel.engine.kv import KVCache
-from umbel.engine.pages import reserve
 from umbel.engine.span import Span
 
 

@@ -19,6 +19,20 @@ def test_greedy_takes_the_largest_and_of_equals_the_first():
     assert [drawn.token for drawn in draw(logits, [Choice(), Choice()])] == [1, 0]
 
 
+@pytest.mark.parametrize("vocabulary", [3 * 64, 5 * 1024, 101])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_greedy_is_the_same_in_vocabularies_of_any_size(vocabulary, dtype):
+    logits = torch.randn(6, vocabulary, generator=torch.Generator().manual_seed(0)).to(dtype)
+    largest = logits.max(-1).values
+    for row, places in enumerate([(0,), (vocabulary - 1,), (7, 63, vocabulary - 2), (64, vocabulary - 1), (63, 64)]):
+        logits[row, list(places)] = largest[row] + 1
+    wanted = [row.index(max(row)) for row in logits.tolist()]
+    assert [drawn.token for drawn in draw(logits, [Choice()] * 6)] == wanted
+    logits[2, vocabulary - 1] = float("nan")
+    wanted[2] = None
+    assert [drawn.token for drawn in draw(logits, [Choice()] * 6)] == wanted
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_draws_follow_the_tempered_distribution(temperature):
     found = frequencies(lambda place: Choice(temperature=temperature, seed=1, place=place))

@@ -15,6 +15,7 @@ from umbel.backbone.footprint import give_back_freed, keep_few_products
 from umbel.backbone.installed import CHANGED_FILE, SOURCE_FILE, Source, parent_folder
 from umbel.backbone.linears import DenseLinear, OneDnnLinear, PackedLinear, can_pack
 from umbel.backbone.native import Kernels, NativeEmbedding, NativeLinear
+from umbel.backbone.pages import lay_together
 from umbel.backbone.pieces import pieces
 from umbel.backbone.quantised import QUANTISED_SITES, QuantisedLinear, check_form, quantised
 from umbel.backbone.tokenizer import load_tokenizer
@@ -74,6 +75,7 @@ def make_servable(backbone: Backbone, kernels: Kernels | None) -> None:
     pack(decoder, kernels=fitting)
     if fitting is not None:
         decoder.use(fitting)
+        lay_together(decoder, PackedLinear)
     backbone.kernels = fitting
 
 

@@ -20,8 +20,8 @@ import mmap
 import torch
 from torch import Tensor
 
+from umbel.backbone.pages import can_reserve, give_back, reserve
 from umbel.core.shape import BackboneShape
-from umbel.engine.pages import can_reserve, give_back, reserve
 
 _KEYS_STEP = 16
 """ATen's softmax sums rows of other lengths in another order."""

@@ -20,10 +20,10 @@ from umbel.adapters.adapter import Adapter
 from umbel.adapters.head import HeadConfig
 from umbel.adapters.method import Fused, Key
 from umbel.backbone.backbone import Backbone
+from umbel.backbone.pages import can_reserve, reserve_once
 from umbel.core.contract import Contract
 from umbel.core.kept import KeptFiles
 from umbel.engine import resident
-from umbel.engine.pages import can_reserve, reserve_once
 from umbel.engine.resident import Resident, resident_of
 
 CPU = torch.device("cpu")

@@ -15,9 +15,9 @@ from umbel.adapters.method import Fused, Key, cast, signature
 from umbel.adapters.sites import LM_HEAD, Frozen
 from umbel.adapters.tensorfile import all_finite
 from umbel.backbone.backbone import Backbone
+from umbel.backbone.pages import can_reserve, reserve_once
 from umbel.core.contract import OutputHead
 from umbel.core.errors import AdapterRefused
-from umbel.engine.pages import can_reserve, reserve_once
 
 if TYPE_CHECKING:
     from umbel.engine.slots import Stack

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from umbel.adapters.method import Fused, Key
-from umbel.engine.pages import can_reserve, give_back, reserve, whole_pages
+from umbel.backbone.pages import can_reserve, give_back, reserve, whole_pages
 
 
 class Rooms(ABC):
