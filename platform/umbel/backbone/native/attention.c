@@ -94,30 +94,24 @@ static void head_of_any(const Decode *s, int64_t row, int64_t g, float *scores, 
 }
 
 /* A thread takes a task before it has done the one before, so that it knows what to fetch. */
-void umbel_decode(const Decode *s, int threads) {
-    int64_t taken = 0, tasks = s->rows * s->kv_heads;
-#pragma omp parallel num_threads(threads)
-    {
-        int64_t me = 0, task, next;
-#ifdef _OPENMP
-        me = omp_get_thread_num();
-#endif
-        float *scores = s->scores + me * s->group * s->room;
-#pragma omp atomic capture
-        task = taken++;
-        for (; task < tasks; task = next) {
-#pragma omp atomic capture
-            next = taken++;
-            const bf16 *coming = next < tasks ? of_head(s, s->keys, next / s->kv_heads, next % s->kv_heads) : NULL;
-            head_of_any(s, task / s->kv_heads, task % s->kv_heads, scores, coming);
-        }
+static void decode(Team *team, const void *told) {
+    const Decode *s = told;
+    int64_t tasks = s->rows * s->kv_heads, next;
+    float *scores = s->scores + team->me * s->group * s->room;
+    for (int64_t task = take(team, tasks); task >= 0; task = next) {
+        next = take(team, tasks);
+        const bf16 *coming = next < 0 ? NULL : of_head(s, s->keys, next / s->kv_heads, next % s->kv_heads);
+        head_of_any(s, task / s->kv_heads, task % s->kv_heads, scores, coming);
     }
+    finish(team, tasks);
 }
 
-void umbel_tape_decode(const Now *now, const void *told, int threads) {
+void umbel_decode(const Decode *s, int threads) { umbel_in_team(decode, s, threads); }
+
+void umbel_tape_decode(const Now *now, const void *told, Team *team) {
     if (!now->decode) return;
     Decode s = *(const Decode *)now->decode;
     int64_t offset = offset_of(now, told);
     s.keys += offset, s.values += offset;
-    umbel_decode(&s, threads);
+    decode(team, &s);
 }

@@ -92,30 +92,37 @@ static int64_t work(const Site *s, const Group *groups, int64_t count) {
     return 2 * keys * s->kv_heads * s->group * s->d;
 }
 
-void umbel_gated(const Site *s, const Group *groups, int64_t count, int threads) {
-#pragma omp parallel num_threads(threads) if (work(s, groups, count) > SMALL)
-    {
-        int me = 0, all = 1;
-#ifdef _OPENMP
-        me = omp_get_thread_num(), all = omp_get_num_threads();
-#endif
-        int64_t task = 0;
-        for (const Group *g = groups; g < groups + count; g++)
-            for (int64_t i = 0; g->length && i < g->count; i++)
-                for (int64_t kv_head = 0; kv_head < s->kv_heads; kv_head++)
-                    if (task++ % all == me)
-                        heads(s, g, s->rows[g->first + i], kv_head, s->scores + me * s->group * s->room);
-    }
-}
-
 typedef struct {
     const Site *site;
     const Group *groups;
     int64_t count;
 } Told;
 
-void umbel_tape_gated(const Now *now, const void *told, int threads) {
+/* The ``at``-th of all rows that wear a prompt here, with one key head. */
+static void row_of(const Told *t, int64_t at, int64_t kv_head, float *scores) {
+    const Group *g = t->groups;
+    for (; !g->length || at >= g->count; g++) at -= g->length ? g->count : 0;
+    heads(t->site, g, t->site->rows[g->first + at], kv_head, scores);
+}
+
+static void gated(Team *team, const void *told) {
     const Told *t = told;
-    umbel_gated(t->site, t->groups, t->count, threads);
+    const Site *s = t->site;
+    int64_t rows = 0, task;
+    for (const Group *g = t->groups; g < t->groups + t->count; g++) rows += g->length ? g->count : 0;
+    int64_t all = rows * s->kv_heads, tasks = work(s, t->groups, t->count) > SMALL || !all ? all : 1;
+    while ((task = take(team, tasks)) >= 0)
+        for (int64_t i = task; i < (tasks == all ? task + 1 : all); i++)
+            row_of(t, i / s->kv_heads, i % s->kv_heads, s->scores + team->me * s->group * s->room);
+    finish(team, tasks);
+}
+
+void umbel_gated(const Site *s, const Group *groups, int64_t count, int threads) {
+    Told t = {s, groups, count};
+    umbel_in_team(gated, &t, threads);
+}
+
+void umbel_tape_gated(const Now *now, const void *told, Team *team) {
     (void)now;
+    gated(team, told);
 }

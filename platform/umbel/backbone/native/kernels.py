@@ -23,7 +23,7 @@ from umbel.core.settings import Settings
 
 _HERE = Path(__file__).parent
 _SOURCES = ("linear.c", "lora.c", "attention.c", "gated.c", "prompt.c", "pointwise.c", "tape.c", "threads.c")
-_HEADERS = ("vectors.h", "forms.h", "scores.h", "tape.h")
+_HEADERS = ("vectors.h", "forms.h", "scores.h", "team.h", "tape.h")
 _RETURN_NOTHING = (
     "umbel_linear", "umbel_codes", "umbel_lora", "umbel_decode", "umbel_gated", "umbel_prompt", "umbel_scale",
     "umbel_tape", "umbel_alone", "umbel_let_go", "umbel_settle",

@@ -134,41 +134,37 @@ static void multiply(const Linear *s, int64_t from, int64_t to, int64_t block, i
     }
 }
 
-/* A thread's rows are its own from linear to linear, in what stands between them, too: nothing of them is fetched from
-   another core's cache. The weights all of them read, once from memory and again from the cache that they share. */
-static void share_rows(const Linear *s, int64_t blocks, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t part = 0; part < threads; part++) {
-        int64_t from = s->rows * part / threads / TILE * TILE, to = s->rows * (part + 1) / threads / TILE * TILE;
-        char *room = s->room + omp_get_thread_num() * (s->d_in / 2) * stride(BF16);
-        if (part == threads - 1) to = s->rows;
-        for (int64_t block = 0; block < blocks; block++) multiply(s, from, to, block, block + 1 < blocks, room);
-    }
+/* Blocks are shared out among threads; rows, too, where blocks are too few to give each as much; rows alone where they
+   are so many that reading the weights once more costs nothing beside multiplying. A thread's rows are then its own from
+   linear to linear, in what stands between them, too: nothing of them is fetched from another core's cache. */
+static int64_t parts_of(const Linear *s, int64_t blocks, int threads) {
+    int64_t most = s->rows / (2 * TILE), parts = 1;
+    if (s->rows >= MANY * threads) return threads;
+    while (parts < most && blocks * parts < 4 * threads && blocks * parts % threads) parts++;
+    return parts;
 }
 
-/* Blocks are shared out among threads; rows, too, where blocks are too few to give each as much; rows alone where they
-   are so many that reading the weights once more costs nothing beside multiplying. */
-static void share(const Linear *s, int threads) {
-    int64_t blocks = (s->d_out + COLUMNS - 1) / COLUMNS, most = s->rows / (2 * TILE), parts = 1;
-    if (s->rows >= MANY * threads) {
-        share_rows(s, blocks, threads);
-        return;
-    }
-    while (parts < most && blocks * parts < 4 * threads && blocks * parts % threads) parts++;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t task = 0; task < blocks * parts; task++) {
+/* The first row of a part: whole tiles before it. */
+static int64_t row_of(const Linear *s, int64_t part, int64_t parts) {
+    return part == parts ? s->rows : s->rows * part / parts / TILE * TILE;
+}
+
+static void share(Team *team, const void *told) {
+    const Linear *s = told;
+    int64_t blocks = (s->d_out + COLUMNS - 1) / COLUMNS, parts = parts_of(s, blocks, team->threads), task;
+    char *room = s->room + team->me * (s->d_in / 2) * stride(BF16);
+    while ((task = take(team, blocks * parts)) >= 0) {
         int64_t part = task / blocks, block = task % blocks;
-        int64_t from = s->rows * part / parts, to = s->rows * (part + 1) / parts;
-        char *room = s->room + omp_get_thread_num() * (s->d_in / 2) * stride(BF16);
-        multiply(s, from, to, block, block + 1 < blocks, room);
+        multiply(s, row_of(s, part, parts), row_of(s, part + 1, parts), block, block + 1 < blocks, room);
     }
+    finish(team, blocks * parts);
 }
 
 void umbel_linear(
     const bf16 *x, int64_t rows, int64_t d_in, int64_t d_out, const char *w, const bf16 *bias, bf16 *y, int threads
 ) {
     Linear s = {x, rows, d_in, d_out, w, BF16, d_in, 0, 0, 0, 0, bias, y};
-    share(&s, threads);
+    umbel_in_team(share, &s, threads);
 }
 
 /* ``table`` is NULL where codes are bytes. ``room`` may be NULL for TILE rows or fewer. */
@@ -177,7 +173,7 @@ void umbel_codes(
     const bf16 *zeros, const float *table, char *room, const bf16 *bias, bf16 *y, int threads
 ) {
     Linear s = {x, rows, d_in, d_out, codes, table ? NIBBLE : BYTE, group, scales, zeros, table, room, bias, y};
-    share(&s, threads);
+    umbel_in_team(share, &s, threads);
 }
 
 typedef struct {
@@ -193,12 +189,12 @@ typedef struct {
     char *room;
 } Product;
 
-void umbel_tape_linear(const Now *now, const void *told, int threads) {
+void umbel_tape_linear(const Now *now, const void *told, Team *team) {
     const Product *t = told;
     Form form = !t->scales ? BF16 : t->table ? NIBBLE : BYTE;
     Linear s = {t->x, now->rows, t->d_in, t->d_out, t->w, form, t->group, t->scales, t->zeros, t->table, t->room,
                 t->bias, t->y};
-    share(&s, threads);
+    share(team, &s);
 }
 
 #else

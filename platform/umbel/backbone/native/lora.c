@@ -290,37 +290,6 @@ static int64_t work(const Site *s, const Group *groups, int64_t count) {
 /* Work that is worth waking another thread for. */
 #define SMALL (1 << 18)
 
-void umbel_lora(const Site *s, const Group *groups, int64_t count, int threads) {
-#pragma omp parallel num_threads(threads) if (work(s, groups, count) > SMALL)
-    {
-        int me = 0, all = 1; /* of those that there are, which may be fewer than were asked for */
-#ifdef _OPENMP
-        me = omp_get_thread_num(), all = omp_get_num_threads();
-#endif
-        Tasks task = first(groups, count, 1, me, all), later;
-        for (; !done(&task); task = later) {
-            const Group *g = group_of(&task);
-            int64_t rank = task.at * RANKS;
-            later = next(task);
-            const bf16 *fetched = done(&later) ? NULL : group_of(&later)->a + later.at * RANKS * s->d;
-            if (rank + RANKS <= g->rank) downs(s, g, rank, fetched, RANKS);
-            else
-                for (; rank < g->rank; rank++) downs(s, g, rank, NULL, 1);
-        }
-        task = later = first(groups, count, SEGMENTS, me, all);
-        for (int i = 0; i < FAR && !done(&later); i++, later = next(later)) {
-            Tile then = tile_of(&later);
-            for (int64_t rank = 0; rank < segment_of(&later)->rank; rank++) fetch_columns(&then, rank);
-        }
-#pragma omp barrier
-        for (; !done(&task); task = next(task)) {
-            Tile now = tile_of(&task), then = done(&later) ? now : tile_of(&later);
-            tile(s, &now, done(&later) ? NULL : &then);
-            if (!done(&later)) later = next(later);
-        }
-    }
-}
-
 typedef struct {
     const Site *site;
     const Group *groups;
@@ -328,10 +297,59 @@ typedef struct {
     const bf16 *bias;
 } Told;
 
-void umbel_tape_lora(const Now *now, const void *told, int threads) {
+static void all_downs(const Site *s, Tasks task) {
+    for (Tasks later; !done(&task); task = later) {
+        const Group *g = group_of(&task);
+        int64_t rank = task.at * RANKS;
+        later = next(task);
+        const bf16 *fetched = done(&later) ? NULL : group_of(&later)->a + later.at * RANKS * s->d;
+        if (rank + RANKS <= g->rank) downs(s, g, rank, fetched, RANKS);
+        else
+            for (; rank < g->rank; rank++) downs(s, g, rank, NULL, 1);
+    }
+}
+
+/* What all_ups reads before it fetches. */
+static void fetch_first(Tasks later) {
+    for (int i = 0; i < FAR && !done(&later); i++, later = next(later)) {
+        Tile then = tile_of(&later);
+        for (int64_t rank = 0; rank < segment_of(&later)->rank; rank++) fetch_columns(&then, rank);
+    }
+}
+
+static void all_ups(const Site *s, Tasks task) {
+    Tasks later = task;
+    for (int i = 0; i < FAR && !done(&later); i++) later = next(later);
+    for (; !done(&task); task = next(task)) {
+        Tile now = tile_of(&task), then = done(&later) ? now : tile_of(&later);
+        tile(s, &now, done(&later) ? NULL : &then);
+        if (!done(&later)) later = next(later);
+    }
+}
+
+/* Each thread has a stretch of all that is to do, or one thread has all of it. */
+static void lora(Team *team, const void *told) {
     const Told *t = told;
-    Site s = *t->site;
-    s.bias = t->bias;
-    umbel_lora(&s, t->groups, t->count, threads);
+    const Site *s = t->site;
+    const Group *groups = t->groups;
+    int64_t count = t->count, stretch;
+    int stretches = work(s, groups, count) > SMALL ? team->threads : 1;
+    while ((stretch = take(team, stretches)) >= 0) all_downs(s, first(groups, count, 1, stretch, stretches));
+    if (team->me < stretches) fetch_first(first(groups, count, SEGMENTS, team->me, stretches));
+    finish(team, stretches);
+    while ((stretch = take(team, stretches)) >= 0) all_ups(s, first(groups, count, SEGMENTS, stretch, stretches));
+    finish(team, stretches);
+}
+
+void umbel_lora(const Site *s, const Group *groups, int64_t count, int threads) {
+    Told t = {s, groups, count, NULL};
+    umbel_in_team(lora, &t, threads);
+}
+
+void umbel_tape_lora(const Now *now, const void *told, Team *team) {
+    Told t = *(const Told *)told;
+    Site s = *t.site;
+    s.bias = t.bias, t.site = &s;
+    lora(team, &t);
     (void)now;
 }

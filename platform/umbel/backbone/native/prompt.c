@@ -220,31 +220,27 @@ static void write(const Prompt *p, const Span *span, int64_t g) {
     }
 }
 
-void umbel_prompt(const Prompt *p, int threads) {
-    int64_t room = umbel_prompt_room(p->part, p->group, p->d), tasks = 0;
-    for (int64_t i = 0; i < p->count; i++) tasks += (p->spans[i].count + p->part - 1) / p->part;
-#pragma omp parallel num_threads(threads)
-    {
-        int me = 0;
-#ifdef _OPENMP
-        me = omp_get_thread_num();
-#endif
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < p->count * p->kv_heads; i++) write(p, p->spans + i / p->kv_heads, i % p->kv_heads);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < tasks * p->kv_heads; task++) {
-            int64_t skip = task / p->kv_heads * p->part, i = 0;
-            for (; skip >= up(p->spans[i].count, p->part); i++) skip -= up(p->spans[i].count, p->part);
-            int64_t left = p->spans[i].count - skip;
-            attend(p, p->spans + i, skip, left < p->part ? left : p->part, task % p->kv_heads, p->scratch + me * room);
-        }
+static void prompt(Team *team, const void *told) {
+    const Prompt *p = told;
+    int64_t room = umbel_prompt_room(p->part, p->group, p->d), writes = p->count * p->kv_heads, parts = 0, task;
+    for (int64_t i = 0; i < p->count; i++) parts += (p->spans[i].count + p->part - 1) / p->part;
+    while ((task = take(team, writes)) >= 0) write(p, p->spans + task / p->kv_heads, task % p->kv_heads);
+    finish(team, writes);
+    while ((task = take(team, parts * p->kv_heads)) >= 0) {
+        int64_t skip = task / p->kv_heads * p->part, i = 0;
+        for (; skip >= up(p->spans[i].count, p->part); i++) skip -= up(p->spans[i].count, p->part);
+        int64_t left = p->spans[i].count - skip, tokens = left < p->part ? left : p->part;
+        attend(p, p->spans + i, skip, tokens, task % p->kv_heads, p->scratch + team->me * room);
     }
+    finish(team, parts * p->kv_heads);
 }
 
-void umbel_tape_prompt(const Now *now, const void *told, int threads) {
+void umbel_prompt(const Prompt *p, int threads) { umbel_in_team(prompt, p, threads); }
+
+void umbel_tape_prompt(const Now *now, const void *told, Team *team) {
     if (!now->prompt) return;
     Prompt p = *(const Prompt *)now->prompt;
     int64_t offset = offset_of(now, told);
     p.keys += offset, p.values += offset;
-    umbel_prompt(&p, threads);
+    prompt(team, &p);
 }

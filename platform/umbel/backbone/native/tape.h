@@ -2,7 +2,7 @@
 #ifndef UMBEL_TAPE_H
 #define UMBEL_TAPE_H
 
-#include "vectors.h"
+#include "team.h"
 
 /* What differs from step to step. All else stands in the calls, whose buffers stay where they are. */
 typedef struct {
@@ -21,6 +21,6 @@ typedef struct {
 INLINE int64_t offset_of(const Now *now, const void *told) { return ((const Layer *)told)->layer * now->layer_stride; }
 
 /* What a tape may hold: functions named umbel_tape_*, each with a structure of its own. */
-typedef void Call(const Now *now, const void *told, int threads);
+typedef void Call(const Now *now, const void *told, Team *team);
 
 #endif

@@ -1,12 +1,34 @@
+#define _GNU_SOURCE /* cpu_set_t */
+#include <stdlib.h>
+
+#include "team.h"
+
+/* Threads whose counters need no memory of their own. */
+#define FEW 16
+
+void umbel_in_team(TeamWork *work, const void *told, int threads) {
+    Counter few[FEW + 1], *counters = few;
+    if (threads > FEW) counters = aligned_alloc(sizeof(Counter), (threads + 1) * sizeof(Counter));
+    if (!counters) threads = 1, counters = few;
+    for (int i = 0; i <= threads; i++) atomic_init(&counters[i].word, 0);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        Team team = {0, 1, counters + 1, counters, 1, 0, 0}; /* of those that there are, which may be fewer */
+#ifdef _OPENMP
+        team.me = omp_get_thread_num(), team.threads = omp_get_num_threads();
+#endif
+        work(&team, told);
+    }
+    if (counters != few) free(counters);
+}
+
 /* OpenMP counts the threads of all teams that threads of the process keep. Where they are more than the processors, no
    thread waits for its next work with open eyes: it sleeps, and calls of a few microseconds wait for it to wake up. */
 
 #ifdef _OPENMP
 #ifdef __linux__
-#define _GNU_SOURCE /* cpu_set_t */
 #include <sched.h>
 #endif
-#include <omp.h>
 
 /* The calling thread needs no team from now on. */
 void umbel_alone(void) { omp_set_num_threads(1); }
