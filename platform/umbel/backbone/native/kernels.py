@@ -89,9 +89,9 @@ class Kernels:
     def settle(self) -> None:
         """The threads that help the calling one stay on a core each from now on, where every thread has one.
 
-        Two of them on one core wait for each other at each of a step's hundreds of regions, half a millisecond long,
-        and nothing parts them while a third thread keeps the other core busy: a step beside a load took seven times
-        as long. The calling thread goes where it likes; others may share a helper's core, and are moved from there.
+        Two of them on one core take turns of half a millisecond, each waiting for what the other one has begun, and
+        nothing parts them while a third thread keeps the other core busy: a step beside a load took seven times as
+        long. The calling thread goes where it likes; others may share a helper's core, and are moved from there.
         """
         if own := _core_of_each_thread():
             self.library.umbel_settle((ctypes.c_int * len(own))(*own), ctypes.c_int(len(own)))
