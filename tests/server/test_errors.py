@@ -36,7 +36,7 @@ def test_an_unknown_model_is_a_404_that_names_it(client, model, code):
 
 def test_the_fix_is_told_as_a_request_and_as_a_command_after_it(client):
     message = post(client, model="nope").json()["error"]["message"]
-    assert message.endswith("Fix: GET /v1/adapters (umbel adapters list) shows every adapter")
+    assert message.endswith("GET /v1/adapters (umbel adapters list) shows every adapter")
 
 
 @pytest.mark.parametrize("model", ["Writer!", "writer:0", "writer@1", "a:b:c", "../etc/passwd"])
