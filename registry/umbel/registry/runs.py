@@ -6,7 +6,6 @@ by ``heartbeat``, and when it falls silent another worker takes the run over fro
 
 import math
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from sqlalchemy import Select, or_, select, update
@@ -14,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from umbel.core.clock import new_id, now_ms
 from umbel.core.errors import Conflict, NotFound
-from umbel.core.names import check_name
+from umbel.core.names import check_name, nearest
 from umbel.registry.audit import note, who
 from umbel.registry.cursor import Keyset
 from umbel.registry.database import Database, upsert
@@ -244,7 +243,7 @@ def _begins(session: Session, run: str) -> str | None:
 
 def _named_like(session: Session, name: str) -> str | None:
     """The adapter with runs that is called most like it."""
-    return next(iter(get_close_matches(name, list(session.scalars(select(RunRow.name).distinct())), n=1)), None)
+    return nearest(name, session.scalars(select(RunRow.name).distinct()))
 
 
 def _newest_of(session: Session, name: str | None) -> str | None:
