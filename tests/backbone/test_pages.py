@@ -5,7 +5,10 @@ import torch
 from torch import nn
 
 from umbel.backbone import pages
+from umbel.backbone.loading import load_backbone
+from umbel.backbone.native import NativeLinear
 from umbel.backbone.pages import can_reserve, lay_together
+from umbel.backbone.tiny import tiny_backbone
 
 pytestmark = pytest.mark.skipif(not can_reserve(torch.device("cpu")), reason="no private pages here")
 
@@ -54,3 +57,15 @@ def test_they_stay_where_the_system_promises_no_addresses(monkeypatch):
     before = [buffer.data_ptr() for buffer in parts.buffers()]
     lay_together(parts, Holding)
     assert [buffer.data_ptr() for buffer in parts.buffers()] == before
+
+
+def test_a_backbone_that_serves_by_the_kernels_lies_together(tmp_path, kernels):
+    if not kernels.multiplies:
+        pytest.skip("this processor's linears are oneDNN's")
+    folder = tiny_backbone(tmp_path / "tiny")
+    decoder = load_backbone(folder, dtype="bfloat16", packed=True, kernels=kernels).decoder
+    packed = [part.get_buffer("packed") for part in decoder.modules() if isinstance(part, NativeLinear)]
+    places = sorted(buffer.data_ptr() for buffer in packed)
+    assert len(places) == 4 * len(decoder.layers) + 1
+    assert places[0] % (2 << 20) == 0
+    assert places[-1] - places[0] < sum(buffer.nbytes + 64 for buffer in packed)
