@@ -104,6 +104,7 @@ def test_no_match_is_told_apart_from_an_empty_registry(run, registry):
     ("words", "code", "told"),
     [
         (["list", "--state", "redy"], 2, "deprecated, yanked"),
+        (["list", "--method", "lorra"], 2, "did you mean lora?"),
         (["list", "--output-head", "x"], 2, "generate, classify"),
         (["list", "--metric", "accuracy=1"], 2, "accuracy>=0.8"),
         (["list", "--tag", "team"], 2, "team=search"),

@@ -1,7 +1,12 @@
+from pathlib import Path
+
 import pytest
+from fastapi.routing import APIRoute
 
 from umbel.core.clock import now_ms
 from umbel.registry.records import Scope
+from umbel.server.queries import OPENAI, parameters
+from umbel.server.security import PUBLIC
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +57,54 @@ def test_the_list_is_paged_by_a_cursor_without_loss_or_repeat(client):
 )
 def test_the_list_is_searched_and_filtered(client, two, query, expected):
     assert sorted(names(client, **query)) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "meant"),
+    [
+        ("/v1/adapters", "output_hed", "did you mean output_head? "),
+        ("/v1/adapters", "metod", "did you mean method? "),
+        ("/v1/adapters", "head", "did you mean output_head? "),
+        ("/v1/adapters", "zzz", ""),
+        ("/v1/adapters/pair/versions", "stat", "did you mean state? "),
+        ("/v1/experiments", "stats", "did you mean status? "),
+    ],
+)
+def test_an_unknown_parameter_is_refused_by_its_name_and_told_what_there_is(client, two, path, given, meant):
+    answer = client.get(path, params={given: "x"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "unknown_parameter", given)
+    assert f"Fix: {meant}there are " in error["message"]
+    assert error["message"].endswith("limit, cursor")
+
+
+def test_every_route_but_the_probes_and_openais_refuses_a_parameter_that_nobody_knows(client, may):
+    routes = [one for one in client.app.routes if isinstance(one, APIRoute) and one.path not in (*PUBLIC, *OPENAI)]
+    assert len(routes) > 25
+    for route in routes:
+        for method in route.methods:
+            answer = client.request(method, f"{route.path}?zzz=1", headers=may, json={})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_parameter"), route.path
+
+
+def test_openais_routes_pass_over_what_its_sdks_add(client):
+    assert client.get("/v1/models?api-version=2024-10-21").status_code == 200
+    assert client.get("/v1/models/mood?api-version=2024-10-21").status_code == 200
+    body = {"model": "writer", "prompt": "a", "max_tokens": 1}
+    assert client.post("/v1/completions?api-version=2024-10-21", json=body).status_code == 200
+
+
+def test_the_page_on_http_names_every_parameter_of_the_list(client):
+    page = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+    told = page.partition("`GET /v1/adapters` takes ")[2].partition("Any other parameter")[0]
+    (route,) = (one for one in client.app.routes if one.path == "/v1/adapters" and "GET" in one.methods)
+    assert {name for name in parameters(route) if f"`{name}`" not in told} == set()
+
+
+def test_an_unknown_method_is_refused(client):
+    error = client.get("/v1/adapters?method=lorra").json()["error"]
+    assert (error["code"], error["param"]) == ("unknown_method", "method")
+    assert "did you mean lora?" in error["message"]
 
 
 def test_the_list_is_sorted_by_a_metric(client, two):

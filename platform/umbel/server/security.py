@@ -18,6 +18,7 @@ from umbel.core.errors import AuthError, NotAllowed, UsageError
 from umbel.core.wire.base import SEND_KEY
 from umbel.registry.records import ApiKey, Scope
 from umbel.server.hosts import is_loopback
+from umbel.server.queries import check_query
 
 FREE_ON_LOOPBACK = (Scope.INFER, Scope.READ)
 PUBLIC = ("/health", "/ready", "/openapi.json")
@@ -83,13 +84,14 @@ def _secret(request: Request) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """The dependency that a route states its scope by."""
+    """The dependency that a route states its scope by; who may ask is told which parameters there are."""
 
     scope: Scope
 
     async def __call__(self, request: Request) -> str:
         gate: Gate = request.app.state.service.gate
         request.state.actor = await gate.admit(request, self.scope)
+        check_query(request)
         return str(request.state.actor)
 
 

@@ -67,6 +67,10 @@ def list_(
     from umbel.registry.query import AdapterQuery, MetricRange
     from umbel.registry.records import VersionState
 
+    if method is not None:
+        from umbel.adapters import catalog  # torch comes with it
+
+        catalog.method(method)  # raises ConfigError (unknown_method)
     with open_registry() as registry:
         query = AdapterQuery(
             search=search,

@@ -5,6 +5,7 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Query
 
+from umbel.adapters import catalog
 from umbel.adapters.difference import WeightChange, compare
 from umbel.adapters.peft_io import load_adapter
 from umbel.core.contract import OutputHead
@@ -45,6 +46,8 @@ async def adapter_query(
     descending: bool = False,
 ) -> AdapterQuery:
     """``tag`` is ``key=value`` and ``metric`` ``accuracy>=0.8``, each more than once if need be."""
+    if method is not None:
+        catalog.method(method)  # raises ConfigError (unknown_method)
     return AdapterQuery(
         search=search,
         method=method,
