@@ -65,19 +65,65 @@ def test_a_lease_that_was_there_before_stays(registry):
     assert registry.runs.get(run.id).lease_owner == owner()
 
 
-def test_a_run_that_ctrl_c_stopped_is_no_workers(run, registry, stocked, tmp_path, monkeypatch):
+@pytest.fixture
+def paused(run, registry, tmp_path, monkeypatch):
+    """A run that Ctrl-C stopped at its first step."""
     from umbel.cli.train.interrupt import Stopping
 
     rows = [{"text": f"thing {i}", "label": "ab"[i % 2]} for i in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(Stopping, "__call__", lambda self: "interrupted")
-    words = ("--name", "paused", "--task", "classify", "--data", str(tmp_path / "rows.jsonl"))
-    assert run("train", *words, "--quiet").code == 130
+    words = ("--name", "paused", "--task", "classify", "--data", str(tmp_path / "rows.jsonl"), "--steps", "4")
+    with monkeypatch.context() as patched:
+        patched.setattr(Stopping, "__call__", lambda self: "interrupted")
+        assert run("train", *words, "--quiet").code == 130
     (left,) = registry.runs.list(name="paused").items
+    return left
+
+
+def test_a_run_that_ctrl_c_stopped_is_no_workers(run, registry, paused):
+    left = paused
     assert (left.status, left.lease_owner) == ("running", None)
     assert run("runs", "list", "--name", "paused").rows[0][2] == "interrupted"
     assert f"umbel runs resume {left.id}" in run("doctor").out
     assert registry.runs.lease("worker:1", lease_ms=-1) is None
+
+
+def test_a_run_that_ctrl_c_stopped_is_cancelled_at_once_and_still_goes_on_when_asked(run, registry, paused):
+    assert run("runs", "cancel", "paused").out == f"{paused.id} (paused) is cancelled\n"
+    assert registry.runs.get(paused.id).status == "cancelled"
+    assert "0 running, none of them interrupted" in run("doctor").out
+    assert run("runs", "logs", "paused", "-f").out.splitlines()[-1].endswith("cancelled")
+    assert run("train", "--resume", paused.id, "--quiet").code == 0
+    assert registry.runs.get(paused.id).status == "succeeded"
+
+
+def test_a_wish_to_cancel_that_no_process_heard_is_over_once_somebody_resumes(run, registry, paused):
+    registry.runs.cancel(paused.id)
+    assert registry.runs.get(paused.id).cancel_requested
+    assert run("train", "--resume", paused.id, "--quiet").code == 0
+    assert registry.runs.get(paused.id).status == "succeeded"
+
+
+def test_a_worker_that_takes_over_obeys_the_wish_to_cancel(run, registry, paused):
+    registry.runs.take(paused.id, "gone:1", gone=is_gone)
+    registry.runs.cancel(paused.id)
+    assert registry.runs.lease(owner(), lease_ms=-1).id == paused.id
+    assert run("train", "--resume", paused.id, "--quiet").code != 0
+    assert registry.runs.get(paused.id).status == "cancelled"
+
+
+def test_following_a_run_that_nobody_works_on_ends_and_says_how_it_goes_on(run, paused):
+    answer = run("runs", "logs", "paused", "-f")
+    assert f"umbel runs resume {paused.id}" in answer.err
+
+
+def test_an_adapters_name_resumes_the_newest_run_of_it_that_is_left(run, registry, paused):
+    registry.finish(registry.start(name="paused", params={}, seed=1), status="cancelled")  # newer, with nothing left
+    assert run("train", "--resume", "paused", "--quiet").code == 0
+    assert registry.runs.get(paused.id).status == "succeeded"
+    again = run("train", "--resume", "paused")
+    assert (again.code, "it became paused:1" in again.err) == (4, False)  # the newest that is over is the other one
+    assert run("train", "--resume", paused.id).err.startswith(f"error: {paused.id} has succeeded already: it became")
 
 
 def test_a_run_that_another_process_trains_is_not_resumed(run, registry, stocked, tmp_path):

@@ -115,15 +115,22 @@ def logs(
 ) -> None:
     """Print what a run said. With -f also what it measures, until it ends; Ctrl-C leaves the run alone."""
     with open_registry() as registry:
-        for line in _following(registry, _find(registry, run).id, follow=follow):
+        found = _find(registry, run).id
+        for line in _following(registry, found, follow=follow):
             typer.echo(json.dumps(line) if as_json else _line(line))
+        if follow and _word(registry.runs.get(found)) == _INTERRUPTED:
+            typer.echo(f"nobody works on it any more; go on with it: umbel runs resume {found}", err=True)
 
 
 @app.command(epilog=examples("umbel runs cancel mood", "umbel runs cancel run-01k9..."))
 def cancel(run: Which, as_json: Json = False) -> None:
-    """Cancel a run. One that waits ends at once; one that works stops at its next step and keeps its checkpoint."""
+    """Cancel a run. One that waits or was interrupted ends at once; one that works stops at its next step.
+
+    Its checkpoint stays, and umbel runs resume goes on with it.
+    """
+    settings = Settings.load()
     with open_registry() as registry:
-        found = registry.runs.cancel(_find(registry, run).id)
+        found = registry.runs.cancel(_find(registry, run).id, gone=lambda run: interrupted(run, settings))
     if as_json:
         return print_json(found)
     if found.status == "cancelled":
@@ -254,10 +261,11 @@ def _range(values: list[float]) -> tuple[float, float, float, float]:
 
 
 def _following(registry: "Registry", run: str, *, follow: bool) -> Iterator[dict[str, Any]]:
-    """Events in order and, if asked to follow, each step once it is complete, until the run has ended."""
+    """Events in order and, if asked to follow, each step once it is complete, until the run has ended or lies dead."""
     seq, step = 0, -1
     while True:
-        ended = registry.runs.get(run).finished_at is not None  # asked first: what comes after it is nothing
+        found = registry.runs.get(run)  # asked first: what comes after its end is nothing
+        ended = found.finished_at is not None or _word(found) == _INTERRUPTED
         for event in registry.runs.events(run, after=seq):
             seq = event.seq
             yield _event(event)

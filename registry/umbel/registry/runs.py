@@ -75,8 +75,11 @@ class Runs:
             row.error, row.summary = error, dict(summary) if summary is not None else None
             _end(session, row, wanted, error)
 
-    def cancel(self, run: str, *, actor: str | None = None) -> Run:
-        """Ends a run that waits; asks a run that works to stop, which it does at its next step."""
+    def cancel(self, run: str, *, actor: str | None = None, gone: Callable[[Run], bool] = lambda _: False) -> Run:
+        """Ends a run that waits; asks a run that works to stop, which it does at its next step.
+
+        ``gone`` tells of a run that nobody works on any more, though it never said an end: that one is ended, too.
+        """
         with self.database.write() as session:
             row = _row(session, run, lock=True)
             if row.status in FINISHED:
@@ -87,7 +90,7 @@ class Runs:
                 )
             row.cancel_requested = True
             note(session, who(actor), "run.cancel", run)
-            if row.status != RunStatus.RUNNING:
+            if row.status != RunStatus.RUNNING or gone(_run(row)):
                 _end(session, row, RunStatus.CANCELLED, None)
             return _run(row)
 
@@ -103,11 +106,14 @@ class Runs:
             _say(session, row, f"attempt {row.attempt} by {owner}", "info", None)
             return _run(row)
 
-    def take(self, run: str, owner: str, *, gone: Callable[[str], bool], lease_ms: int = LEASE_MS) -> Run:
+    def take(
+        self, run: str, owner: str, *, gone: Callable[[str], bool], lease_ms: int = LEASE_MS, asked: bool = False
+    ) -> Run:
         """This run, now ``owner``'s; raises Conflict (``run_taken``) where another's lease holds.
 
         ``gone`` tells of an owner that is known to be dead before its lease has run out. A run that failed or was
-        cancelled is open again; one that succeeded needs no lease.
+        cancelled is open again; one that succeeded needs no lease. ``asked``: somebody wants it to go on, so a wish to
+        cancel it that nobody heard is over.
         """
         with self.database.write() as session:
             row = _row(session, run, lock=True)
@@ -123,7 +129,7 @@ class Runs:
                 )
             taken_over = row.attempt > 0
             row.status, row.lease_owner, row.heartbeat_at = RunStatus.RUNNING, owner, now_ms()
-            row.error, row.finished_at, row.cancel_requested = None, None, row.cancel_requested and not ended
+            row.error, row.finished_at, row.cancel_requested = None, None, row.cancel_requested and not (ended or asked)
             row.attempt += 1
             row.started_at = row.started_at or now_ms()
             if taken_over:

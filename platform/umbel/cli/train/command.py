@@ -17,7 +17,7 @@ from umbel.cli.train.form import form_of_run, one_form, with_form
 from umbel.cli.train.how import How, settle
 from umbel.cli.train.launch import launch
 from umbel.cli.train.lease import ending, holding
-from umbel.cli.train.over import refuse_over
+from umbel.cli.train.over import refuse_over, run_to_resume
 from umbel.cli.train.sweep import begun_grid, check_sweep, go_on, read_grid
 from umbel.core.errors import Interrupted, NotFound, UmbelError, UsageError
 from umbel.core.settings import Settings
@@ -44,7 +44,7 @@ app = typer.Typer(help="Train an adapter and publish it.")
         "umbel train mood.toml --sweep lr=1e-4,3e-4,1e-3 --sweep rank=4,8",
         "umbel train mood.toml --quantise nf4   (QLoRA: docs/quantised.md)",
         "umbel train mood.toml --train layers=last:4   (or all: the backbone itself, docs/full-fine-tuning.md)",
-        "umbel train --resume run-01k9...",
+        "umbel train --resume mood              (or a run's id)",
         "umbel train mood.toml --nproc 2 --strategy fsdp",
         note="Every key of a task file is a flag, and so are the method's own options (--rank, --alpha, --targets, "
         "--dropout ...). docs/training.md lists them all.",
@@ -97,7 +97,9 @@ def train(
     parent: Annotated[
         str | None, typer.Option("--from", help="Continue from this version's weights.", metavar="NAME:N")
     ] = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with a run that was stopped.", metavar="RUN")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with a run that was stopped: an id or a name.", metavar="RUN")
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="Needed only where there are several.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the backbone: auto (default), bf16 or fp32.")] = None,
     quantise: Quantise = None,
@@ -144,6 +146,8 @@ def train(
     settings = Settings.load()
     if resume:
         _refuse_beside_resume(files, flags)
+        with open_registry() as registry:
+            resume = run_to_resume(registry, settings, resume)
     tasks = None if resume else with_form(read_tasks(files, flags), settings)
     check_sweep(sweep, tasks=None if tasks is None else len(tasks), queue=queue)
     say = say_to_stderr(quiet)

@@ -80,7 +80,7 @@ def holding(registry: "Registry", runs: Sequence[str], *, leased: str | None = N
     mine = owner()
     stays = leased if leased is not None and registry.runs.get(leased).lease_owner == mine else None
     for run in runs:
-        registry.runs.take(run, mine, gone=is_gone)
+        registry.runs.take(run, mine, gone=is_gone, asked=leased is not None)
     over = threading.Event()
 
     def beat() -> None:
