@@ -2,11 +2,16 @@
 
 import json
 import os
+import runpy
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from umbel.registry.registry import Registry
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -68,6 +73,53 @@ def test_a_spreadsheet_of_the_demos_data_can_be_checked_by_its_own_columns(tmp_p
     command = [sys.executable, "-m", "umbel.cli", *words]
     found = json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, **told).stdout)
     assert (found["rows"], found["labels"]) == ({"train": 200}, {"negative": 100, "positive": 100})
+
+
+@pytest.fixture
+def in_place_of_training(tmp_path, monkeypatch):
+    """``umbel`` itself on the demo's path, but a shell's words for what ``umbel train`` does."""
+
+    def put(words):
+        script = tmp_path / "bin" / "umbel"
+        script.parent.mkdir()
+        real = f'exec {shlex.quote(sys.executable)} -m umbel.cli "$@"'
+        script.write_text(f'#!/bin/sh\n[ "$1" = train ] || {real}\n{words}\n')
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
+
+    for name in ("UMBEL_DATABASE_URL", "UMBEL_STORE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
+    return put
+
+
+def test_the_demo_goes_on_with_the_training_that_was_interrupted_and_with_no_other(in_place_of_training, capfd):
+    in_place_of_training('echo "adapter sentiment:1"')
+    with Registry.open() as registry:
+        dead = subprocess.Popen([sys.executable, "-c", ""])
+        dead.wait()
+        owner = f"{os.uname().nodename}:{dead.pid}"
+        left = registry.runs.start(name="sentiment", params={"rank": 4, "limit": 1000}, seed=0, owner=owner)
+    train = runpy.run_path(str(EXAMPLES / "demo.py"))["train"]
+    assert train("sentiment.toml", "--rank", "4", "--limit", "1000") == "sentiment:1"
+    assert f"$ umbel train --resume {left}\n" in capfd.readouterr().out
+    assert train("sentiment.toml") == "sentiment:1"
+    assert "--resume" not in capfd.readouterr().out
+
+
+def test_ctrl_c_ends_the_demo_with_its_commands_own_words(in_place_of_training):
+    in_place_of_training('trap "echo saved; exit 130" INT; echo training; while :; do sleep 0.05; done')
+    demo = subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "demo.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert any(line == "training\n" for line in demo.stdout)
+    os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
+    out, err = demo.communicate(timeout=60)
+    assert (demo.returncode, out, err) == (130, "saved\n", "")
 
 
 def test_every_example_is_run_here_or_by_make_demo():
