@@ -54,6 +54,14 @@ def test_the_first_version_of_a_name_is_its_champion(run, folder):
     assert answer.err == ""
 
 
+def test_other_rows_than_labels_are_told_as_that(run, folder):
+    answer = run("adapters", "import", str(folder()), "--name", "fresh", "--labels", "bad,good")
+    assert answer.code == 2
+    assert "score.weight has 3 rows, 2 labels are named: bad, good." in answer.err
+    assert "--labels A,B,..." in answer.err
+    assert "another backbone" not in answer.err
+
+
 def test_the_same_adapter_again_is_the_same_version(run, folder):
     words = ["adapters", "import", str(folder()), "--name", "mood", "--labels", LABELS]
     assert "mood:4\n" in run(*words).out
@@ -181,7 +189,7 @@ def test_labels_that_contradict_the_folder_are_refused(run, folder):
     ("change", "words", "code", "told"),
     [
         (lambda folder: None, [], 2, "--labels"),
-        (lambda folder: None, ["--labels", "a,b"], 2, "shape"),
+        (lambda folder: None, ["--labels", "a,b"], 2, "3 rows"),
         (lambda folder: (folder / WEIGHTS_FILE).unlink(), ["--labels", LABELS], 2, "missing"),
         (lambda folder: (folder / WEIGHTS_FILE).write_bytes(b"no"), ["--labels", LABELS], 2, "truncated"),
         (lambda folder: shutil.rmtree(folder), ["--labels", LABELS], 3, "no folder"),

@@ -215,7 +215,7 @@ REFUSED = [
     ("tokenizer", with_file("tokenizer.json", b"{}"), {}, "unexpected_file"),
     ("script", with_file("modeling.py"), {}, "unexpected_file"),
     ("missing labels", lambda files: files, {}, "missing_labels"),
-    ("one label short", lambda files: files, {"labels": "a,b"}, "shape_mismatch"),
+    ("one label short", lambda files: files, {"labels": "a,b"}, "label_count_mismatch"),
     ("one label twice", lambda files: files, {"labels": "a,a,b"}, "duplicate_labels"),
     ("nan", with_weights(poison), {"labels": "a,b,c"}, "non_finite_weights"),
     ("no effect", with_weights(silence), {"labels": "a,b,c"}, "no_effect"),

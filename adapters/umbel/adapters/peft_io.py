@@ -185,6 +185,7 @@ def assemble(
         own |= {key: extra.pop(key) for key in list(extra) if key in kind.expected(head, shape.hidden)}
         theirs |= extra
     check_tensors(expected, theirs)
+    _check_rows(contract.labels, own.get("score.weight"))
     check_tensors(kind.expected(head, shape.hidden), own)
     return Adapter(
         method=method,
@@ -195,6 +196,17 @@ def assemble(
         digest=digest,
         name=name,
     )
+
+
+def _check_rows(labels: Sequence[str], score: Tensor | None) -> None:
+    """Raises AdapterRefused (``label_count_mismatch``) where a head has other rows than there are labels for it."""
+    if labels and score is not None and score.shape[0] != len(labels):
+        raise AdapterRefused(
+            f"score.weight has {score.shape[0]} rows, {len(labels)} labels are named: {', '.join(labels)}.",
+            code="label_count_mismatch",
+            param="labels",
+            hint=NAME_LABELS,
+        )
 
 
 def _drop_copies(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]], frozen: Frozen) -> None:
