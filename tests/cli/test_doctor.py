@@ -32,7 +32,7 @@ def look(stocked):
     patients = []
 
     def examined(name, *, mend=False, host="127.0.0.1", port=0, backbone=None):
-        patients.append(Patient(Settings.load(), host=host, port=port, backbone=backbone))
+        patients.append(Patient(Settings.load(checked=False), host=host, port=port, backbone=backbone))
         (condition,) = [one for one in doctor._conditions(quick=False) if one.name == name]
         return examine(condition, patients[-1], mend=mend)
 

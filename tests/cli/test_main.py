@@ -307,6 +307,48 @@ def test_a_name_that_an_adapter_has_is_not_given_to_a_backbone(capsys, home, tmp
     assert not (home / "backbones/mood").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["adapters", "list"],
+        ["backbones", "list"],
+        ["pull", "backbone", "x"],
+        ["pull", "dataset", "pronounce"],
+        ["serve"],
+    ],
+    ids=" ".join,
+)
+def test_a_home_that_is_a_file_is_told_with_the_way_out(capsys, monkeypatch, tmp_path, words):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "file"))
+    code, _, err = umbel(capsys, *words)
+    assert (code, f"{tmp_path}/file is no folder" in err) == (2, True), err
+    assert "export UMBEL_HOME=a folder of yours" in err
+
+
+def test_doctor_looks_on_where_the_home_is_a_file(capsys, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "file"))
+    code, out, _ = umbel(capsys, "doctor", "--json")
+    assert (code, "is no folder" in out, len(json.loads(out)) > 0) == (1, True, True)
+
+
+@pytest.mark.parametrize("words", [["adapters", "list"], ["pull", "dataset", "pronounce"]], ids=" ".join)
+def test_a_home_that_cannot_be_made_is_told_with_the_way_out(capsys, monkeypatch, words):
+    monkeypatch.setenv("UMBEL_HOME", "/proc/x")
+    code, _, err = umbel(capsys, *words)
+    assert (code, "/proc/x cannot be made" in err, "export UMBEL_HOME=" in err) == (2, True, True), err
+
+
+@pytest.mark.parametrize("variable", ["UMBEL_STORE_URL", "UMBEL_DATABASE_URL"])
+def test_a_store_or_database_where_no_folder_can_be_is_told_with_its_variable(capsys, monkeypatch, home, variable):
+    (home / "file").parent.mkdir(exist_ok=True)
+    (home / "file").write_text("")
+    monkeypatch.setenv(variable, str(home / "file") if "STORE" in variable else f"sqlite:///{home}/file/registry.db")
+    code, _, err = umbel(capsys, "adapters", "list")
+    assert (code, "is no folder" in err, f"export {variable}=" in err) == (2, True, True), err
+
+
 def test_quiet_is_quiet(capsys, home, tmp_path):
     from umbel.backbone.tiny import tiny_backbone
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from umbel.core.errors import ConfigError
+
 
 @contextmanager
 def building(target: Path) -> Iterator[Path]:
@@ -34,6 +36,29 @@ def building(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def make_folder(folder: Path, variable: str, *, mode: int = 0o777) -> None:
+    """Makes it where it is not there; raises ConfigError (``folder_unusable``). ``variable``: what names another."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=mode)
+    except OSError as error:
+        check_folder(folder, variable)
+        raise ConfigError(
+            f"{folder} cannot be made: {error.strerror}.",
+            code="folder_unusable",
+            hint=f"export {variable}=a folder of yours",
+        ) from error
+
+
+def check_folder(folder: Path, variable: str) -> None:
+    """Raises ConfigError (``folder_unusable``) where something else has its place."""
+    if os.path.exists(folder) and not os.path.isdir(folder):  # pathlib's raise where all is shut
+        raise ConfigError(
+            f"{folder} is no folder.",
+            code="folder_unusable",
+            hint=f"move it away, or export {variable}=a folder of yours",
+        )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from platformdirs import user_data_path
 
 from umbel.core.errors import ConfigError
+from umbel.core.folders import check_folder, make_folder
 from umbel.core.forms import Form, read_form
 
 _TRUNK_CACHE = 2_000_000_000
@@ -35,8 +36,11 @@ class Settings:
     """Whether serving on a CPU compiles kernels of its own: ``UMBEL_KERNELS``, one of auto, on and off."""
 
     @classmethod
-    def load(cls, home: Path | None = None) -> "Settings":
+    def load(cls, home: Path | None = None, *, checked: bool = True) -> "Settings":
+        """Raises ConfigError (``folder_unusable``) where the home is no folder, unless ``checked`` is off."""
         home = (home or Path(os.environ.get("UMBEL_HOME") or user_data_path("umbel"))).expanduser().resolve()
+        if checked:
+            check_folder(home, "UMBEL_HOME")
         return cls(
             home=home,
             database_url=os.environ.get("UMBEL_DATABASE_URL") or f"sqlite:///{home / 'registry.db'}",
@@ -50,7 +54,7 @@ class Settings:
 
     def make_home(self) -> Path:
         """For its owner alone, as keys and adapters lie in it; one that is there already stays as it is."""
-        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self.home, "UMBEL_HOME", mode=0o700)
         return self.home
 
     @property

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 from sqlalchemy.orm import Session
 
 from umbel.core.errors import ConfigError, Unavailable
+from umbel.core.folders import make_folder
 from umbel.registry.models import Base
 
 T = TypeVar("T")
@@ -128,7 +129,7 @@ def _engine(url: str) -> Engine:
 
 
 def _sqlite(path: Path, url: str) -> Engine:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, "UMBEL_DATABASE_URL")
     engine = create_engine(url)
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)

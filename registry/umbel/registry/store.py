@@ -19,6 +19,7 @@ from pathlib import Path
 from umbel.core.clock import new_id
 from umbel.core.digests import DIGEST, digest_file
 from umbel.core.errors import ConfigError, Unavailable
+from umbel.core.folders import make_folder
 from umbel.registry.failpoints import Point, reach
 
 READ_ONLY = 0o444
@@ -38,8 +39,8 @@ class BlobStore:
         self.root = Path(url)
 
     def create(self) -> None:
-        self.root.parent.mkdir(parents=True, exist_ok=True)
-        self.root.mkdir(mode=0o700, exist_ok=True)  # adapters may carry what they were trained on
+        make_folder(self.root.parent, "UMBEL_STORE_URL")
+        make_folder(self.root, "UMBEL_STORE_URL", mode=0o700)  # adapters may carry what they were trained on
         for folder in (self.root / "blobs" / "sha256", self.staging, self.root / "quarantine"):
             folder.mkdir(parents=True, exist_ok=True)
 

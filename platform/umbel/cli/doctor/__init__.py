@@ -40,7 +40,7 @@ def doctor(
     from umbel.cli.doctor.condition import examine
     from umbel.cli.doctor.patient import Patient
 
-    patient = Patient(Settings.load(), host=host, port=port, backbone=backbone)
+    patient = Patient(Settings.load(checked=False), host=host, port=port, backbone=backbone)
     results: list[Result] = []
     try:
         for condition in _conditions(quick):
