@@ -74,6 +74,12 @@ def publish(registry: Registry, name: str, adapter: Adapter, **given: object) ->
 
 
 @pytest.fixture(scope="session")
+def published() -> Callable[..., Version]:
+    """published(registry, name, adapter): one more version."""
+    return publish
+
+
+@pytest.fixture(scope="session")
 def filled(tmp_path_factory: pytest.TempPathFactory, tiny: Backbone, made: Callable[..., Adapter]) -> Path:
     """mood:1 to mood:3 (champion 1, canary 3), tone:1."""
     home = tmp_path_factory.mktemp("filled")

@@ -108,7 +108,14 @@ def test_an_aa_test_needs_no_arm(run):
         (["--arm", "mood:2", "--weights", "1"], 2, "2 arms but 1 weights"),
         (["--arm", "mood:2", "--weights", "half,half"], 2, "'half' is no weight"),
         (["--arm", "mood:2", "--weights", "0,1"], 2, "greater than 0"),
-        (["--arm", "mood:2", "--share", "1.5"], 2, "less than or equal to 1"),
+        (["--arm", "mood:2", "--share", "1.5"], 2, "'--share': it should be less than or equal to 1\n"),
+        (["--arm", "mood:2", "--alpha", "0.9"], 2, "umbel experiments create --help"),
+        (["--arm", "mood:2", "--horizon", "7"], 2, "it should be greater than or equal to 100"),
+        (
+            ["--arm", "mood:2", "--salt", ""],
+            2,
+            "error: salt: String should have at least 1",
+        ),
         (["--arm", "mood:2", "--metric", "stars:up"], 2, "'stars:up' is no metric"),
         (["--arm", "mood:2", "--metric", "thumbs"], 2, "'thumbs' twice"),
         (["--arm", "control=mood:2"], 2, "'control' twice"),
@@ -119,6 +126,22 @@ def test_what_makes_no_experiment_is_refused(run, words, code, told):
     answer = run("experiments", "create", "irony", "--control", "mood:1", "--metric", "thumbs", *words)
     assert (answer.code, answer.out) == (code, ""), answer.err
     assert told in answer.err
+
+
+def test_the_same_bytes_under_two_names_are_told_as_that(run, registry, published, made):
+    digest = published(registry, "copy", made(1)).digest
+    assert digest == registry.versions.get("mood:1").digest
+    words = ("--control", "mood:1", "--arm", "copy:1", "--metric", "thumbs")
+    answer = run("experiments", "create", "irony", *words)
+    assert answer.code == 2
+    assert f"control (mood:1) and candidate (copy:1) hold the same bytes: both are {digest[:19]}" in answer.err
+    assert run("experiments", "create", "irony", *words, "--aa").code == 0
+
+
+def test_a_value_that_the_wire_refuses_is_told_without_a_class_and_with_a_fix(run):
+    err = run(*CREATE, "--salt", "").err
+    assert err.startswith("error: salt: ")
+    assert err.endswith("fix: umbel experiments create --help\n")
 
 
 @pytest.mark.usefixtures("irony")
@@ -220,7 +243,8 @@ def test_decide_promotes_the_winner_with_the_experiment_as_evidence(run, registr
     last = run("alias", "history", "mood", "champion").rows[-1]
     assert last[2:5] == ["set", "1", "2"]
     assert last[7] == registry.experiments.get(irony).id
-    assert run("experiments", "status", last[7]).code == 0
+    told = " ".join(run("experiments", "status", last[7]).out.split())
+    assert "It was decided for candidate, by its outcomes: candidate is better than control by thumbs" in told
     assert run("experiments", "list").rows[0][1] == "decided: candidate"
     assert run("experiments", "decide", irony).code == 4
     assert run("rollback", "mood").code == 0
@@ -239,6 +263,8 @@ def test_force_needs_a_winner_and_a_reason_and_then_decides(run, registry, irony
     answer = run("experiments", "decide", irony, "--force", "--winner", "candidate", "--reason", "half the cost")
     assert answer.code == 0
     assert registry.aliases.history("mood", "champion")[-1].reason == "half the cost"
+    out = run("experiments", "status", irony).out
+    assert out.splitlines()[-1] == "It was decided for candidate, by force: half the cost"
 
 
 @pytest.mark.parametrize(

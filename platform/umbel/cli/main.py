@@ -7,6 +7,7 @@ Nothing heavy is imported here; ``umbel --help`` must stay instant.
 import os
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -65,7 +66,11 @@ def main(args: Sequence[str]) -> int:
         missing = missing_extra(error)
         return _unknown(error, args) if missing is None else _tell(missing, args)
     except Exception as error:
-        return _tell(_validation(error), args) if type(error).__name__ == "ValidationError" else _unknown(error, args)
+        return (
+            _tell(_validation(error, args), args)
+            if type(error).__name__ == "ValidationError"
+            else _unknown(error, args)
+        )
 
 
 def run() -> NoReturn:
@@ -89,13 +94,16 @@ def _mistyped(error: typer.TyperException, args: Sequence[str]) -> int:
 def _usage(error: typer.TyperException) -> UmbelError:
     context: Any = getattr(error, "ctx", None)
     command = context.command_path if context else "umbel"
-    return UsageError(error.format_message(), hint=f"{command} --help")
+    told = error.format_message().replace(": Input should ", ": it should ")  # typer checks bounds by pydantic
+    return UsageError(told, hint=f"{command} --help")
 
 
-def _validation(error: Any) -> UmbelError:
+def _validation(error: Any, args: Sequence[str]) -> UmbelError:
     from umbel.core.validation import told  # pydantic would cost `umbel --help` a third of its time
 
-    return told(error)
+    found = told(error)
+    found.hint = found.hint or f"{' '.join(('umbel', *takewhile(str.isalpha, args[:2])))} --help"
+    return found
 
 
 def _unknown(error: Exception, args: Sequence[str]) -> int:

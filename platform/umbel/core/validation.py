@@ -17,4 +17,6 @@ def told(error: ValidationError) -> UmbelError:
         return ConfigError(
             f"{error.title} has no {path!r}{more}.", code="unknown_key", param=path, hint=f"remove {path}"
         )
-    return ConfigError(f"{error.title}: {path or 'value'}: {first['msg']}{more}.", param=path or None)
+    told = first["msg"].removeprefix("Input ")  # "should be ..."
+    between = ": " if told == first["msg"] else " "
+    return ConfigError(f"{path or 'it'}{between}{told}{more}.", param=path or None)

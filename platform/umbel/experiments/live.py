@@ -210,13 +210,18 @@ def _refuse_same(versions: Mapping[str, Version]) -> None:
     seen: dict[str, str] = {}
     for arm, version in versions.items():
         if version.digest in seen:
-            raise UsageError(
-                f"{seen[version.digest]} and {arm} are the same version, {version.ref}.",
-                code="same_version",
-                param="arms",
-                hint="name two versions; or add --aa to test the set-up itself",
-            )
+            raise _same(seen[version.digest], versions[seen[version.digest]], arm, version)
         seen[version.digest] = arm
+
+
+def _same(first: str, one: Version, then: str, other: Version) -> UsageError:
+    """Two names may stand for the same bytes: what was published under the one was published under the other."""
+    if one.ref == other.ref:
+        told, fix = f"{first} and {then} are the same version, {one.ref}.", "name two versions"
+    else:
+        told = f"{first} ({one.ref}) and {then} ({other.ref}) hold the same bytes: both are {one.digest[:19]}..."
+        fix = "name two versions that differ"
+    return UsageError(told, code="same_version", param="arms", hint=f"{fix}; or add --aa to test the set-up itself")
 
 
 def _gate(found: ExperimentReport, how: DecideRequest) -> None:

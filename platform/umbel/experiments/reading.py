@@ -31,7 +31,7 @@ def read(experiment: ExperimentView, counts: Sequence[Counted]) -> ExperimentRep
         sample_ratio=SampleRatioView.model_validate(found.sample_ratio),
         withheld=found.withheld,
         effects=effects,
-        sentence=_sentence(experiment, found),
+        sentence=_decided(experiment) or _sentence(experiment, found),
         warnings=[_warning(effect) for effect in effects if effect.metric in GUARDRAILS and effect.verdict == "worse"],
         winner=None if experiment.aa else found.winner,
     )
@@ -80,6 +80,16 @@ def _effect(effect: Effect) -> EffectView:
         verdict=effect.verdict,
         missing_differs=effect.missing_differs,
     )
+
+
+def _decided(experiment: ExperimentView) -> str | None:
+    """What was decided, and whether the outcomes carried it; None before. They may have moved on since."""
+    if experiment.decision is None:
+        return None
+    winner, reason = experiment.decision.get("winner"), experiment.decision.get("reason")
+    forced = (experiment.decision.get("evidence") or {}).get("forced")
+    how = "by force" if forced else "by its outcomes"
+    return f"It was decided {f'for {winner}' if winner else 'without a winner'}, {how}{f': {reason}' if reason else ''}"
 
 
 def _sentence(experiment: ExperimentView, found: Report) -> str:

@@ -43,7 +43,9 @@ def create(
     weights: Annotated[
         str | None, typer.Option(help="Of control and arms, summing to 1. Default: equal.", metavar="W,W...")
     ] = None,
-    share: Annotated[float, typer.Option(help="Part of the units that take part; raise it with `ramp`.")] = 1.0,
+    share: Annotated[
+        float, typer.Option(help="Part of the units that take part; raise it with `ramp`.", min=0, max=1)
+    ] = 1.0,
     higher_is_better: Annotated[
         bool, typer.Option("--higher-is-better/--lower-is-better", help="Of the first metric.")
     ] = True,
@@ -51,8 +53,8 @@ def create(
     aa: Annotated[
         bool, typer.Option("--aa", help="One version in both arms: tests the set-up. Try this first.")
     ] = False,
-    alpha: Annotated[float, typer.Option(help="Chance of a false winner, over all looks.")] = 0.05,
-    horizon: Annotated[int, typer.Option(help="Units of all arms at which intervals are tightest.")] = 5000,
+    alpha: Annotated[float, typer.Option(help="Chance of a false winner, over all looks.", min=0, max=0.5)] = 0.05,
+    horizon: Annotated[int, typer.Option(help="Units of all arms at which intervals are tightest.", min=100)] = 5000,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
