@@ -123,11 +123,24 @@ def test_a_revoked_key_is_nobodys(run, registry, by):
     assert run("keys", "list").rows[0][-1]
 
 
+def test_a_key_is_revoked_by_a_name_that_no_other_has(run, registry):
+    first, second = (json.loads(run("keys", "create", "web", "--scope", "infer", "--json").out) for _ in range(2))
+    ids = [one["key"]["id"] for one in (first, second)]
+    answer = run("keys", "revoke", "web")
+    assert (answer.code, answer.err.splitlines()[0]) == (2, "error: 2 keys are called 'web'.")
+    assert all(one in answer.err for one in ids)
+    assert registry.keys.check(first["secret"])
+    run("keys", "revoke", ids[0])
+    assert run("keys", "revoke", "web").out == f"Revoked {ids[1]} (web)\n"  # the one that still opened
+    assert "did you mean web?" in run("keys", "revoke", "webb").err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
         (["create", "web"], 2, "--scope"),
         (["create", "web", "--scope", "root"], 2, "infer, read"),
+        (["create", "web", "--scope", "promot"], 2, "no scope 'promot'.\n  fix: did you mean promote? scopes are"),
         (["create", "Not A Name", "--scope", "infer"], 2, "cannot name a key"),
         (["revoke", "nope"], 3, "umbel keys list"),
     ],

@@ -63,7 +63,7 @@ def list_(as_json: Json = False) -> None:
 
 @app.command(epilog=examples("umbel keys revoke key-01k9...", "umbel keys revoke 3f2a91bc"))
 def revoke(
-    key: Annotated[str, typer.Argument(help="Its id, or the eight digits after umbel_.", metavar="KEY")],
+    key: Annotated[str, typer.Argument(help="Its id, the eight digits after umbel_, or its name.", metavar="KEY")],
     as_json: Json = False,
 ) -> None:
     """Revoke a key, at once and for good."""

@@ -5,11 +5,12 @@ import secrets
 from collections.abc import Iterable
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from umbel.core.clock import new_id, now_ms
 from umbel.core.digests import digest_bytes
 from umbel.core.errors import AuthError, NotAllowed, NotFound, UsageError
-from umbel.core.names import check_name
+from umbel.core.names import check_name, nearest
 from umbel.registry.audit import note, who
 from umbel.registry.database import Database
 from umbel.registry.models import ApiKeyRow
@@ -66,22 +67,44 @@ class Keys:
             return tuple(_key(row) for row in session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.id)))
 
     def revoke(self, key: str, *, actor: str | None = None) -> ApiKey:
-        """By id or prefix; at once and for good."""
-        either = (ApiKeyRow.id == key) | (ApiKeyRow.prefix == key)
+        """By id or prefix, or by a name that one key has; at once and for good."""
         with self.database.write() as session:
-            row = session.scalar(select(ApiKeyRow).where(either))
-            if row is None:
-                raise NotFound(f"there is no key {key!r}.", code="key_not_found", hint="umbel keys list")
+            row = _find(session, key)
             row.revoked_at = row.revoked_at or now_ms()
             note(session, who(actor), "key.revoke", row.id, name=row.name)
             return _key(row)
 
 
+def _find(session: Session, key: str) -> ApiKeyRow:
+    """Raises NotFound, and UsageError (``ambiguous_key``) for a name that several keys have which still open."""
+    row = session.scalar(select(ApiKeyRow).where((ApiKeyRow.id == key) | (ApiKeyRow.prefix == key)))
+    if row is not None:
+        return row
+    called = session.scalars(select(ApiKeyRow).where(ApiKeyRow.name == key).order_by(ApiKeyRow.id)).all()
+    if not called:
+        near = nearest(key, session.scalars(select(ApiKeyRow.name)))
+        meant = "" if near is None else f"did you mean {near}? "
+        raise NotFound(f"there is no key {key!r}.", code="key_not_found", hint=f"{meant}umbel keys list")
+    called = [row for row in called if row.revoked_at is None] or called
+    if len(called) > 1:
+        listed = ", ".join(row.id for row in called)
+        raise UsageError(
+            f"{len(called)} keys are called {key!r}.", code="ambiguous_key", hint=f"say which by its id: {listed}"
+        )
+    return called[0]
+
+
 def _scopes(scopes: Iterable[Scope | str]) -> list[Scope]:
+    asked = [str(scope) for scope in scopes]
     try:
-        granted = sorted({Scope(scope) for scope in scopes})
+        granted = sorted({Scope(scope) for scope in asked})
     except ValueError as error:
-        raise UsageError(f"{error}.", code="invalid_scope", hint=f"scopes are {', '.join(Scope)}") from error
+        wrong = next(scope for scope in asked if scope not in list(Scope))
+        near = nearest(wrong, Scope)
+        meant = "" if near is None else f"did you mean {near}? "
+        raise UsageError(
+            f"there is no scope {wrong!r}.", code="invalid_scope", hint=f"{meant}scopes are {', '.join(Scope)}"
+        ) from error
     if not granted:
         raise UsageError(
             "a key without a scope may do nothing.", code="invalid_scope", hint=f"scopes are {', '.join(Scope)}"
