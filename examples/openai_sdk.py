@@ -5,7 +5,9 @@
 
 import sys
 
-from openai import NotFoundError, OpenAI, OpenAIError
+from openai import APIConnectionError, APIStatusError, NotFoundError, OpenAI
+
+USAGE = "usage: examples/openai_sdk.py [URL [ADAPTER]]"
 
 
 def main(url: str = "http://127.0.0.1:8000", adapter: str = "pronounce") -> None:
@@ -29,5 +31,8 @@ def main(url: str = "http://127.0.0.1:8000", adapter: str = "pronounce") -> None
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except OpenAIError as error:  # no server there, or no such adapter
-        sys.exit(f"error: {error}\nstart a server with: umbel serve\nusage: examples/openai_sdk.py [URL [ADAPTER]]")
+    except APIConnectionError as error:
+        sys.exit(f"error: {error}\nstart a server with: umbel serve\n{USAGE}")
+    except APIStatusError as error:  # such as an adapter that is not there: the server says what is
+        told = error.body["message"] if isinstance(error.body, dict) else error.message
+        sys.exit(f"error: {told}\n{USAGE}")

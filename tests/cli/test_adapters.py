@@ -105,6 +105,7 @@ def test_no_match_is_told_apart_from_an_empty_registry(run, registry):
     [
         (["list", "--state", "redy"], 2, "deprecated, yanked"),
         (["list", "--method", "lorra"], 2, "did you mean lora?"),
+        (["list", "--output-head", "clasify"], 2, "did you mean classify? use generate"),
         (["list", "--output-head", "x"], 2, "generate, classify"),
         (["list", "--metric", "accuracy=1"], 2, "accuracy>=0.8"),
         (["list", "--tag", "team"], 2, "team=search"),
@@ -199,6 +200,21 @@ def test_a_diff_names_what_differs_and_where_the_weights_do(run):
     places = {row[0]: float(row[1]) for row in cells if len(row) == 3 and row[0] != "LAYER"}
     assert list(places) == ["0", "1", "output head"]
     assert all(0.5 < change < 2 for change in places.values())  # two seeds
+
+
+def test_equal_weights_are_told_in_one_line(run, registry, published, made):
+    contract = registry.versions.get("mood:1").contract.model_copy(update={"description": "another"})
+    published(registry, "mood", made(1, contract=contract))
+    out = run("adapters", "diff", "mood:1", "mood:4").out
+    assert "contract\tdescription" in out
+    assert out.endswith("\nTheir weights are the same.\n")
+    assert "LAYER" not in out
+
+
+def test_a_list_of_versions_marks_what_nobody_here_measured(run):
+    rows = [line.split("\t") for line in run("adapters", "show", "mood").out.splitlines() if "\tready\t" in line]
+    assert rows[0][6] == "accuracy 0.82 (reported)"
+    assert "(reported)" not in rows[2][6]  # it has no figure
 
 
 def test_name_and_numbers_name_two_versions(run):

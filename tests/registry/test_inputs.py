@@ -33,7 +33,7 @@ def test_a_backbone_goes_when_no_adapter_is_bound_to_it(registry, publish):
     publish()
     with pytest.raises(Conflict) as caught:
         registry.backbones.remove("llama")
-    assert caught.value.code == "backbone_in_use"
+    assert (caught.value.code, caught.value.message) == ("backbone_in_use", "1 adapter is bound to 'llama'.")
     registry.adapters.remove("sentiment")
     registry.backbones.remove("llama")
     assert registry.backbones.list() == ()

@@ -45,6 +45,8 @@ def test_an_example_whose_adapter_is_not_there_ends_in_an_error_with_the_usage(w
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert f"there is no adapter '{models[-1]}'" in done.stderr
+    assert "Error code" not in done.stderr
+    assert "umbel serve" not in done.stderr  # it runs
     assert done.stderr.splitlines()[-1].startswith(f"usage: examples/{script} [URL ")
 
 

@@ -186,6 +186,14 @@ def test_a_stale_expectation_is_a_409_that_no_sdk_repeats(client, two, may):
     assert answer.headers["x-should-retry"] == "false"
 
 
+def test_a_rollback_of_nothing_tells_each_way_out_in_one_pair_of_brackets(client, may):
+    message = client.post("/v1/adapters/stars/rollback", headers=may).json()["error"]["message"]
+    assert message.endswith(
+        'Fix: name the version: POST /v1/adapters/stars/promote {"version": NUMBER} (umbel promote stars:NUMBER); '
+        "GET /v1/adapters/stars/versions (umbel adapters show stars) lists them"
+    )
+
+
 def test_a_rollback_and_the_removal_of_an_alias_need_no_body(client, two, may):
     client.post(f"{two}/promote", json={"version": 2}, headers=may)
     back = client.post(f"{two}/rollback", headers=may)

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from umbel.core.errors import UsageError
+from umbel.core.names import nearest
 
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -16,8 +17,12 @@ def one_of(words: type[Word], given: str | None, option: str, *also: str) -> Wor
     try:
         return words(given)
     except ValueError:
+        known = (*words, *also)
+        near = nearest(given, known)
         raise UsageError(
-            f"{option} {given!r} is not one.", param=option.lstrip("-"), hint=f"use {', '.join((*words, *also))}"
+            f"{option} {given!r} is not one.",
+            param=option.lstrip("-"),
+            hint=f"{'' if near is None else f'did you mean {near}? '}use {', '.join(known)}",
         ) from None
 
 

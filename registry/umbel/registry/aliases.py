@@ -209,5 +209,5 @@ def _nothing_before(name: str, alias: str, trail: Trail) -> Conflict:
     return Conflict(
         f"{name}@{alias} {where}, and {before}.",
         code="nothing_to_roll_back",
-        hint=f"name the version: {to} (umbel adapters show {name} lists them)",
+        hint=f"name the version: {to}; umbel adapters show {name} lists them",
     )

@@ -69,7 +69,7 @@ class Backbones:
             )
             if count := session.execute(bound).scalar_one():
                 raise Conflict(
-                    f"{count} adapters are bound to {row.name!r}.",
+                    f"{count} {'adapter is' if count == 1 else 'adapters are'} bound to {row.name!r}.",
                     code="backbone_in_use",
                     hint=f"umbel adapters list --backbone {row.name}, then remove those first",
                 )

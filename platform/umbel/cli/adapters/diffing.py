@@ -96,6 +96,8 @@ def _cell(value: Any) -> str:
 def _print_weights(changed: "WeightChange") -> None:
     if changed.why_not:
         return typer.echo(f"Weights are not compared: {changed.why_not}", err=True)
+    if changed.layers and not any(change != 0 for _, change in changed.layers):
+        return typer.echo("\nTheir weights are the same.")
     print_heading("Weight change by layer")
     widest = max((change for _, change in changed.layers if change is not None), default=0) or 1
     rows = [

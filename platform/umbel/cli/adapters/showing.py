@@ -86,7 +86,8 @@ def _show_adapter(registry: "Registry", name: str, as_json: bool, *, card: bool)
             ("created", f"{human_time(adapter.created_at)} by {adapter.created_by}"),
         )
     )
-    _print_versions(adapter, versions)
+    reported = {version.number for version in versions.items if is_reported(registry, version)}
+    _print_versions(adapter, versions, reported)
     _print_moves(history)
     return None if adapter.shown is None else _print_card(adapter.shown, name, f"Card of {adapter.shown.ref}", card)
 
@@ -101,7 +102,7 @@ def _print_card(version: "Version", ref: str, heading: str, wanted: bool) -> Non
     return print_markdown(version.card)
 
 
-def _print_versions(adapter: "Adapter", versions: "Page[Version]") -> None:
+def _print_versions(adapter: "Adapter", versions: "Page[Version]", reported: set[int]) -> None:
     print_heading("Versions")
     rows = [
         (
@@ -111,7 +112,7 @@ def _print_versions(adapter: "Adapter", versions: "Page[Version]") -> None:
             version.output_head,
             version.method,
             human_bytes(version.bytes),
-            metrics(version.metrics),
+            metrics(version.metrics) + (" (reported)" if version.number in reported else ""),
             human_age(version.created_at, now_ms()),
         )
         for version in versions.items
