@@ -129,7 +129,7 @@ def test_broken_toml_and_a_missing_file_are_told(tmp_path):
     [
         ({"step": "12"}, "there is no flag --step for method 'lora'.", "did you mean --steps?"),
         ({"batch_sise": "12"}, "there is no flag --batch-sise for method 'lora'.", "did you mean --batch-size?"),
-        ({"rank": "many"}, "--rank many: Input should be", None),
+        ({"rank": "many"}, "--rank many: it should be", None),
     ],
 )
 def test_a_wrong_flag_is_told_as_a_flag_and_not_laid_to_the_file(tmp_path, flags, told, hint):

@@ -99,9 +99,8 @@ def _typed(config: type[Any], key: str, value: Any) -> Any:
     try:
         return _adapter_of(config, key).validate_python(value)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise ConfigError(
-            f"{key} = {value!r} is not one: {error.errors()[0]['msg']}.", code="invalid_option", param=key
-        ) from None
+        said = error.errors()[0]["msg"].replace("Input should", "it should")
+        raise ConfigError(f"{key} = {value!r} is not one: {said}.", code="invalid_option", param=key) from None
 
 
 @cache

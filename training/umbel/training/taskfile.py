@@ -147,6 +147,7 @@ def _read(value: Any, kind: Any, key: str, where: str | None) -> Any:
         found = TypeAdapter(kind).validate_python(_unfold(value, kind) if isinstance(value, str) else value)
     except (ValidationError, json.JSONDecodeError) as error:
         said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not JSON"
+        said = said.replace("Input should", "it should")
         given = f"{_flag(key)} {value}" if where is None else f"{where}: {key} = {value!r}"
         raise ConfigError(f"{given}: {said}.", code="invalid_option", param=key) from None
     return found
