@@ -62,7 +62,7 @@ def test_one_file_is_downloaded_as_it_is(api):
     ("options", "code"),
     [
         ({}, "missing_labels"),
-        ({"labels": ("a", "b")}, "shape_mismatch"),
+        ({"labels": ("a", "b")}, "label_count_mismatch"),
         ({"labels": ("a", "b", "c"), "backbone": "llama"}, "wrong_backbone"),
         ({"labels": ("a", "b", "c"), "template": "x"}, "invalid_template"),
     ],
