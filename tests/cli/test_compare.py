@@ -101,6 +101,16 @@ def test_wrong_data_name_the_file_and_the_line(run, tmp_path):
     assert run("eval", "mood", "--data", "nowhere").code == 3
 
 
+def test_a_label_that_the_version_does_not_know_is_told_before_any_row_is_asked(run, tmp_path):
+    path = tmp_path / "strange.jsonl"
+    path.write_text('{"text": "x", "label": "positive"}\n{"text": "y", "label": "postive"}\n')
+    answer = run("eval", "mood", "--data", str(path))
+    assert answer.code == 2
+    assert "line 2: mood:1 does not know the label 'postive'; its labels are negative, neutral, positive." in answer.err
+    assert "Fix: did you mean 'positive'?" in answer.err.replace("fix:", "Fix:")
+    assert "rows answered" not in answer.err
+
+
 def publish(registry, name, adapter):
     return registry.publish(
         export_files(adapter, backbone_name="tiny"),

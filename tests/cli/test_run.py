@@ -45,6 +45,19 @@ def test_a_dash_for_the_file_reads_its_rows_from_stdin(run, monkeypatch):
     assert [json.loads(line)["text"] for line in answer.out.splitlines()] == ["hello", "there"]
 
 
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_a_file_without_rows_is_told_as_data_check_tells_it(run, tmp_path, text):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(text)
+    answer, checked = (
+        run("run", "mood", "--input", str(source), "--output", str(target)),
+        run("data", "check", str(source)),
+    )
+    assert (answer.code, answer.err) == (checked.code, checked.err)
+    assert "holds no rows" in answer.err
+    assert not target.exists()
+
+
 def test_a_file_is_answered_row_by_row_in_order(run, tmp_path):
     texts = [f"text {number}" for number in range(20)]
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"

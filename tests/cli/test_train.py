@@ -193,6 +193,14 @@ def test_one_bad_task_fails_alone_and_is_told_at_the_end(run, files, registry):
     assert registry.versions.get("flip:1").number == 1
 
 
+@pytest.mark.parametrize("flag", ["--from", "--parent"])
+def test_a_version_to_continue_from_that_is_not_there_leaves_no_run(run, files, registry, flag):
+    answer = run("train", str(files / "joy.toml"), flag, "nope:1")
+    assert answer.code == 3
+    assert "nope" in answer.err
+    assert not registry.runs.list().items
+
+
 def test_an_unknown_run_cannot_be_resumed(run):
     answer = run("train", "--resume", "run-none")
     assert answer.code == 3

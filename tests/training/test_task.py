@@ -56,6 +56,21 @@ def test_another_method_s_option_is_unknown():
         task_of({**LEAST, "method": "prefix", "rank": 8})
 
 
+def test_all_that_a_task_lacks_is_told_at_once():
+    with pytest.raises(ConfigError, match="does not say the task's name and data and task") as lacking:
+        task_of({})
+    assert lacking.value.hint == "add --name mood --data rows.jsonl --task classify"
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"lr": 0}, {"steps": 0}, {"warmup": 2}])
+def test_a_number_that_cannot_be_is_told_with_its_fix(wrong):
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=f"{name} must be") as refused:
+        task_of({**LEAST, **wrong})
+    assert refused.value.param == name
+    assert f"leave {name} out" in refused.value.hint
+
+
 @pytest.mark.parametrize("missing", ["name", "data", "task"])
 def test_a_task_without_name_data_or_head_is_told_what_it_lacks(missing):
     with pytest.raises(ConfigError, match=f"--{missing}"):

@@ -127,7 +127,7 @@ def judge(
 ) -> tuple["Report", "Questions", str]:  # fmt: skip
     """(report, questions, name as ``name:3``) of a version or of the bare backbone."""
     from umbel.evaluation.gates import check_metrics
-    from umbel.evaluation.questions import load_questions
+    from umbel.evaluation.questions import check_labels, load_questions
     from umbel.evaluation.scoring import metrics_of, score
 
     say = say_to_stderr(quiet)
@@ -144,6 +144,7 @@ def judge(
         check_metrics(gate, contract.output_head)
     also = [each for each in gate.metrics if each in metrics_of(contract.output_head)] if gate else []
     questions = load_questions(data, contract.output_head, settings, limit=limit, columns=columns, without=without)
+    check_labels(questions, contract, name)
     answers = asker.ask(digest, contract, questions, say=lambda line: say(f"{name}: {line}"))
     return score(questions, answers, metric=metric, also=also), questions, name
 

@@ -168,6 +168,7 @@ async def _file(
     """Answers in the file's order; the output appears under its name once it is whole."""
     from umbel.cli.asking import ask, failed
     from umbel.training.data.records import is_csv, read_records
+    from umbel.training.data.rows import no_rows
 
     input, output, column = files
 
@@ -182,8 +183,10 @@ async def _file(
 
     names = {} if column is None else {"text": column}
     asked = [row for _, row in read_records(input, names)]  # a line that cannot be read is told before any is asked
+    if not asked:
+        raise no_rows(input)
     own = asked if column is None else [row for _, row in read_records(input)]
-    if asked and is_csv(input) and not any(key in asked[0] for key in _ASKED):
+    if is_csv(input) and not any(key in asked[0] for key in _ASKED):
         raise UsageError(
             f"no column of {input} is called text: its header is {', '.join(asked[0])}.",
             code="unknown_column",

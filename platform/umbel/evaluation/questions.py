@@ -4,9 +4,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from umbel.core.contract import OutputHead
+from umbel.core.contract import Contract, OutputHead
 from umbel.core.digests import digest_json
 from umbel.core.errors import DataError, NotFound
+from umbel.core.names import nearest
 from umbel.core.settings import Settings
 from umbel.training.data.installed import INFO_FILE, DatasetInfo, find
 from umbel.training.data.records import AS_NAMED, Columns, needed_part
@@ -77,6 +78,23 @@ def load_questions(
         raise DataError(f"no metric scores a {head} head yet.", code="no_metric")
     name = path.stem if info is None else f"{path.parent.name}/{path.stem}"
     return questions_of(rows, head, metric, name)
+
+
+def check_labels(questions: Questions, contract: Contract, name: str) -> None:
+    """Raises DataError (``unknown_label``) for a row that ``name`` cannot answer rightly, before any is asked: what it
+    gives to a label that it does not know has no probability to be scored."""
+    if contract.output_head is not OutputHead.CLASSIFY or contract.multi_label:
+        return
+    for row in questions.rows:
+        if isinstance(row, LabelledRow) and (unknown := [each for each in row.labels if each not in contract.labels]):
+            near = nearest(unknown[0], contract.labels)
+            meant = f"did you mean {near!r}? " if near else ""
+            raise DataError(
+                f"line {row.line}: {name} does not know the label {unknown[0]!r}; its labels are "
+                f"{', '.join(contract.labels)}.",
+                code="unknown_label",
+                hint=f"{meant}mend or leave out such rows, or train a version on rows with that label",
+            )
 
 
 def keys_of(rows: Iterable[Row]) -> list[str]:

@@ -173,7 +173,12 @@ class Task:
                 hint="leave it out",
             )
         if self.epochs <= 0 or (self.lr is not None and self.lr <= 0):
-            raise ConfigError("epochs and lr must be above 0.", param="lr" if self.epochs > 0 else "epochs")
+            wrong = "lr" if self.epochs > 0 else "epochs"
+            raise ConfigError(
+                f"{wrong} must be above 0, got {getattr(self, wrong)}.",
+                param=wrong,
+                hint=f"leave {wrong} out for the usual value",
+            )
 
     def _settle_what_is_trained(self) -> None:
         """Where no adapter is trained the method is ``none``, and an MLP head has a hidden layer."""
@@ -213,11 +218,19 @@ class Task:
 
     def _at_least(self, name: str, least: int) -> None:
         if getattr(self, name) < least:
-            raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.", param=name)
+            raise ConfigError(
+                f"{name} must be at least {least}, got {getattr(self, name)}.",
+                param=name,
+                hint=f"leave {name} out for the usual value",
+            )
 
     def _inside(self, name: str, value: float, low: float, high: float) -> None:
         if not low <= value < high:
-            raise ConfigError(f"{name} must be at least {low} and below {high}, got {value}.", param=name)
+            raise ConfigError(
+                f"{name} must be at least {low} and below {high}, got {value}.",
+                param=name,
+                hint=f"leave {name} out for the usual value",
+            )
 
     @property
     def output_head(self) -> OutputHead:

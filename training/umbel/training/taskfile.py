@@ -66,11 +66,7 @@ def task_of(
     own, theirs = known_options(), method_options(method)
     if unknown := next((key for key in options if key not in own and key not in theirs), None):
         raise _unknown(unknown, [*own, *theirs], method, None if unknown in flags else where)
-    for key in ("name", "data", "task"):
-        if key not in options:
-            raise ConfigError(
-                f"{where} does not say the task's {key}.", code="missing_option", param=key, hint=f"add --{key}"
-            )
+    _check_whole(options, where)
     read = {
         key: _read(value, own.get(key, theirs.get(key)), key, None if key in flags else where)
         for key, value in options.items()
@@ -81,6 +77,22 @@ def task_of(
     )
     catalog.configure(task.method, dict(task.options))  # wrong values are told now, not after loading a backbone
     return task
+
+
+def _check_whole(options: Mapping[str, Any], where: str) -> None:
+    """All that is missing at once."""
+    missing = [key for key in _NEEDED if key not in options]
+    if missing:
+        raise ConfigError(
+            f"{where} does not say the task's {' and '.join(missing)}.",
+            code="missing_option",
+            param=missing[0],
+            hint=f"add {' '.join(f'--{key} {_NEEDED[key]}' for key in missing)}",
+        )
+
+
+_NEEDED = {"name": "mood", "data": "rows.jsonl", "task": "classify"}
+"""What a task cannot be without, as an example has it."""
 
 
 def _check_no_method(train: str, method: str) -> None:

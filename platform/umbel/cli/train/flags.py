@@ -68,6 +68,16 @@ def _gates_checked(tasks: "list[Task]") -> "list[Task]":
             from umbel.evaluation.gates import check_metrics
 
             check_metrics(parse_gate(task.gate), task.output_head)
+    return _parents_checked(tasks)
+
+
+def _parents_checked(tasks: "list[Task]") -> "list[Task]":
+    """Raises NotFound for a ``parent`` that is no version, before a run is made of its task."""
+    parents = [task.parent for task in tasks if task.parent is not None]
+    if parents:
+        with open_registry() as registry:
+            for parent in parents:
+                registry.resolve(parent)
     return tasks
 
 

@@ -181,11 +181,15 @@ def iter_rows(
         _check_alike(first, row, path)
         yield row
     if first is None:
-        table = "write rows under the header"
-        if not path.stat().st_size:
-            table = "write a header (text,label) and rows under it"
-        hint = table if is_csv(path) else "write one JSON object per line"
-        raise DataError(f"{path} holds no rows.", code="empty_file", hint=hint)
+        raise no_rows(path)
+
+
+def no_rows(path: Path) -> DataError:
+    table = "write rows under the header"
+    if not path.stat().st_size:
+        table = "write a header (text,label) and rows under it"
+    hint = table if is_csv(path) else "write one JSON object per line"
+    return DataError(f"{path} holds no rows.", code="empty_file", hint=hint)
 
 
 def check_there(path: Path) -> None:
