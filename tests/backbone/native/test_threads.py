@@ -13,18 +13,37 @@ pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="co
 
 @pytest.fixture(autouse=True)
 def two_threads():
-    before, last = torch.get_num_threads(), 0
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
     gc.collect()
-    while (now := threads()) != last:  # those of engines that others left behind end meanwhile
-        last = now
-        time.sleep(0.1)
+    settled()  # those of engines that others left behind end meanwhile
     yield
     torch.set_num_threads(before)
 
 
+def tasks():
+    return set(os.listdir("/proc/self/task"))
+
+
 def threads():
-    return len(os.listdir("/proc/self/task"))
+    return len(tasks())
+
+
+def settled():
+    """How many there are once they stay as many."""
+    now, last = threads(), 0
+    while now != last:
+        time.sleep(0.1)
+        now, last = threads(), now
+    return now
+
+
+def becomes(count):
+    """A thread that ends is listed a little longer."""
+    until = time.monotonic() + 10
+    while threads() != count and time.monotonic() < until:
+        time.sleep(0.01)
+    return threads() == count
 
 
 def work():
@@ -37,9 +56,9 @@ def grown(first):
 
     def run():
         first()
-        before = threads()
+        before = tasks()
         work()
-        found.append(threads() - before)
+        found.append(len(tasks() - before))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -56,11 +75,14 @@ def test_a_thread_that_is_alone_gets_no_team(kernels):
 
 def test_a_team_goes_and_comes_back(kernels):
     work()
-    before = threads()
     kernels.let_go()
-    assert threads() == before - 1
+    alone = settled()
     work()
-    assert threads() == before
+    assert becomes(alone + 1)
+    kernels.let_go()
+    assert becomes(alone)
+    work()
+    assert becomes(alone + 1)
 
 
 def cores_of_helpers(first):
