@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from umbel.core.errors import UsageError
-from umbel.core.names import nearest
+from umbel.core.names import meant
 
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -18,11 +18,10 @@ def one_of(words: type[Word], given: str | None, option: str, *also: str) -> Wor
         return words(given)
     except ValueError:
         known = (*words, *also)
-        near = nearest(given, known)
         raise UsageError(
             f"{option} {given!r} is not one.",
             param=option.lstrip("-"),
-            hint=f"{'' if near is None else f'did you mean {near}? '}use {', '.join(known)}",
+            hint=f"{meant(given, known)}use {', '.join(known)}",
         ) from None
 
 

@@ -27,11 +27,11 @@ _NUMBER_LIKE = re.compile(r"v?\d+")
 def check_name(name: str, what: str = "adapter") -> str:
     """Returns ``name`` if it may name an adapter, a backbone or an experiment (they share one name space)."""
     if not _NAME.fullmatch(name):
-        meant = f"did you mean {name.lower()}? " if _NAME.fullmatch(name.lower()) else ""
+        near = f"did you mean {name.lower()}? " if _NAME.fullmatch(name.lower()) else ""
         raise UsageError(
             f"{name!r} cannot name an {what}." if what[0] in "aeiou" else f"{name!r} cannot name a {what}.",
             code="invalid_name",
-            hint=f"{meant}use 1 to 63 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit",
+            hint=f"{near}use 1 to 63 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit",
         )
     return name
 
@@ -56,6 +56,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
         return None
     begins = {one[: len(name)]: one for one in reversed(names)}  # of several the first
     return next((begins[one] for one in get_close_matches(name, begins, n=1, cutoff=_ALIKE)), None)
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """``did you mean mood? ``, to begin a hint with; empty where nothing is like ``name``."""
+    near = nearest(name, known)
+    return "" if near is None else f"did you mean {near}? "
 
 
 @dataclass(frozen=True, slots=True)

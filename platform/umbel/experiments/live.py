@@ -8,7 +8,7 @@ from typing import Any
 
 from umbel.core.contract import shown
 from umbel.core.errors import GateFailed, NotFound, Unavailable, UsageError
-from umbel.core.names import nearest
+from umbel.core.names import meant
 from umbel.core.protocols import VersionRef
 from umbel.core.wire.adapters import AliasEventView
 from umbel.core.wire.experiments import (
@@ -270,13 +270,11 @@ def _forced(winner: str | None, arms: list[str]) -> str:
 def _check_winner(name: str, arms: list[str], how: DecideRequest) -> None:
     listed = ", ".join(arms)
     if how.winner is not None and how.winner not in arms:
-        near = nearest(how.winner, arms)
-        meant = "" if near is None else f"did you mean {near}? "
         raise NotFound(
             f"{name!r} has no arm {how.winner!r}.",
             code="arm_not_found",
             param="winner",
-            hint=f"{meant}its arms: {listed}",
+            hint=f"{meant(how.winner, arms)}its arms: {listed}",
         )
     if how.force and how.winner is None:
         raise UsageError(

@@ -120,10 +120,8 @@ def _handle_errors(app: FastAPI) -> None:
 
     async def status(request: Request, error: Any) -> Response:
         assert isinstance(error, HTTPException)
-        allowed, known = (
-            (error.headers or {}).get("Allow", ""),
-            [one.path for one in app.routes if isinstance(one, Route)],
-        )
+        allowed = (error.headers or {}).get("Allow", "")
+        known = [one.path for one in app.routes if isinstance(one, Route)]
         path = request.url.path
         return error_reply(from_status(error.status_code, request.method, path, allowed=allowed, known=known))
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from umbel.core.clock import now_ms
 from umbel.core.errors import Conflict, NotFound
-from umbel.core.names import check_name, nearest
+from umbel.core.names import check_name, meant
 from umbel.registry import lookup
 from umbel.registry.audit import note, who
 from umbel.registry.database import Database
@@ -100,12 +100,11 @@ def _row(session: Session, name_or_fingerprint: str) -> BackboneRow:
     either = or_(BackboneRow.name == name_or_fingerprint, BackboneRow.fingerprint == name_or_fingerprint)
     row = session.scalar(select(BackboneRow).where(either))
     if row is None:
-        near = nearest(name_or_fingerprint, session.scalars(select(BackboneRow.name)))
-        meant = "" if near is None else f"did you mean {near}? "
+        known = session.scalars(select(BackboneRow.name))
         raise NotFound(
             f"there is no backbone {name_or_fingerprint!r}.",
             code="backbone_not_found",
-            hint=f"{meant}umbel backbones list; umbel pull backbone brings one",
+            hint=f"{meant(name_or_fingerprint, known)}umbel backbones list; umbel pull backbone brings one",
         )
     return row
 

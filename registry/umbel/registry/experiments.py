@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from umbel.core.clock import new_id, now_ms
 from umbel.core.errors import Conflict, NotFound, UsageError
-from umbel.core.names import CHAMPION, AdapterRef, check_name, nearest
+from umbel.core.names import CHAMPION, AdapterRef, check_name, meant
 from umbel.registry import lookup
 from umbel.registry.aliases import move
 from umbel.registry.audit import note, who
@@ -309,12 +309,11 @@ def _row(session: Session, name: str, *, lock: bool = False) -> ExperimentRow:
     statement = select(ExperimentRow).where(known_by == name).options(_WITH)
     row = session.scalar(statement.with_for_update() if lock else statement)
     if row is None:
-        near = nearest(name, session.scalars(select(ExperimentRow.name)).all())
-        meant = "" if near is None else f"did you mean {near}? "
+        near = meant(name, session.scalars(select(ExperimentRow.name)))
         raise NotFound(
             f"there is no experiment {name!r}.",
             code="experiment_not_found",
-            hint=f"{meant}umbel experiments list shows every experiment",
+            hint=f"{near}umbel experiments list shows every experiment",
         )
     return row
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from umbel.core.clock import new_id, now_ms
 from umbel.core.digests import digest_bytes
 from umbel.core.errors import AuthError, NotAllowed, NotFound, UsageError
-from umbel.core.names import check_name, nearest
+from umbel.core.names import check_name, meant
 from umbel.registry.audit import note, who
 from umbel.registry.database import Database
 from umbel.registry.models import ApiKeyRow
@@ -82,9 +82,8 @@ def _find(session: Session, key: str) -> ApiKeyRow:
         return row
     called = session.scalars(select(ApiKeyRow).where(ApiKeyRow.name == key).order_by(ApiKeyRow.id)).all()
     if not called:
-        near = nearest(key, session.scalars(select(ApiKeyRow.name)))
-        meant = "" if near is None else f"did you mean {near}? "
-        raise NotFound(f"there is no key {key!r}.", code="key_not_found", hint=f"{meant}umbel keys list")
+        near = meant(key, session.scalars(select(ApiKeyRow.name)))
+        raise NotFound(f"there is no key {key!r}.", code="key_not_found", hint=f"{near}umbel keys list")
     called = [row for row in called if row.revoked_at is None] or called
     if len(called) > 1:
         listed = ", ".join(row.id for row in called)
@@ -100,10 +99,10 @@ def _scopes(scopes: Iterable[Scope | str]) -> list[Scope]:
         granted = sorted({Scope(scope) for scope in asked})
     except ValueError as error:
         wrong = next(scope for scope in asked if scope not in list(Scope))
-        near = nearest(wrong, Scope)
-        meant = "" if near is None else f"did you mean {near}? "
         raise UsageError(
-            f"there is no scope {wrong!r}.", code="invalid_scope", hint=f"{meant}scopes are {', '.join(Scope)}"
+            f"there is no scope {wrong!r}.",
+            code="invalid_scope",
+            hint=f"{meant(wrong, Scope)}scopes are {', '.join(Scope)}",
         ) from error
     if not granted:
         raise UsageError(

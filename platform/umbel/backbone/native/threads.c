@@ -26,10 +26,6 @@ void umbel_in_team(TeamWork *work, const void *told, int threads) {
    thread waits for its next work with open eyes: it sleeps, and calls of a few microseconds wait for it to wake up. */
 
 #ifdef _OPENMP
-#ifdef __linux__
-#include <sched.h>
-#endif
-
 /* The calling thread needs no team from now on. */
 void umbel_alone(void) { omp_set_num_threads(1); }
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from umbel.registry.records import Run
     from umbel.registry.registry import Registry
 
+_NEWEST = 100
+"""Runs of a name that are looked at."""
+
 
 def refuse_over(registry: "Registry", settings: Settings, run: "Run") -> None:
     """Raises Conflict (``run_finished``)."""
@@ -40,9 +43,6 @@ def run_to_resume(registry: "Registry", settings: Settings, run: str) -> str:
     over = [each for each in named if _is_over(settings, each, _made(registry, each))]
     left = [each for each in named if each not in over and (each.status == "queued" or was_begun(settings, each.id))]
     return next((each.id for each in [*left, *over]), run)
-
-
-_NEWEST = 100
 
 
 def _made(registry: "Registry", run: "Run") -> str | None:
