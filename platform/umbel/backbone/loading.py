@@ -14,7 +14,7 @@ from umbel.backbone.fingerprint import Identity, fingerprint, identity, weight_f
 from umbel.backbone.footprint import give_back_freed, keep_few_products
 from umbel.backbone.installed import CHANGED_FILE, SOURCE_FILE, Source, parent_folder
 from umbel.backbone.linears import DenseLinear, OneDnnLinear, PackedLinear, can_pack
-from umbel.backbone.native import Kernels, NativeEmbedding, NativeLinear
+from umbel.backbone.native import Kernels, NativeCompact, NativeDense, NativeEmbedding, native_linear
 from umbel.backbone.pages import lay_together
 from umbel.backbone.pieces import pieces
 from umbel.backbone.quantised import QUANTISED_SITES, QuantisedLinear, check_form, quantised
@@ -236,11 +236,11 @@ def pack(decoder: Decoder, rows: int = _PACK_ROWS, kernels: Kernels | None = Non
             if packed is not None:
                 setattr(layer, site, packed)
     weight = decoder.embedding.weight if decoder.lm_head is None else decoder.lm_head.weight
-    if kernels is not None and NativeLinear.fits(weight, kernels):
-        _pack_lm_head(decoder, NativeLinear(weight, None, kernels))
+    if kernels is not None and (lm_head := native_linear(weight, None, kernels)) is not None:
+        _pack_lm_head(decoder, lm_head)
 
 
-def _pack_lm_head(decoder: Decoder, packed: NativeLinear) -> None:
+def _pack_lm_head(decoder: Decoder, packed: NativeDense | NativeCompact) -> None:
     """Where it is tied, embeddings are looked up in it, so that they are held once."""
     if decoder.lm_head is None:
         decoder.embedding = NativeEmbedding(packed)
@@ -250,8 +250,10 @@ def _pack_lm_head(decoder: Decoder, packed: NativeLinear) -> None:
 def _packed(linear: nn.Module, rows: int, kernels: Kernels | None) -> nn.Module | None:
     if isinstance(linear, QuantisedLinear):
         return linear.packed(kernels)
-    if isinstance(linear, DenseLinear) and kernels is not None and NativeLinear.fits(linear.weight, kernels):
-        return NativeLinear(linear.weight, linear.bias, kernels)
-    if isinstance(linear, DenseLinear) and can_pack(linear.weight.dtype, linear.weight.device):
+    if not isinstance(linear, DenseLinear):
+        return None
+    if kernels is not None and (native := native_linear(linear.weight, linear.bias, kernels)) is not None:
+        return native
+    if can_pack(linear.weight.dtype, linear.weight.device):
         return OneDnnLinear(linear, rows)
     return None

@@ -41,6 +41,7 @@ def lay_together(module: nn.Module, kind: type[nn.Module]) -> None:
         for part in module.modules()
         if isinstance(part, kind)
         for name, buffer in part.named_buffers(recurse=False)
+        if buffer.nbytes
     ]
     try:
         pages = reserve_once(_LARGE + sum(_lines(nbytes) for _, _, nbytes in found))

@@ -17,7 +17,7 @@ from torch import Tensor
 from umbel.adapters.sites import Composite, Sites
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.decoder import Decoder, Layer, RMSNorm
-from umbel.backbone.native import Kernels, NativeCodes, NativeLinear
+from umbel.backbone.native import Kernels, NativeLinear
 from umbel.core.shape import BackboneShape
 from umbel.engine.attention import CachedAttention
 from umbel.engine.native_part import Call, NativePart, Room, address
@@ -33,18 +33,6 @@ class _Norm(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("x", "more", "weight", "y")),
         ("width", ctypes.c_int64),
         ("eps", ctypes.c_float),
-    )
-
-
-class _Product(ctypes.Structure):
-    """``Product`` of linear.c."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "y")),
-        *((name, ctypes.c_int64) for name in ("d_in", "d_out")),
-        *((name, ctypes.c_void_p) for name in ("w", "bias")),
-        ("group", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("scales", "zeros", "table", "room")),
     )
 
 
@@ -116,14 +104,9 @@ class _Bare:
     def _site(self, layer: Layer, site: str) -> Iterator[_Named]:
         yield f"{site}.in", None
         linear = getattr(layer, site)
-        assert isinstance(linear, NativeLinear | NativeCodes)
+        assert isinstance(linear, NativeLinear)
         x, y = self.room.of_site(site)
-        product = _Product(
-            x=x.data_ptr(), y=y.data_ptr(), d_in=linear.d_in, d_out=linear.d_out,
-            bias=None if linear.bias is None else linear.bias.data_ptr(), room=self.room.codes.data_ptr(),
-            **linear.held(),
-        )  # fmt: skip
-        yield site, self._call("linear", product)
+        yield site, self._call("linear", linear.told(x, y, self.room.codes))
 
     def _norm(self, more: Tensor | None, norm: RMSNorm | None) -> Call:
         room = self.room
@@ -209,7 +192,7 @@ def _native(sites: Sites) -> list[NativePart]:
 
 def _all_native(decoder: Decoder) -> bool:
     linears = [getattr(layer, site) for layer in decoder.layers for site in _SITES]
-    return all(isinstance(linear, NativeLinear | NativeCodes) for linear in linears)
+    return all(isinstance(linear, NativeLinear) for linear in linears)
 
 
 def _at(structure: ctypes.Structure | None) -> int | None:

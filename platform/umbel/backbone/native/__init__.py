@@ -2,7 +2,19 @@
 
 from umbel.backbone.native.codes import Codes, NativeCodes
 from umbel.backbone.native.kernels import Kernels
-from umbel.backbone.native.linear import COLUMNS, NativeEmbedding, NativeLinear
+from umbel.backbone.native.linear import NativeCompact, NativeDense, NativeEmbedding, native_linear
 from umbel.backbone.native.pointwise import Pointwise
+from umbel.backbone.native.product import COLUMNS, NativeLinear
 
-__all__ = ["COLUMNS", "Codes", "Kernels", "NativeCodes", "NativeEmbedding", "NativeLinear", "Pointwise"]
+__all__ = [
+    "COLUMNS",
+    "Codes",
+    "Kernels",
+    "NativeCodes",
+    "NativeCompact",
+    "NativeDense",
+    "NativeEmbedding",
+    "NativeLinear",
+    "Pointwise",
+    "native_linear",
+]

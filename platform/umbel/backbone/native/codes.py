@@ -9,12 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from umbel.backbone.linears import PackedLinear, no_gradient
-from umbel.backbone.native.kernels import COUNT, POINTER, THREADS, Kernels
-from umbel.backbone.native.linear import COLUMNS, in_blocks
-
-_TILE = 8
-"""``TILE`` of linear.c."""
+from umbel.backbone.native.kernels import Kernels
+from umbel.backbone.native.linear import in_blocks
+from umbel.backbone.native.product import COLUMNS, NativeLinear, at
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +28,14 @@ class Codes:
     """What each of 16 codes stands for."""
 
 
-class NativeCodes(PackedLinear):
+class NativeCodes(NativeLinear):
     """Codes in the kernel's order, as large as they were but for what fills up the last block."""
+
+    unpacks = True
 
     def __init__(self, held: Codes, bias: nn.Parameter | None, kernels: Kernels) -> None:
         d_out, d_in = held.codes.shape
-        super().__init__(d_in, d_out, bias)
-        self._run = kernels.library.umbel_codes
-        self._run.argtypes = [
-            POINTER, COUNT, COUNT, COUNT, POINTER, COUNT, POINTER, POINTER, POINTER, POINTER, POINTER,
-            POINTER, THREADS,
-        ]  # fmt: skip
+        super().__init__(d_in, d_out, bias, kernels)
         self.group = d_in // held.scales.shape[1]
         blocks = in_blocks(held.codes)
         self.register_buffer("codes", blocks if held.table is None else _two_in_a_byte(blocks))
@@ -49,34 +43,9 @@ class NativeCodes(PackedLinear):
         self.register_buffer("zeros", None if held.zeros is None else _by_block(held.zeros))
         self.register_buffer("table", None if held.table is None else torch.tensor(held.table, dtype=torch.float32))
 
-    @staticmethod
-    def fits(dtype: torch.dtype, device: torch.device, d_in: int, kernels: Kernels) -> bool:
-        """Whether this processor has the instructions, and the weight an even number of inputs."""
-        return kernels.multiplies and kernels.fit(dtype, device) and d_in % 2 == 0
-
     def held(self) -> dict[str, int | None]:
-        """Fields of ``Product`` of linear.c."""
         names = {"w": "codes", "scales": "scales", "zeros": "zeros", "table": "table"}
-        return {"group": self.group, **{field: _at(self._buffers[name]) for field, name in names.items()}}
-
-    def forward(self, x: Tensor, decoding: int | None = None) -> Tensor:
-        """As every packed linear; a row has its bits in any company, so prompts need no way of their own."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise no_gradient()
-        x = x.contiguous()
-        y = x.new_empty(*x.shape[:-1], self.d_out)
-        rows, threads = x.numel() // self.d_in, torch.get_num_threads()
-        room = x.new_empty(threads * self.d_in * COLUMNS) if rows > _TILE else None
-        held = self._buffers
-        self._run(
-            x.data_ptr(), rows, self.d_in, self.d_out, _at(held["codes"]), self.group, _at(held["scales"]),
-            _at(held["zeros"]), _at(held["table"]), _at(room), _at(self.bias), y.data_ptr(), threads,
-        )  # fmt: skip
-        return y
-
-
-def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+        return {"group": self.group, **{field: at(self._buffers[name]) for field, name in names.items()}}
 
 
 def _two_in_a_byte(blocks: Tensor) -> Tensor:

@@ -22,11 +22,21 @@ from umbel.core.errors import Unavailable
 from umbel.core.settings import Settings
 
 _HERE = Path(__file__).parent
-_SOURCES = ("linear.c", "lora.c", "attention.c", "gated.c", "prompt.c", "pointwise.c", "tape.c", "threads.c")
-_HEADERS = ("vectors.h", "forms.h", "scores.h", "team.h", "tape.h")
+_SOURCES = (
+    "linear.c",
+    "compact.c",
+    "lora.c",
+    "attention.c",
+    "gated.c",
+    "prompt.c",
+    "pointwise.c",
+    "tape.c",
+    "threads.c",
+)
+_HEADERS = ("vectors.h", "forms.h", "product.h", "scores.h", "team.h", "tape.h")
 _RETURN_NOTHING = (
-    "umbel_linear", "umbel_codes", "umbel_lora", "umbel_decode", "umbel_gated", "umbel_prompt", "umbel_scale",
-    "umbel_tape", "umbel_alone", "umbel_let_go", "umbel_settle",
+    "umbel_linear", "umbel_compact", "umbel_compact_rows", "umbel_lora", "umbel_decode", "umbel_gated", "umbel_prompt",
+    "umbel_scale", "umbel_tape", "umbel_alone", "umbel_let_go", "umbel_settle",
 )  # fmt: skip
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 120

@@ -1,98 +1,175 @@
 /* A frozen linear, y = x W^T + b, for processors whose widest bf16 product is AVX512's.
 
    W lies in blocks of COLUMNS outputs, each with two inputs of every output side by side, in the order that they are
-   read: in bf16, or in codes of 8 or 4 bits (forms.h). A number of y is one sum over the inputs, two at a time, whatever
-   rows stand beside it: no row needs company. Codes become bf16 in registers where few rows want them, and in the cache,
-   a block at a time, where many do; the sums are the same.
+   read: in bf16, in the same bf16 made compact, or in codes of 8 or 4 bits (forms.h). A number of y is one sum over the
+   inputs, two at a time, whatever rows stand beside it: no row needs company. Compact numbers become bf16 in registers;
+   codes, too, where few rows want them, and in the cache, a block at a time, where many do. The sums are the same.
    While a block is multiplied with tile after tile of rows, the next one is fetched, so that a step of few rows is as
    fast as the memory, and one of many as fast as the multipliers. */
 
 #include "forms.h"
+#include "product.h"
 #include "tape.h"
 
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 
-#define TILE 8  /* rows: with a block's outputs, their sums fill the registers */
-#define MANY 64 /* rows of a thread */
+#define TILE 8   /* rows: with a block's outputs, their sums fill the registers */
+#define MANY 64  /* rows of a thread */
+#define STEADY 3 /* lines to be fetched beside FOUR pairs of a compact block, where tiles are many */
 
 typedef struct {
-    const bf16 *x; /* [rows, d_in], ``d_in`` even */
-    int64_t rows, d_in, d_out;
-    const char *w; /* [blocks, d_in / 2, stride], zero beyond d_out */
+    const Product *of;
+    int64_t rows;
     Form form;
-    int64_t group;        /* inputs that share a scale; of bytes all of them */
-    const bf16 *scales;   /* [blocks, groups, COLUMNS]; of bytes and nibbles */
-    const bf16 *zeros;    /* the same, or NULL */
-    const float *table;   /* [16], what a nibble stands for */
-    char *room;           /* [threads, d_in / 2, stride of bf16], where codes meet many rows */
-    const bf16 *bias;     /* [d_out] or NULL */
-    bf16 *y;              /* [rows, d_out] */
 } Linear;
 
 /* What a tile reads: a block's weights in ``form``, and the cache lines to fetch meanwhile. */
 typedef struct {
     const char *w, *ahead;
-    int64_t block, lines; /* for each pair of inputs */
+    int64_t block, lines; /* for each pair of inputs; for each FOUR of a compact weight */
 } Work;
 
 int umbel_has_linear(void) { return 1; }
 
 INLINE void store(const Linear *s, f32x16 sum, int64_t row, int64_t column) {
-    int64_t left = s->d_out - column;
-    bf16 *y = s->y + row * s->d_out + column;
+    int64_t left = s->of->d_out - column;
+    bf16 *y = s->of->y + row * s->of->d_out + column;
     if (left <= 0) return;
-    if (s->form == BYTE) sum *= wide16(s->scales + column);
+    if (s->form == BYTE) sum *= wide16(s->of->scales + column);
     if (left >= LANES) {
-        narrow16(y, s->bias ? sum + wide16(s->bias + column) : sum);
+        narrow16(y, s->of->bias ? sum + wide16(s->of->bias + column) : sum);
         return;
     }
-    for (int64_t i = 0; i < left; i++) y[i] = narrow(s->bias ? sum[i] + wide(s->bias[column + i]) : sum[i]);
+    for (int64_t i = 0; i < left; i++) y[i] = narrow(s->of->bias ? sum[i] + wide(s->of->bias[column + i]) : sum[i]);
 }
 
 INLINE void read_group(const Linear *s, Group *g, int64_t block, int64_t at) {
-    int64_t offset = (block * (s->d_in / s->group) + at) * COLUMNS;
-    group(g, s->scales + offset, s->zeros ? s->zeros + offset : 0);
+    int64_t offset = (block * (s->of->d_in / s->of->group) + at) * COLUMNS;
+    group(g, s->of->scales + offset, s->of->zeros ? s->of->zeros + offset : 0);
+}
+
+/* Sums of ``n`` rows with a block. */
+typedef f32x16 Sums[TILE][VECTORS];
+
+INLINE void begin(Sums sums, const int n) {
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < VECTORS; j++) sums[i][j] = all(0.0f);
+}
+
+/* Adds the products with pair ``k`` of the inputs. */
+INLINE void add(Sums sums, const bf16 *x, int64_t d_in, int64_t k, const __m512bh *ws, const int n) {
+    for (int i = 0; i < n; i++) {
+        int pair;
+        memcpy(&pair, x + i * d_in + 2 * k, sizeof pair);
+        __m512bh xs = (__m512bh)_mm512_set1_epi32(pair);
+        for (int j = 0; j < VECTORS; j++) sums[i][j] = (f32x16)_mm512_dpbf16_ps((__m512)sums[i][j], xs, ws[j]);
+    }
+}
+
+INLINE void end(const Linear *s, Sums sums, int64_t row, int64_t block, const int n) {
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < VECTORS; j++) store(s, sums[i][j], row + i, block * COLUMNS + j * LANES);
+}
+
+INLINE const char *fetch_lines(const char *ahead, int64_t lines) {
+    for (int64_t i = 0; i < lines; i++, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+    return ahead;
 }
 
 /* ``n`` rows with a block. */
 INLINE void tile(const Linear *s, const Form form, int64_t row, const Work *job, const int n) {
-    int64_t shared = (form == NIBBLE ? s->group : s->d_in) / 2;
-    const bf16 *x = s->x + row * s->d_in;
+    int64_t d_in = s->of->d_in, shared = (form == NIBBLE ? s->of->group : d_in) / 2;
+    const bf16 *x = s->of->x + row * d_in;
     const char *w = job->w, *ahead = job->ahead;
-    __m512 table = form == NIBBLE ? _mm512_loadu_ps(s->table) : _mm512_setzero_ps();
-    f32x16 sums[TILE][VECTORS];
-    for (int i = 0; i < n; i++)
-        for (int j = 0; j < VECTORS; j++) sums[i][j] = all(0.0f);
-    for (int64_t first = 0; first < s->d_in / 2; first += shared) {
+    __m512 table = form == NIBBLE ? _mm512_loadu_ps(s->of->table) : _mm512_setzero_ps();
+    Sums sums;
+    begin(sums, n);
+    for (int64_t first = 0; first < d_in / 2; first += shared) {
         Group g;
         if (form == NIBBLE) read_group(s, &g, job->block, first / shared);
         for (int64_t k = first; k < first + shared; k++, w += stride(form)) {
             __m512bh ws[VECTORS];
             for (int j = 0; j < VECTORS; j++) ws[j] = pairs(form, w, j, table, &g);
-            for (int64_t i = 0; i < job->lines; i++, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
-            for (int i = 0; i < n; i++) {
-                int pair;
-                memcpy(&pair, x + i * s->d_in + 2 * k, sizeof pair);
-                __m512bh xs = (__m512bh)_mm512_set1_epi32(pair);
-                for (int j = 0; j < VECTORS; j++) sums[i][j] = (f32x16)_mm512_dpbf16_ps((__m512)sums[i][j], xs, ws[j]);
-            }
+            ahead = fetch_lines(ahead, job->lines);
+            add(sums, x, d_in, k, ws, n);
         }
     }
-    for (int i = 0; i < n; i++)
-        for (int j = 0; j < VECTORS; j++) store(s, sums[i][j], row + i, job->block * COLUMNS + j * LANES);
+    end(s, sums, row, job->block, n);
 }
 
-INLINE void tile_of(const Linear *s, const Form form, int64_t row, const Work *job, int64_t n) {
-    switch (n) {
-    case 1: tile(s, form, row, job, 1); break;
-    case 2: tile(s, form, row, job, 2); break;
-    case 3: tile(s, form, row, job, 3); break;
-    case 4: tile(s, form, row, job, 4); break;
-    case 5: tile(s, form, row, job, 5); break;
-    case 6: tile(s, form, row, job, 6); break;
-    case 7: tile(s, form, row, job, 7); break;
-    default: tile(s, form, row, job, TILE);
+/* How far a compact block has come. */
+typedef struct {
+    const char *w, *ahead, *whole;
+    const int32_t *other;
+    int64_t k;
+} Way;
+
+/* The products with four pairs of a compact block, of which some stand whole or, where that is known, none does.
+   ``lines`` are a number that the compiler knows where many rows wait; they come into the nearest cache, which a block
+   does not fill. */
+INLINE void four_pairs(
+    Sums sums, Way *at, const bf16 *x, int64_t d_in, __m512i highs, int64_t lines, int64_t step, const int whole,
+    const int n
+) {
+    __m512bh twos[4], ws[VECTORS];
+#pragma GCC unroll 4
+    for (int l = 0; l < FOUR; l++) {
+        if (l % 2) ws[0] = twos[3], compact_two(at->w, 3 * (l / 2) + 2, highs, ws + 1);
+        else {
+            compact_two(at->w, 3 * (l / 2), highs, twos), compact_two(at->w, 3 * (l / 2) + 1, highs, twos + 2);
+            ws[0] = twos[0], ws[1] = twos[1], ws[2] = twos[2];
+        }
+        if (whole && at->k + l == *at->other) {
+            for (int j = 0; j < VECTORS; j++) ws[j] = pairs(BF16, at->whole, j, _mm512_setzero_ps(), 0);
+            at->whole += stride(BF16), at->other++;
+        }
+        add(sums, x, d_in, at->k + l, ws, n);
+        for (int64_t i = lines * l / FOUR; i < lines * (l + 1) / FOUR; i++, at->ahead += step)
+            _mm_prefetch(at->ahead, _MM_HINT_T0);
     }
+    at->k += FOUR, at->w += FOUR * stride(COMPACT);
+}
+
+/* ``n`` rows with a compact block. */
+INLINE void compact_tile(const Linear *s, int64_t row, const Work *job, int64_t lines, const int n) {
+    const Product *of = s->of;
+    int64_t first = of->first[job->block], d_in = of->d_in, step = job->lines ? 64 : 0;
+    const bf16 *x = of->x + row * d_in;
+    __m512i highs = highs_of(of->highs + job->block * HIGHS);
+    Way at = {job->w, job->ahead, of->whole + first * stride(BF16), of->others + first + job->block, 0};
+    Sums sums;
+    begin(sums, n);
+    while (at.k < d_in / 2) {
+        for (int64_t other = *at.other / FOUR * FOUR; at.k < other;)
+            four_pairs(sums, &at, x, d_in, highs, lines, step, 0, n);
+        if (at.k < d_in / 2) four_pairs(sums, &at, x, d_in, highs, lines, step, 1, n);
+    }
+    end(s, sums, row, job->block, n);
+}
+
+#define FOR_EACH_COUNT(n, CALL)                                                                                        \
+    switch (n) {                                                                                                       \
+    case 1: CALL(1); break;                                                                                            \
+    case 2: CALL(2); break;                                                                                            \
+    case 3: CALL(3); break;                                                                                            \
+    case 4: CALL(4); break;                                                                                            \
+    case 5: CALL(5); break;                                                                                            \
+    case 6: CALL(6); break;                                                                                            \
+    case 7: CALL(7); break;                                                                                            \
+    default: CALL(TILE);                                                                                               \
+    }
+
+INLINE void tile_of(const Linear *s, const Form form, int64_t row, const Work *job, int64_t n) {
+#define CALL(count) tile(s, form, row, job, count)
+    FOR_EACH_COUNT(n, CALL)
+#undef CALL
+}
+
+static void tile_of_compact(const Linear *s, int64_t row, const Work *job, int64_t n) {
+#define CALL(count) compact_tile(s, row, job, job->lines, count)
+    if (n >= TILE && job->lines <= STEADY) compact_tile(s, row, job, STEADY, TILE);
+    else FOR_EACH_COUNT(n, CALL)
+#undef CALL
 }
 
 static void tile_of_bf16(const Linear *s, int64_t row, const Work *job, int64_t n) { tile_of(s, BF16, row, job, n); }
@@ -102,9 +179,9 @@ static void tile_of_nibbles(const Linear *s, int64_t row, const Work *job, int64
 }
 
 INLINE void unpack_as(const Linear *s, const Form form, const char *w, int64_t block, char *out) {
-    int64_t shared = (form == NIBBLE ? s->group : s->d_in) / 2;
-    __m512 table = form == NIBBLE ? _mm512_loadu_ps(s->table) : _mm512_setzero_ps();
-    for (int64_t first = 0; first < s->d_in / 2; first += shared) {
+    int64_t shared = (form == NIBBLE ? s->of->group : s->of->d_in) / 2;
+    __m512 table = form == NIBBLE ? _mm512_loadu_ps(s->of->table) : _mm512_setzero_ps();
+    for (int64_t first = 0; first < s->of->d_in / 2; first += shared) {
         Group g;
         if (form == NIBBLE) read_group(s, &g, block, first / shared);
         for (int64_t k = first; k < first + shared; k++, w += stride(form), out += stride(BF16))
@@ -118,19 +195,34 @@ static void unpack(const Linear *s, const char *w, int64_t block, char *out) {
     else unpack_as(s, NIBBLE, w, block, out);
 }
 
-/* Rows ``from`` to ``to`` with a block. */
+/* What a compact block has beside its numbers. It is little, but each way to memory takes as long as a tile's tenth. */
+static void fetch_rest(const Product *of, int64_t block) {
+    int64_t first = of->first[block], next = of->first[block + 1];
+    _mm_prefetch(of->highs + block * HIGHS, _MM_HINT_T1);
+    for (const int32_t *p = of->others + first + block; p <= of->others + next + block; p += 16)
+        _mm_prefetch(p, _MM_HINT_T1);
+    for (const char *p = of->whole + first * stride(BF16); p < of->whole + next * stride(BF16); p += 64)
+        _mm_prefetch(p, _MM_HINT_T1);
+}
+
+typedef void Run(const Linear *, int64_t row, const Work *, int64_t n);
+
+/* Rows ``from`` to ``to`` with a block. Codes become bf16 in ``room`` where rows are more than a tile; compact numbers in
+   registers, each time: beside so many products that costs less than to store them. */
 static void multiply(const Linear *s, int64_t from, int64_t to, int64_t block, int more, char *room) {
-    int64_t pairs = s->d_in / 2, tiles = (to - from + TILE - 1) / TILE, size = pairs * stride(s->form);
-    const char *w = s->w + block * size;
-    int64_t left = more ? (size + 63) / 64 : 0, lines = (left + tiles * pairs - 1) / (tiles * pairs);
-    void (*run)(const Linear *, int64_t, const Work *, int64_t) =
-        s->form == BF16 || tiles > 1 ? tile_of_bf16 : s->form == BYTE ? tile_of_bytes : tile_of_nibbles;
+    static Run *const runs[] = {tile_of_bf16, tile_of_compact, tile_of_bytes, tile_of_nibbles};
+    int64_t pairs = s->of->d_in / 2, tiles = (to - from + TILE - 1) / TILE, size = pairs * stride(s->form);
+    int64_t left = more ? (size + 63) / 64 : 0, times = s->form == COMPACT ? pairs / FOUR : pairs;
+    const char *w = s->of->w + block * size;
+    int unpacks = tiles > 1 && (s->form == BYTE || s->form == NIBBLE);
     Work job = {w, w + size, block, 0};
-    if (s->form != BF16 && tiles > 1) unpack(s, w, block, room), job.w = room;
-    for (int64_t row = from; row < to; row += TILE) {
-        job.lines = left > 0 ? lines : 0;
-        run(s, row, &job, to - row);
-        job.ahead += job.lines * pairs * 64, left -= job.lines * pairs;
+    if (unpacks) unpack(s, w, block, room), job.w = room;
+    if (s->form == COMPACT && more) fetch_rest(s->of, block + 1);
+    for (int64_t row = from; row < to; row += TILE, tiles--) {
+        job.lines = left > 0 ? (left + times * tiles - 1) / (times * tiles) : 0;
+        if (s->form == COMPACT && job.lines && job.lines < STEADY) job.lines = STEADY;
+        runs[unpacks ? BF16 : s->form](s, row, &job, to - row);
+        job.ahead += job.lines * times * 64, left -= job.lines * times;
     }
 }
 
@@ -151,8 +243,8 @@ static int64_t row_of(const Linear *s, int64_t part, int64_t parts) {
 
 static void share(Team *team, const void *told) {
     const Linear *s = told;
-    int64_t blocks = (s->d_out + COLUMNS - 1) / COLUMNS, parts = parts_of(s, blocks, team->threads), task;
-    char *room = s->room + team->me * (s->d_in / 2) * stride(BF16);
+    int64_t blocks = (s->of->d_out + COLUMNS - 1) / COLUMNS, parts = parts_of(s, blocks, team->threads), task;
+    char *room = s->of->room + team->me * (s->of->d_in / 2) * stride(BF16);
     while ((task = take(team, blocks * parts)) >= 0) {
         int64_t part = task / blocks, block = task % blocks;
         multiply(s, row_of(s, part, parts), row_of(s, part + 1, parts), block, block + 1 < blocks, room);
@@ -160,40 +252,18 @@ static void share(Team *team, const void *told) {
     finish(team, blocks * parts);
 }
 
-void umbel_linear(
-    const bf16 *x, int64_t rows, int64_t d_in, int64_t d_out, const char *w, const bf16 *bias, bf16 *y, int threads
-) {
-    Linear s = {x, rows, d_in, d_out, w, BF16, d_in, 0, 0, 0, 0, bias, y};
-    umbel_in_team(share, &s, threads);
+INLINE Linear linear_of(const Product *of, int64_t rows) {
+    Form form = of->highs ? COMPACT : !of->scales ? BF16 : of->table ? NIBBLE : BYTE;
+    return (Linear){of, rows, form};
 }
 
-/* ``table`` is NULL where codes are bytes. ``room`` may be NULL for TILE rows or fewer. */
-void umbel_codes(
-    const bf16 *x, int64_t rows, int64_t d_in, int64_t d_out, const char *codes, int64_t group, const bf16 *scales,
-    const bf16 *zeros, const float *table, char *room, const bf16 *bias, bf16 *y, int threads
-) {
-    Linear s = {x, rows, d_in, d_out, codes, table ? NIBBLE : BYTE, group, scales, zeros, table, room, bias, y};
+void umbel_linear(const Product *of, int64_t rows, int threads) {
+    Linear s = linear_of(of, rows);
     umbel_in_team(share, &s, threads);
 }
-
-typedef struct {
-    const bf16 *x;
-    bf16 *y;
-    int64_t d_in, d_out;
-    const char *w;
-    const bf16 *bias;
-    int64_t group;
-    const bf16 *scales; /* NULL: ``w`` is bf16 */
-    const bf16 *zeros;
-    const float *table;
-    char *room;
-} Product;
 
 void umbel_tape_linear(const Now *now, const void *told, Team *team) {
-    const Product *t = told;
-    Form form = !t->scales ? BF16 : t->table ? NIBBLE : BYTE;
-    Linear s = {t->x, now->rows, t->d_in, t->d_out, t->w, form, t->group, t->scales, t->zeros, t->table, t->room,
-                t->bias, t->y};
+    Linear s = linear_of(told, now->rows);
     share(team, &s);
 }
 
@@ -202,8 +272,6 @@ void umbel_tape_linear(const Now *now, const void *told, Team *team) {
 int umbel_has_linear(void) { return 0; }
 
 void umbel_linear(void) {}
-
-void umbel_codes(void) {}
 
 void umbel_tape_linear(void) {}
 

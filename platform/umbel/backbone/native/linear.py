@@ -1,68 +1,99 @@
-"""Linears by ``linear.c``: bf16, without gradients, each row's bits its own in any company.
+"""Frozen bf16 weights for ``linear.c``: compact where they can be, and else as they are; and embeddings out of them.
 
 Shape letters here:  N output features   K input features   B rows   T tokens   H hidden   V vocabulary
+                     O pairs of inputs whose numbers stand whole
 """
+
+import ctypes
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from umbel.backbone.linears import PackedLinear, no_gradient
 from umbel.backbone.native.kernels import COUNT, POINTER, THREADS, Kernels
+from umbel.backbone.native.product import COLUMNS, NativeLinear, Product
 
-COLUMNS = 48
-"""``COLUMNS`` of forms.h: outputs of a block."""
+_FOUR, _HIGHS = 4, 16
+"""``FOUR`` and ``HIGHS`` of forms.h."""
+_MOST_OTHERS = 1 / 16
+"""Share of pairs that stand whole, from which on a weight stays as it is."""
 
 
-class NativeLinear(PackedLinear):
+class NativeDense(NativeLinear):
     """A weight in the kernel's order, as large as it was but for what fills up its last block."""
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, kernels: Kernels) -> None:
-        d_out, d_in = weight.shape
-        super().__init__(d_in, d_out, bias)
-        self._run = kernels.library.umbel_linear
-        self._run.argtypes = [POINTER, COUNT, COUNT, COUNT, POINTER, POINTER, POINTER, THREADS]
+        super().__init__(weight.shape[1], weight.shape[0], bias, kernels)
         self.register_buffer("packed", in_blocks(weight.detach()))
-
-    @staticmethod
-    def fits(weight: Tensor, kernels: Kernels) -> bool:
-        """Whether this processor has the instructions, and the weight an even number of inputs."""
-        return kernels.multiplies and kernels.fit(weight.dtype, weight.device) and weight.shape[1] % 2 == 0
 
     @property
     def weight(self) -> Tensor:
-        """[N,K], put together anew."""
         return self.get_buffer("packed").transpose(1, 2).reshape(-1, self.d_in)[: self.d_out]
 
     def rows(self, outputs: Tensor) -> Tensor:
-        """The weights [...,K] of these output features."""
         pairs = self.get_buffer("packed").view(torch.int32).squeeze(-1)
         found = pairs[outputs // COLUMNS, :, outputs % COLUMNS]
         return found.view(self.get_buffer("packed").dtype)
 
     def held(self) -> dict[str, int | None]:
-        """Fields of ``Product`` of linear.c."""
         return {"w": self.get_buffer("packed").data_ptr()}
 
-    def forward(self, x: Tensor, decoding: int | None = None) -> Tensor:
-        """As every packed linear; one of 121 calls of a step, so in as few of torch's as there can be."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise no_gradient()
-        x = x.contiguous()
-        y = x.new_empty(*x.shape[:-1], self.d_out)
-        bias, packed = self.bias, self._buffers["packed"]
-        assert packed is not None
-        self._run(
-            x.data_ptr(), x.numel() // self.d_in, self.d_in, self.d_out, packed.data_ptr(),
-            None if bias is None else bias.data_ptr(), y.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
-        return y
+
+class NativeCompact(NativeLinear):
+    """A weight in three quarters of its bytes, to the bit (``compact.c``)."""
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, kernels: Kernels) -> None:
+        """Raises ValueError where the weight's numbers have too many high bytes."""
+        d_out, d_in = weight.shape
+        super().__init__(d_in, d_out, bias, kernels)
+        weight, blocks, threads = weight.detach().contiguous(), -(-d_out // COLUMNS), torch.get_num_threads()
+        count = kernels.library.umbel_count_others
+        count.restype, count.argtypes = ctypes.c_int64, [POINTER, COUNT, COUNT, POINTER, POINTER, THREADS]
+        self.register_buffer("highs", torch.empty(blocks, _HIGHS, dtype=torch.uint8))
+        self.register_buffer("first", torch.empty(blocks + 1, dtype=torch.int32))
+        highs, first = self.get_buffer("highs"), self.get_buffer("first")
+        others = count(weight.data_ptr(), d_out, d_in, highs.data_ptr(), first.data_ptr(), threads)
+        if others > _MOST_OTHERS * blocks * d_in / 2:
+            raise ValueError(f"{others} of {blocks * d_in // 2} pairs of inputs have other high bytes")
+        four = _FOUR * 2 * COLUMNS * 3 // 2
+        self.register_buffer("packed", torch.empty(blocks, d_in // (2 * _FOUR), four, dtype=torch.uint8))
+        self.register_buffer("others", torch.empty(others + blocks, dtype=torch.int32))
+        self.register_buffer("whole", torch.empty(others, COLUMNS, 2, dtype=weight.dtype))
+        self._rows = kernels.library.umbel_compact_rows
+        self._rows.argtypes = [ctypes.POINTER(Product), POINTER, COUNT, POINTER, THREADS]
+        fill = kernels.library.umbel_compact
+        fill.argtypes = [POINTER, ctypes.POINTER(Product), THREADS]
+        fill(weight.data_ptr(), ctypes.byref(self._known()), threads)
+
+    @staticmethod
+    def fits(dtype: torch.dtype, device: torch.device, d_in: int, kernels: Kernels) -> bool:
+        """Whether this processor has the instructions, and the weight a multiple of 8 inputs."""
+        return NativeLinear.fits(dtype, device, d_in, kernels) and d_in % (2 * _FOUR) == 0
+
+    @property
+    def weight(self) -> Tensor:
+        return self.rows(torch.arange(self.d_out))
+
+    def rows(self, outputs: Tensor) -> Tensor:
+        outputs = outputs.to(torch.int64).contiguous()
+        found = torch.empty(*outputs.shape, self.d_in, dtype=torch.bfloat16)
+        self._rows(
+            ctypes.byref(self._known()), outputs.data_ptr(), outputs.numel(), found.data_ptr(), torch.get_num_threads()
+        )
+        return found
+
+    def held(self) -> dict[str, int | None]:
+        names = {"w": "packed", **{name: name for name in ("highs", "first", "others", "whole")}}
+        return {field: self.get_buffer(name).data_ptr() for field, name in names.items()}
+
+    def _known(self) -> Product:
+        return Product(d_in=self.d_in, d_out=self.d_out, **self.held())
 
 
 class NativeEmbedding(nn.Module):
     """The embeddings that a tied lm_head multiplies with, read where it holds them."""
 
-    def __init__(self, lm_head: NativeLinear) -> None:
+    def __init__(self, lm_head: NativeDense | NativeCompact) -> None:
         super().__init__()
         self.lm_head = lm_head
 
@@ -74,6 +105,17 @@ class NativeEmbedding(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """[B,T] -> [B,T,H]."""
         return self.lm_head.rows(tokens)
+
+
+def native_linear(weight: Tensor, bias: nn.Parameter | None, kernels: Kernels) -> NativeDense | NativeCompact | None:
+    """Compact where that can be; None where the kernels cannot hold the weight."""
+    made = (weight.dtype, weight.device, weight.shape[1], kernels)
+    if NativeCompact.fits(*made):
+        try:
+            return NativeCompact(weight, bias, kernels)
+        except ValueError:
+            pass  # high bytes of an unusual spread
+    return NativeDense(weight, bias, kernels) if NativeDense.fits(*made) else None
 
 
 def in_blocks(weight: Tensor) -> Tensor:

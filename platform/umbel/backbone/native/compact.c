@@ -1,0 +1,180 @@
+/* A bf16 weight in 12 bits for each number, and back, to the bit.
+
+   The high byte of a bf16 is its sign and seven bits of its exponent, and a trained weight's numbers have few: of a
+   block's 16 commonest ones a number tells which it has, in four bits beside its low byte. Where a number of a pair of
+   inputs has another one, all of the block's numbers of that pair stand beside the rest as they are (``others``). */
+
+#include "forms.h"
+#include "product.h"
+#include "tape.h"
+
+#define PAIR (2 * COLUMNS)      /* numbers of a block for two inputs */
+#define SIZE (FOUR * PAIR * 3 / 2) /* bytes of four such pairs */
+#define KINDS 256               /* high bytes that there are */
+#define NONE HIGHS
+
+/* Where number ``i`` of pair ``l`` of four lies (forms.h, compact_two). */
+typedef struct {
+    int64_t low, which, shift;
+} Place;
+
+INLINE Place place_of(int64_t l, int64_t i) {
+    int64_t v = l * VECTORS + i / (2 * LANES), n = i % (2 * LANES), t = v / 2;
+    int64_t at = n / 8 * 16 + v % 2 * 8 + n % 8;
+    return (Place){t * 4 * LANES + at, FOUR * PAIR + t / 2 * 4 * LANES + at, t % 2 * 4};
+}
+
+typedef struct {
+    const bf16 *weight; /* [d_out, d_in] */
+    int64_t d_out, d_in;
+    uint8_t *highs; /* [blocks, HIGHS] */
+    int32_t *first; /* while they are counted, those of each block behind it */
+    int32_t *others;
+    char *w, *whole;
+} Packing;
+
+/* Numbers of output ``c`` of a block, or NULL beyond the last one. */
+INLINE const bf16 *output(const Packing *s, int64_t block, int64_t c) {
+    int64_t n = block * COLUMNS + c;
+    return n < s->d_out ? s->weight + n * s->d_in : NULL;
+}
+
+/* The 16 commonest high bytes, the lower one first among equals. */
+static void choose(const Packing *s, int64_t block, uint8_t *highs) {
+    int64_t counts[KINDS] = {0};
+    for (int64_t c = 0; c < COLUMNS; c++) {
+        const bf16 *from = output(s, block, c);
+        if (from)
+            for (int64_t k = 0; k < s->d_in; k++) counts[from[k] >> 8]++;
+        else counts[0] += s->d_in;
+    }
+    for (int i = 0; i < HIGHS; i++) {
+        int best = 0;
+        for (int high = 1; high < KINDS; high++)
+            if (counts[high] > counts[best]) best = high;
+        highs[i] = (uint8_t)best, counts[best] = -1;
+    }
+}
+
+/* Which of a block's high bytes each is, or NONE. */
+static void numbers_of(const uint8_t *highs, uint8_t *number) {
+    memset(number, NONE, KINDS);
+    for (int i = 0; i < HIGHS; i++) number[highs[i]] = (uint8_t)i;
+}
+
+/* 1 for each pair of inputs that has another high byte; how many they are. */
+static int32_t find_others(const Packing *s, int64_t block, const uint8_t *number, char *is_other) {
+    int32_t count = 0;
+    memset(is_other, 0, s->d_in / 2);
+    for (int64_t c = 0; c < COLUMNS; c++) {
+        const bf16 *from = output(s, block, c);
+        if (!from && number[0] == NONE) memset(is_other, 1, s->d_in / 2);
+        for (int64_t k = 0; from && k < s->d_in; k++) is_other[k / 2] |= number[from[k] >> 8] == NONE;
+    }
+    for (int64_t k = 0; k < s->d_in / 2; k++) count += is_other[k];
+    return count;
+}
+
+static int64_t blocks_of(int64_t d_out) { return (d_out + COLUMNS - 1) / COLUMNS; }
+
+static void count(Team *team, const void *told) {
+    const Packing *s = told;
+    int64_t blocks = blocks_of(s->d_out), block;
+    char is_other[s->d_in / 2];
+    uint8_t number[KINDS];
+    while ((block = take(team, blocks)) >= 0) {
+        choose(s, block, s->highs + block * HIGHS);
+        numbers_of(s->highs + block * HIGHS, number);
+        s->first[block + 1] = find_others(s, block, number, is_other);
+    }
+    finish(team, blocks);
+}
+
+/* One number of a block to its place. */
+INLINE void put(char *w, int64_t k, int64_t i, bf16 x, const uint8_t *number) {
+    char *four = w + k / FOUR * SIZE;
+    Place at = place_of(k % FOUR, i);
+    four[at.low] = (char)x;
+    four[at.which] |= (char)((number[x >> 8] & 15) << at.shift);
+}
+
+static void fill(Team *team, const void *told) {
+    const Packing *s = told;
+    int64_t blocks = blocks_of(s->d_out), pairs = s->d_in / 2, size = pairs / FOUR * SIZE, block;
+    char is_other[pairs];
+    uint8_t number[KINDS];
+    while ((block = take(team, blocks)) >= 0) {
+        char *w = s->w + block * size;
+        int32_t *other = s->others + s->first[block] + block;
+        bf16 *whole = (bf16 *)s->whole + s->first[block] * PAIR;
+        numbers_of(s->highs + block * HIGHS, number);
+        find_others(s, block, number, is_other);
+        memset(w, 0, size);
+        for (int64_t c = 0; c < COLUMNS; c++) {
+            const bf16 *from = output(s, block, c);
+            for (int64_t k = 0; k < s->d_in; k++) put(w, k / 2, 2 * c + k % 2, from ? from[k] : 0, number);
+        }
+        for (int64_t k = 0; k < pairs; k++) {
+            if (!is_other[k]) continue;
+            for (int64_t c = 0; c < COLUMNS; c++, whole += 2) {
+                const bf16 *from = output(s, block, c);
+                whole[0] = from ? from[2 * k] : 0, whole[1] = from ? from[2 * k + 1] : 0;
+            }
+            *other++ = (int32_t)k;
+        }
+        *other = (int32_t)pairs;
+    }
+    finish(team, blocks);
+}
+
+/* Chooses each block's high bytes, and counts its ``others`` into ``first`` [blocks + 1]; how many they are in all. */
+int64_t umbel_count_others(const bf16 *weight, int64_t d_out, int64_t d_in, uint8_t *highs, int32_t *first,
+                           int threads) {
+    Packing s = {weight, d_out, d_in, highs, first, 0, 0, 0};
+    int64_t blocks = blocks_of(d_out);
+    umbel_in_team(count, &s, threads);
+    first[0] = 0;
+    for (int64_t block = 0; block < blocks; block++) first[block + 1] += first[block];
+    return first[blocks];
+}
+
+/* Fills what ``to`` points to; its ``highs`` and ``first`` are known. */
+void umbel_compact(const bf16 *weight, const Product *to, int threads) {
+    Packing s = {weight, to->d_out, to->d_in, (uint8_t *)to->highs, (int32_t *)to->first,
+                 (int32_t *)to->others, (char *)to->w, (char *)to->whole};
+    umbel_in_team(fill, &s, threads);
+}
+
+typedef struct {
+    const Product *of;
+    const int64_t *outputs;
+    int64_t count;
+    bf16 *found; /* [count, d_in] */
+} Rows;
+
+static void row(const Product *of, int64_t n, bf16 *found) {
+    int64_t block = n / COLUMNS, i = n % COLUMNS * 2, pairs = of->d_in / 2;
+    const char *four = of->w + block * (pairs / FOUR) * SIZE;
+    const uint8_t *highs = of->highs + block * HIGHS;
+    for (int64_t k = 0; k < pairs; k++, four += k % FOUR ? 0 : SIZE)
+        for (int64_t more = 0; more < 2; more++) {
+            Place at = place_of(k % FOUR, i + more);
+            found[2 * k + more] = (bf16)(highs[four[at.which] >> at.shift & 15] << 8 | (uint8_t)four[at.low]);
+        }
+    const int32_t *other = of->others + of->first[block] + block;
+    const bf16 *whole = (const bf16 *)of->whole + of->first[block] * PAIR;
+    for (; *other < pairs; other++, whole += PAIR) memcpy(found + 2 * *other, whole + i, 2 * sizeof(bf16));
+}
+
+static void rows(Team *team, const void *told) {
+    const Rows *s = told;
+    int64_t task;
+    while ((task = take(team, s->count)) >= 0) row(s->of, s->outputs[task], s->found + task * s->of->d_in);
+    finish(team, s->count);
+}
+
+/* The weights of these output features, as they were. */
+void umbel_compact_rows(const Product *of, const int64_t *outputs, int64_t count, bf16 *found, int threads) {
+    Rows s = {of, outputs, count, found};
+    umbel_in_team(rows, &s, threads);
+}
