@@ -24,6 +24,7 @@ from torch import Tensor
 from umbel.adapters.adapter import Adapter
 from umbel.adapters.peft_io import load_adapter
 from umbel.backbone.backbone import Backbone
+from umbel.backbone.native import Pointwise
 from umbel.core.errors import ConfigError, UmbelError, Unavailable
 from umbel.core.kept import KeptFiles
 from umbel.core.protocols import AdapterSource, StoredAdapter
@@ -135,6 +136,10 @@ class Engine:
         forms = None if ready is None else ReadyForms(ready, backbone)
         load = load or functools.partial(load_adapter, shape=backbone.shape)
         self._forward = Forward(backbone, cache)
+        kernels = backbone.kernels
+        self._likeliest = (
+            Pointwise(kernels).likeliest if kernels and kernels.fit(backbone.dtype, backbone.device) else None
+        )
         per_token = backbone.kv_bytes_per_token
         prefixes = Prefixes(cache, most=(kv_bytes if prefix_bytes is None else prefix_bytes) // per_token)
         spare = (kv_bytes if saved_bytes is None else saved_bytes) // per_token
@@ -327,10 +332,13 @@ class Engine:
         if not sampled:
             return
         assert result.logits is not None
-        everything = len(sampled) == result.logits.shape[0]
-        logits = result.logits if everything else result.logits[[wanted.first for wanted in sampled]]
+        firsts = [wanted.first for wanted in sampled]
+        leading = firsts == list(range(len(firsts)))
+        logits = result.logits[: len(firsts)] if leading else result.logits[firsts]
         now = self._clock()
-        for wanted, drawn in zip(sampled, draw(logits, [w.row.choice() for w in sampled]), strict=True):
+        for wanted, drawn in zip(
+            sampled, draw(logits, [w.row.choice() for w in sampled], self._likeliest), strict=True
+        ):
             row = wanted.row
             if drawn.token is None:
                 self._end(row, "error", _non_finite(row), tainted=True)

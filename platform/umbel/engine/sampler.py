@@ -6,7 +6,7 @@ so ties stay together and no order of sorting can leak in; a draw is one number 
 Shape letters here:  M rows   V vocabulary   K likeliest kept
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,10 +48,14 @@ class Drawn:
     top: tuple[Alternative, ...] = ()
 
 
-def draw(logits: Tensor, choices: Sequence[Choice]) -> list[Drawn]:
+Likeliest = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Logits [M,V] -> largest values [M] and where they stand [M]; NaN is the largest."""
+
+
+def draw(logits: Tensor, choices: Sequence[Choice], likeliest: Likeliest | None = None) -> list[Drawn]:
     """Next tokens of logits [M,V]. Log-probabilities are of the model itself: before bans, temperature and filters."""
     allowed = _without_banned(logits, choices)
-    best, greedy = _likeliest(allowed)
+    best, greedy = (likeliest or _likeliest)(allowed)
     tokens, best_values = greedy.tolist(), best.tolist()
     good = [value - value == 0.0 for value in best_values]  # NaN and infinities fail
     drawing = [m for m, choice in enumerate(choices) if choice.temperature > 0.0 and good[m]]
@@ -68,8 +72,7 @@ def draw(logits: Tensor, choices: Sequence[Choice]) -> list[Drawn]:
 
 
 def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest values [M] and where they stand [M]; NaN is the largest. Blocks first, then in the best of them: on a CPU
-    ``amax`` takes many numbers at once, and ``max`` one by one."""
+    """Blocks first, then in the best of them: on a CPU ``amax`` takes many numbers at once, and ``max`` one by one."""
     block = next((size for size in _BLOCKS if logits.shape[-1] % size == 0), None)
     if block is None:
         best, token = logits.max(-1)

@@ -78,3 +78,31 @@ def set_threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("width", [1, 5, 16, 1023, 1024, 1025, 49152])
+def test_likeliest_is_the_first_of_the_largest(pointwise, width):
+    logits = random(5, width)
+    logits[1] = logits[1, 0]
+    logits[2, width // 2] = logits[2, width - 1] = 9.0
+    logits[3] = float("-inf")
+    best, place = pointwise.likeliest(logits)
+    assert best.equal(logits.float().amax(-1))
+    assert place.tolist() == [(row == value).nonzero()[0, 0].item() for row, value in zip(logits, best, strict=True)]
+
+
+@pytest.mark.parametrize("at", [0, 17, 1023, 1024, 2000])
+def test_likeliest_of_a_row_with_nan_is_nan_and_no_other_row_is(pointwise, at):
+    logits = random(3, 2001)
+    clean = pointwise.likeliest(logits)
+    logits[1, at] = float("nan")
+    best, place = pointwise.likeliest(logits)
+    assert best[1].isnan()
+    assert best[[0, 2]].equal(clean[0][[0, 2]])
+    assert place[[0, 2]].equal(clean[1][[0, 2]])
+
+
+def test_likeliest_reads_rows_that_do_not_lie_side_by_side(pointwise):
+    logits = random(6, 700)
+    found, expected = pointwise.likeliest(logits[::2, 3:]), pointwise.likeliest(logits[::2, 3:].contiguous())
+    assert all(map(torch.equal, found, expected))

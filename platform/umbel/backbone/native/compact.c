@@ -152,24 +152,50 @@ typedef struct {
     bf16 *found; /* [count, d_in] */
 } Rows;
 
-static void row(const Product *of, int64_t n, bf16 *found) {
-    int64_t block = n / COLUMNS, i = n % COLUMNS * 2, pairs = of->d_in / 2;
-    const char *four = of->w + block * (pairs / FOUR) * SIZE;
-    const uint8_t *highs = of->highs + block * HIGHS;
-    for (int64_t k = 0; k < pairs; k++, four += k % FOUR ? 0 : SIZE)
-        for (int64_t more = 0; more < 2; more++) {
-            Place at = place_of(k % FOUR, i + more);
-            found[2 * k + more] = (bf16)(highs[four[at.which] >> at.shift & 15] << 8 | (uint8_t)four[at.low]);
-        }
-    const int32_t *other = of->others + of->first[block] + block;
-    const bf16 *whole = (const bf16 *)of->whole + of->first[block] * PAIR;
-    for (; *other < pairs; other++, whole += PAIR) memcpy(found + 2 * *other, whole + i, 2 * sizeof(bf16));
+INLINE const char *block_at(const Product *of, int64_t n) {
+    return of->w + n / COLUMNS * (of->d_in / (2 * FOUR)) * SIZE;
 }
 
+/* Where an output's first number of each of four pairs lies; the second lies behind it. */
+INLINE void places_of(int64_t n, Place *at) {
+    for (int64_t l = 0; l < FOUR; l++) at[l] = place_of(l, n % COLUMNS * 2);
+}
+
+/* The lines that ``row`` will read: they lie apart, so that no processor sees them coming. */
+static void fetch_row(const Product *of, int64_t n) {
+    Place at[FOUR];
+    places_of(n, at);
+    const char *four = block_at(of, n);
+    for (int64_t k = 0; k < of->d_in; k += 2 * FOUR, four += SIZE)
+        for (int l = 0; l < FOUR; l++) __builtin_prefetch(four + at[l].low), __builtin_prefetch(four + at[l].which);
+}
+
+static void row(const Product *of, int64_t n, bf16 *found) {
+    Place at[FOUR];
+    places_of(n, at);
+    int64_t block = n / COLUMNS, pairs = of->d_in / 2;
+    const char *four = block_at(of, n);
+    const uint8_t *highs = of->highs + block * HIGHS;
+    for (int64_t k = 0; k < of->d_in; k += 2 * FOUR, four += SIZE)
+        for (int l = 0; l < FOUR; l++) {
+            const uint8_t *low = (const uint8_t *)four + at[l].low, *which = (const uint8_t *)four + at[l].which;
+            for (int i = 0; i < 2; i++)
+                found[k + 2 * l + i] = (bf16)(highs[which[i] >> at[l].shift & 15] << 8 | low[i]);
+        }
+    const int32_t *other = of->others + of->first[block] + block;
+    const bf16 *whole = (const bf16 *)of->whole + of->first[block] * PAIR + n % COLUMNS * 2;
+    for (; *other < pairs; other++, whole += PAIR) memcpy(found + 2 * *other, whole, 2 * sizeof(bf16));
+}
+
+/* A thread takes a task before it has done the one before, so that it knows what to fetch. */
 static void rows(Team *team, const void *told) {
     const Rows *s = told;
-    int64_t task;
-    while ((task = take(team, s->count)) >= 0) row(s->of, s->outputs[task], s->found + task * s->of->d_in);
+    int64_t next;
+    for (int64_t task = take(team, s->count); task >= 0; task = next) {
+        next = take(team, s->count);
+        if (next >= 0) fetch_row(s->of, s->outputs[next]);
+        row(s->of, s->outputs[task], s->found + task * s->of->d_in);
+    }
     finish(team, s->count);
 }
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from umbel.backbone.native.kernels import COUNT, POINTER, THREADS, Kernels
-from umbel.backbone.native.product import COLUMNS, NativeLinear, Product
+from umbel.backbone.native.product import COLUMNS, NativeLinear, Product, at
 
 _FOUR, _HIGHS = 4, 16
 """``FOUR`` and ``HIGHS`` of forms.h."""
+_HELD = {"w": "packed", "highs": "highs", "first": "first", "others": "others", "whole": "whole"}
 _MOST_OTHERS = 1 / 16
 """Share of pairs that stand whole, from which on a weight stays as it is."""
 
@@ -36,7 +37,7 @@ class NativeDense(NativeLinear):
         return found.view(self.get_buffer("packed").dtype)
 
     def held(self) -> dict[str, int | None]:
-        return {"w": self.get_buffer("packed").data_ptr()}
+        return {"w": at(self._buffers["packed"])}
 
 
 class NativeCompact(NativeLinear):
@@ -83,8 +84,8 @@ class NativeCompact(NativeLinear):
         return found
 
     def held(self) -> dict[str, int | None]:
-        names = {"w": "packed", **{name: name for name in ("highs", "first", "others", "whole")}}
-        return {field: self.get_buffer(name).data_ptr() for field, name in names.items()}
+        held = self._buffers
+        return {field: at(held[name]) for field, name in _HELD.items()}
 
     def _known(self) -> Product:
         return Product(d_in=self.d_in, d_out=self.d_out, **self.held())

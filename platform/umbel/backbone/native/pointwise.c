@@ -215,3 +215,61 @@ void umbel_scale(
     Scale t = {y, width, rows, groups, count, all_rows};
     umbel_in_team(scales, &t, threads);
 }
+
+typedef struct {
+    const bf16 *x; /* [rows, width] */
+    int64_t rows, width;
+    float *best;
+    int64_t *place;
+} Likeliest;
+
+#define SPAN 1024
+
+/* NaN where one is among them. */
+static float largest_of(const bf16 *x, int64_t width) {
+    f32x16 tops = all(-INFINITY);
+    i32x16 nan = {0};
+    int64_t c = 0;
+    for (; c + LANES <= width; c += LANES) {
+        f32x16 v = wide16(x + c);
+        tops = larger16(v, tops);
+        nan |= v != v;
+    }
+    float top = largest(tops, -INFINITY);
+    for (int l = 0; l < LANES; l++)
+        if (nan[l]) return NAN;
+    for (; c < width; c++) {
+        float v = wide(x[c]);
+        if (v != v) return v;
+        if (v > top) top = v;
+    }
+    return top;
+}
+
+/* A row's largest number and where it stands first. */
+static void likeliest(const Likeliest *t, int64_t row) {
+    const bf16 *x = t->x + row * t->width;
+    int64_t found = 0;
+    float best = -INFINITY;
+    for (int64_t at = 0; at < t->width; at += SPAN) {
+        float top = largest_of(x + at, t->width - at < SPAN ? t->width - at : SPAN);
+        if (top > best || top != top) best = top, found = at;
+        if (top != top) break;
+    }
+    while (best == best && wide(x[found]) != best) found++;
+    t->best[row] = best, t->place[row] = found;
+}
+
+static void likeliests(Team *team, const void *told) {
+    const Likeliest *t = told;
+    int64_t row;
+    while ((row = take(team, t->rows)) >= 0) likeliest(t, row);
+    finish(team, t->rows);
+}
+
+/* Of each row the largest number, and the first place where it stands. Where a NaN is among them it is NaN, and the place
+   is near it. */
+void umbel_likeliest(const bf16 *x, int64_t rows, int64_t width, float *best, int64_t *place, int threads) {
+    Likeliest t = {x, rows, width, best, place};
+    umbel_in_team(likeliests, &t, threads);
+}

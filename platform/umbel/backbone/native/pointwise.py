@@ -1,4 +1,4 @@
-"""What stands between the linears of a layer, by ``pointwise.c``: in bf16, without gradients."""
+"""What stands between the linears of a layer and behind the last, by ``pointwise.c``: in bf16, without gradients."""
 
 import ctypes
 
@@ -19,6 +19,8 @@ class Pointwise:
         self._silu_mul.argtypes = [POINTER, POINTER, COUNT, COUNT, THREADS]
         self._rotate = library.umbel_rotate
         self._rotate.argtypes = [POINTER, COUNT, POINTER, POINTER, COUNT, COUNT, COUNT, THREADS]
+        self._likeliest = library.umbel_likeliest
+        self._likeliest.argtypes = [POINTER, COUNT, COUNT, POINTER, POINTER, THREADS]
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """[..., H] -> [..., H]."""
@@ -35,6 +37,14 @@ class Pointwise:
         y = x.new_empty(*x.shape[:-1], width)
         self._silu_mul(x.data_ptr(), y.data_ptr(), y.numel() // width, width, torch.get_num_threads())
         return y
+
+    def likeliest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """[M,V] -> the largest values [M], in fp32, and where they stand first [M]; NaN is the largest."""
+        x = logits.contiguous()
+        best, place = torch.empty(len(x), dtype=torch.float32), torch.empty(len(x), dtype=torch.int64)
+        threads = min(len(x), torch.get_num_threads())
+        self._likeliest(x.data_ptr(), len(x), x.shape[1], best.data_ptr(), place.data_ptr(), threads)
+        return best, place
 
     def rotate(self, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
         """Rotates the first ``heads`` heads of qkv [B,T,heads + more,D] in place; cos and sin [B,1,T,D]."""
