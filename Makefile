@@ -3,7 +3,7 @@ export UMBEL_HOME ?= $(CURDIR)/.umbel
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup assets demo test check bench bench-training bench-methods bench-tuning bench-quantised bench-peers parity fresh bench-memory bench-targets docs soak clean
+.PHONY: help setup assets demo test check bench bench-training bench-methods bench-tuning bench-quantised bench-peers parity fresh bench-memory bench-compact bench-targets docs soak clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -59,6 +59,9 @@ bench-targets: assets  ## Measure the engine's own targets, print the table (ARG
 
 fresh: assets  ## Measure how much an untrained adapter of each method changes SmolLM2's logits
 	$(BIN)/python -m benchmarks.fresh
+
+bench-compact: assets  ## Measure weights in 12 bits beside the same in 16, to the same tokens; three minutes
+	$(BIN)/python -m benchmarks.compact $(ARGS)
 
 bench-training: assets  ## Measure training beside HF + PEFT and itself (ARGS=--short: 20 minutes)
 	$(BIN)/python -m benchmarks.training $(ARGS)

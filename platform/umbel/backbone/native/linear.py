@@ -108,10 +108,12 @@ class NativeEmbedding(nn.Module):
         return self.lm_head.rows(tokens)
 
 
-def native_linear(weight: Tensor, bias: nn.Parameter | None, kernels: Kernels) -> NativeDense | NativeCompact | None:
+def native_linear(
+    weight: Tensor, bias: nn.Parameter | None, kernels: Kernels, *, compact: bool = True
+) -> NativeDense | NativeCompact | None:
     """Compact where that can be; None where the kernels cannot hold the weight."""
     made = (weight.dtype, weight.device, weight.shape[1], kernels)
-    if NativeCompact.fits(*made):
+    if compact and NativeCompact.fits(*made):
         try:
             return NativeCompact(weight, bias, kernels)
         except ValueError:
