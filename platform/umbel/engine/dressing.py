@@ -1,5 +1,6 @@
 """What the rows of a step wear: slots of the bank's stacks, laid out for the flat batch."""
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from weakref import WeakKeyDictionary
 
@@ -26,6 +27,8 @@ Chunk = tuple[range, Resident | None]
 """(places in the batch of a prompt's tokens, what they wear)."""
 Taken = tuple[Sequence[Sites], Sequence[Resident | None], Sequence[Chunk]]
 """(what kernels do, decoding rows and chunks without what they took)."""
+_KEPT = 16
+"""Steps' ways of dressing that are kept."""
 _KINDS: tuple[type[NativePart], ...] = (NativeLora, NativeBottleneck, NativeGated, NativeScales)
 _Laid = tuple[type[NativePart], Layout]
 _Groups = dict[type[NativePart], dict[tuple[int, int], tuple[Layout, int, list[int]]]]
@@ -43,8 +46,7 @@ class Dresser:
         self._device, self._kernels = device, kernels
         self._key: object = None
         self._kept: list[Sites] = []
-        self._taken_key: object = None
-        self._taken: Taken = ([], (), ())
+        self._taken: OrderedDict[object, Taken] = OrderedDict()
         self._layouts: WeakKeyDictionary[Stack, tuple[int, _Laid | None]] = WeakKeyDictionary()
 
     def dress(self, decode: Sequence[Resident | None], chunks: Sequence[Chunk], batch: int) -> Sites:
@@ -58,17 +60,28 @@ class Dresser:
         return Composite(parts) if parts else BARE
 
     def _native(self, decode: Sequence[Resident | None], chunks: Sequence[Chunk]) -> Taken:
-        """Kept where no prompt is read and the same rows wear the same slots."""
+        """Kept where no prompt is read and the same rows wear the same slots, of a few steps: rows that guess are as
+        many in one step and as many in another."""
         if self._kernels is None:
             return [], decode, chunks
         key = None if chunks else _places(decode)
-        if key is None or key != self._taken_key:
+        if key is None or (taken := self._taken.get(key)) is None:
             groups: _Groups = {}
             left = [None if self._take(groups, (place,), worn) else worn for place, worn in enumerate(decode)]
             unread = [(places, worn) for places, worn in chunks if not self._take(groups, places, worn)]
             native = [kind(self._kernels, list(own.values())) for kind, own in groups.items()]
-            self._taken_key, self._taken = key, (native, left, unread)
-        return self._taken
+            taken = native, left, unread
+            self._keep(key, taken)
+        return taken
+
+    def _keep(self, key: object, taken: Taken) -> None:
+        """None of those that hold adapters by themselves but the last."""
+        if key is None or any(taken[1]) or any(any(left) for _, left, _ in self._taken.values()):
+            self._taken.clear()
+        while len(self._taken) >= _KEPT:
+            self._taken.popitem(last=False)
+        if key is not None:
+            self._taken[key] = taken
 
     def _take(self, groups: _Groups, places: Iterable[int], worn: Resident | None) -> bool:
         """Adds places to the group of the slot that they wear, if it is one for the kernels."""
@@ -117,9 +130,17 @@ class Dresser:
         ]
 
 
-def reads_anywhere(kernels: Kernels | None, stack: Stack) -> bool:
+def reads_anywhere(kernels: Kernels | None, stack: Stack | None) -> bool:
     """Whether slots of this stack need not lie side by side: a kernel finds each by its address."""
-    return kernels is not None and any(kind.fits(stack) for kind in _KINDS)
+    return kernels is not None and stack is not None and any(kind.fits(stack) for kind in _KINDS)
+
+
+def answers_by_kernels(kernels: Kernels | None, worn: Resident | None) -> bool:
+    """Whether nothing acts on a row's answer but kernels, so that its bits are its own on any processor."""
+    if worn is None:
+        return kernels is not None
+    acts = worn.stack is not None and _in_answers(worn)
+    return not worn.adapts_lm_head and (not acts or reads_anywhere(kernels, worn.stack))
 
 
 def _in_answers(worn: Resident) -> bool:

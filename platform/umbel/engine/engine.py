@@ -28,7 +28,7 @@ from umbel.backbone.native import Pointwise
 from umbel.core.errors import ConfigError, UmbelError, Unavailable
 from umbel.core.kept import KeptFiles
 from umbel.core.protocols import AdapterSource, StoredAdapter
-from umbel.engine.dressing import reads_anywhere
+from umbel.engine.dressing import answers_by_kernels, reads_anywhere
 from umbel.engine.forward import Forward, Result, Wanted
 from umbel.engine.handle import Handle, wake
 from umbel.engine.kv import KVCache
@@ -77,6 +77,9 @@ class Stats:
     """Rows that began with kept keys and values."""
     prefix_tokens: int
     """Prompt tokens that were not computed for it."""
+    guessed_tokens: int
+    guessed_right: int
+    """Guesses that were drawn: tokens that took no step of their own."""
 
 
 class Engine:
@@ -87,7 +90,8 @@ class Engine:
     many as ``kv_bytes``) may come to hold rows that made room when their answers grew longer than there was room for;
     0 admits a row only where its longest answer fits. ``prefix_bytes`` (None: all that rows leave; 0: off) bounds the
     part of ``kv_bytes`` that beginnings of prompts may take. ``ready`` keeps adapters in the form that slots take them,
-    so that one that comes again is loaded sooner.
+    so that one that comes again is loaded sooner. ``guesses`` is how many tokens a row may be ahead of itself in a step
+    (``guessing``), where the kernels answer; what it says stays the same.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class Engine:
         step_tokens: int = 256,
         lookahead: int = 8,
         patience: int = 32,
+        guesses: int = 0,
         load: Callable[[StoredAdapter], Adapter] | None = None,
         ready: KeptFiles | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -149,7 +154,14 @@ class Engine:
             self.bank,
             Loader(backbone, adapters, load, clock=clock, on_done=self.wakeup.set, ready_forms=forms),
             self.limits,
-            running=Running(cache, prefixes, places=kv_bytes // per_token, spare=spare),
+            running=Running(
+                cache,
+                prefixes,
+                places=kv_bytes // per_token,
+                spare=spare,
+                guesses=guesses if self._forward.alone else 0,
+                may_guess=lambda row: answers_by_kernels(backbone.kernels, row.resident),
+            ),
             clock=clock,
             finish=self._finish,
         )
@@ -162,6 +174,7 @@ class Engine:
         self._numbers = 0
         self._closed: UmbelError | None = None
         self._steps = self._prompt_tokens = self._generated_tokens = self._evictions = 0
+        self._guessed = self._guessed_right = 0
         self._finished: dict[str, int] = {}
         self._recent: deque[float] = deque(maxlen=64)
         """Instants of the last ends, for ``retry_after``."""
@@ -293,13 +306,15 @@ class Engine:
             preemptions=running.preemptions,
             prefix_hits=running.prefixes.hits,
             prefix_tokens=running.prefixes.saved,
+            guessed_tokens=self._guessed,
+            guessed_right=self._guessed_right,
         )
 
     def _run(self, plan: Plan) -> None:
         result = self._forward(plan)
         self._steps += 1
-        for row in plan.decode:
-            row.done += 1
+        for row, ahead in zip(plan.decode, plan.ahead, strict=True):
+            row.done += not ahead
         for row, span in plan.chunks:
             row.done += span.count
             self._prompt_tokens += span.count
@@ -307,6 +322,7 @@ class Engine:
             self._keep(row, result.hidden[span.at : span.at + span.count])
         self._score_prompts(result)
         self._draw(result)
+        self._count_guesses(plan)
         for row, span in plan.chunks:
             if row.slot >= 0:
                 self._after_chunk(row, result.hidden[span.at : span.at + span.count])
@@ -337,9 +353,11 @@ class Engine:
         logits = result.logits[: len(firsts)] if leading else result.logits[firsts]
         now = self._clock()
         for wanted, drawn in zip(
-            sampled, draw(logits, [w.row.choice() for w in sampled], self._likeliest), strict=True
+            sampled, draw(logits, [w.row.choice(w.ahead) for w in sampled], self._likeliest), strict=True
         ):
             row = wanted.row
+            if row.slot < 0 or wanted.ahead != row.hits:
+                continue  # it ended, or did not say what was guessed
             if drawn.token is None:
                 self._end(row, "error", _non_finite(row), tainted=True)
                 continue
@@ -353,6 +371,13 @@ class Engine:
             reason = row.accept(drawn)
             if reason is not None:
                 self._end(row, reason)
+
+    def _count_guesses(self, plan: Plan) -> None:
+        for row, ahead in zip(plan.decode, plan.ahead, strict=True):
+            if not ahead and row.guesses:
+                self._guessed += len(row.guesses)
+                self._guessed_right += row.hits
+                row.guessed()
 
     def _after_chunk(self, row: Row, hidden: Tensor) -> None:
         """``hidden`` are the chunk's states; the row may have its whole prompt read now."""

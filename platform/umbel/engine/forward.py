@@ -36,6 +36,8 @@ class Wanted:
     """Whether the next token is drawn from it (count is 1); otherwise the prompt's tokens are scored."""
     token: int = 0
     """Index in ``row.tokens`` of the first token that is scored."""
+    ahead: int = 0
+    """Guesses of the row before this place: what is drawn here counts if all of them were drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,11 @@ class Forward:
         self._tape = Tape.of(backbone)
         self._settled = 0
         """The thread whose helpers know where they belong."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether a row's bits depend on no company at all, on any processor that has the kernels' linears."""
+        return self._tape is not None
 
     def __call__(self, plan: Plan) -> Result:
         self._settle()
@@ -112,8 +119,9 @@ class Forward:
 
 
 def _inputs(plan: Plan) -> tuple[list[int], list[int]]:
-    tokens = [row.tokens[row.done] for row in plan.decode]
-    positions = [row.used for row in plan.decode]
+    places = list(zip(plan.decode, plan.ahead, strict=True))
+    tokens = [row.guesses[ahead - 1] if ahead else row.tokens[row.done] for row, ahead in places]
+    positions = [row.used + ahead for row, ahead in places]
     for row, span in plan.chunks:
         tokens += row.tokens[row.done : row.done + span.count]
         positions += range(span.start, span.start + span.count)
@@ -127,7 +135,9 @@ def _chunks(plan: Plan) -> list[Chunk]:
 def _wanted(plan: Plan) -> tuple[list[int], list[Wanted]]:
     """Places of the batch, at least two if any, and what they are wanted for."""
     places = list(range(len(plan.decode)))
-    wanted = [Wanted(row, i, 1, True) for i, row in enumerate(plan.decode)]
+    wanted = [
+        Wanted(row, i, 1, True, ahead=ahead) for i, (row, ahead) in enumerate(zip(plan.decode, plan.ahead, strict=True))
+    ]
     for row, span in plan.chunks:
         if row.generating is None:
             continue

@@ -41,7 +41,7 @@ class _Decode(_Tensors):
         *((name, ctypes.c_int64) for name in ("rows", "kv_heads", "group", "d")),
         ("scale", ctypes.c_float),
         ("scores", ctypes.c_void_p),
-        ("room", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("room", "shared")),
     )
 
 
@@ -58,7 +58,8 @@ class _Prompt(_Tensors):
 
 
 class NativeDecode:
-    """One step's decoding rows: row i stands at ``positions[i]`` in ``slots[i]`` of the cache."""
+    """One step's decoding rows: row i stands at ``positions[i]`` in ``slots[i]`` of the cache. Several may be
+    places of one slot, one behind the other."""
 
     def __init__(
         self, kernels: Kernels, cache: KVCache, shape: BackboneShape, positions: Sequence[int], slots: Sequence[int]
@@ -73,7 +74,7 @@ class NativeDecode:
             slot_stride=slab.stride(0), head_stride=slab.stride(1),
             slots=self._slots.data_ptr(), positions=self._positions.data_ptr(),
             rows=len(positions), kv_heads=shape.kv_heads, group=group, d=shape.head_dim, scale=shape.head_dim**-0.5,
-            scores=self._scores.data_ptr(), room=room,
+            scores=self._scores.data_ptr(), room=room, shared=len(set(slots)) < len(slots),
         )  # fmt: skip
 
     @property

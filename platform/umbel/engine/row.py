@@ -7,6 +7,7 @@ from torch import Tensor
 
 from umbel.backbone.tokenizer import Tokenizer
 from umbel.core.errors import UmbelError
+from umbel.engine.guessing import Guesser
 from umbel.engine.handle import Handle
 from umbel.engine.requests import (
     Finished,
@@ -95,6 +96,11 @@ class Row:
     pooled: list[Tensor] = field(default_factory=list)
     """Hidden states [tokens, H] that its output head will read."""
     scores: list[Scored] = field(default_factory=list)
+    guesser: Guesser | None = None
+    guesses: list[int] = field(default_factory=list)
+    """Tokens of this step beyond its own, which it may come to say."""
+    hits: int = 0
+    """How many of them it said."""
     detokenizer: Detokenizer | None = None
     stops: StopScanner | None = None
 
@@ -128,6 +134,11 @@ class Row:
     def used(self) -> int:
         """Places of the cache that hold something."""
         return self.offset + self.done
+
+    @property
+    def written(self) -> int:
+        """The same with this step's guesses, of which it may come to say more."""
+        return self.used - self.hits + len(self.guesses)
 
     @property
     def hold(self) -> int:
@@ -167,16 +178,28 @@ class Row:
             self.detokenizer, self.stops = Detokenizer(tokenizer), StopScanner(request.stop)
             self.scores = [Scored(request.tokens[0], None)]
 
-    def choice(self) -> Choice:
-        """How the next token is to be chosen."""
+    def guess(self, most: int) -> int:
+        """Guesses as many of the next tokens as there are places for; how many that is."""
+        self.guesser = self.guesser or Guesser()
+        most = min(most, self.held - self.used - 1, self.max_tokens - self.generated - 1)
+        self.guesses, self.hits = self.guesser.guess(self.tokens, most) if most > 0 else [], 0
+        return len(self.guesses)
+
+    def guessed(self) -> None:
+        """The step is over."""
+        if self.guesses and self.guesser is not None:
+            self.guesser.told(self.hits)
+        self.guesses, self.hits = [], 0
+
+    def choice(self, ahead: int = 0) -> Choice:
+        """How the next token is to be chosen, or the one so many places behind it."""
         request = self.generating
         assert request is not None
-        banned = self.banned if self.generated < request.min_tokens else ()
+        place = self.generated + ahead
+        banned = self.banned if place < request.min_tokens else ()
         if request.temperature == 0.0 and request.logprobs is None and not banned:
             return GREEDY
-        return Choice(
-            request.temperature, request.top_p, request.top_k, self.seed, self.generated, request.logprobs, banned
-        )
+        return Choice(request.temperature, request.top_p, request.top_k, self.seed, place, request.logprobs, banned)
 
     def give_prompt(self) -> None:
         """Puts the prompt's log-probabilities, once all are there."""
@@ -184,10 +207,13 @@ class Row:
         self.scores = []
 
     def accept(self, drawn: Drawn) -> FinishReason | None:
-        """Appends a token, gives its text away, and says whether it was the last."""
+        """Appends a token, gives its text away, and says whether it was the last. A right guess is read already."""
         request = self.generating
         assert request is not None
         assert drawn.token is not None
+        if self.hits < len(self.guesses) and drawn.token == self.guesses[self.hits]:
+            self.hits += 1
+            self.done += 1
         self.tokens.append(drawn.token)
         reason, text = self._read(drawn.token, request)
         self.handle.put(Token(drawn.token, text, drawn.logprob, drawn.top))

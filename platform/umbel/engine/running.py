@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 
+from umbel.engine.guessing import TOGETHER
 from umbel.engine.kv import KVCache
 from umbel.engine.prefixes import Prefixes
 from umbel.engine.row import Row
@@ -24,8 +25,11 @@ class Plan:
     """What one step computes: a token of each decoding row, then chunks of prompts."""
 
     decode: list[Row]
-    """Side by side those that wear the same adapter, so that a group of the batch is a view and nothing is gathered."""
+    """Side by side those that wear the same adapter, so that a group of the batch is a view and nothing is gathered. A
+    row that guesses stands here again for each of its guesses, behind itself."""
     chunks: list[tuple[Row, Span]]
+    ahead: list[int]
+    """For each of ``decode`` 0, or the number of the guess."""
 
     @property
     def tokens(self) -> int:
@@ -42,12 +46,22 @@ class Running:
     """Keeps ``rows[i].slot == i`` and the first ``decoding`` rows past their prompt, moving keys and values along.
 
     ``places`` bounds what running rows and kept beginnings of prompts hold together; ``spare`` what may be saved
-    beside them, which can be passed by less than one row.
+    beside them, which can be passed by less than one row. A row that ``may_guess`` guesses at most ``guesses`` tokens.
     """
 
-    def __init__(self, cache: KVCache, prefixes: Prefixes, *, places: int, spare: int) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        prefixes: Prefixes,
+        *,
+        places: int,
+        spare: int,
+        guesses: int = 0,
+        may_guess: Callable[[Row], bool] = lambda _: True,
+    ) -> None:
         self.cache, self.prefixes = cache, prefixes
         self.places, self.spare = places, spare
+        self.guesses, self._may_guess = guesses, may_guess
         self.rows: list[Row] = []
         self.decoding = 0
         self.preempted: list[Row] = []
@@ -141,7 +155,20 @@ class Running:
             count = min(left, row.prompt_end - row.done)
             chunks.append((row, Span(row.slot, row.used, count, at)))
             left, at = left - count, at + count
-        return Plan(sorted(self.rows[: self.decoding], key=_worn), chunks)
+        decode = sorted(self.rows[: self.decoding], key=_worn)
+        if self.guesses and not chunks and decode:
+            return self._with_guesses(decode)
+        return Plan(decode, chunks, [0] * len(decode))
+
+    def _with_guesses(self, decode: list[Row]) -> Plan:
+        """As many of each row as leave the step about as long as it is."""
+        most = min(self.guesses, TOGETHER // len(decode) - 1)
+        if most <= 0:
+            return Plan(decode, [], [0] * len(decode))
+        places = [
+            (row, ahead) for row in decode for ahead in range(1 + (row.guess(most) if self._may_guess(row) else 0))
+        ]
+        return Plan([row for row, _ in places], [], [ahead for _, ahead in places])
 
     def _preempt(self, row: Row) -> None:
         row.saved = self.cache.save(row.slot, 0, row.used)
@@ -175,6 +202,6 @@ class Running:
         """Moves the row of slot ``source`` into the hole; returns the new hole."""
         if source != hole:
             row = self.rows[source]
-            self.cache.move(source, hole, row.used)
+            self.cache.move(source, hole, row.written)
             self.rows[hole], row.slot = row, hole
         return source

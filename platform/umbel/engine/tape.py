@@ -8,10 +8,12 @@ Shape letters here:  B tokens of the step   H hidden   N query heads   D head wi
 """
 
 import ctypes
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from umbel.adapters.sites import Composite, Sites
@@ -24,6 +26,8 @@ from umbel.engine.native_part import Call, NativePart, Room, address
 
 _SITES = ("qkv", "o", "gate_up", "down")
 _LEAST_ROWS = 64
+_KEPT = 16
+"""Lists of calls."""
 
 
 class _Norm(ctypes.Structure):
@@ -129,8 +133,8 @@ class Tape:
         self._decoder, self._shape, self._kernels = backbone.decoder, backbone.shape, kernels
         self._run = kernels.library.umbel_tape
         self._bare: _Bare | None = None
-        self._parts: list[NativePart] | None = None
-        self._entries = np.empty((0, 2), np.int64)
+        self._entries: OrderedDict[tuple[NativePart, ...], NDArray[np.int64]] = OrderedDict()
+        """Of a few steps: rows that guess are as many in one step and as many in another."""
         self._now = _Now()
 
     @classmethod
@@ -147,7 +151,7 @@ class Tape:
     def through(self, x: Tensor, rotation: tuple[Tensor, Tensor], attention: CachedAttention, sites: Sites) -> Tensor:
         """The hidden states [B,1,H] behind the last layer: a view that the next step writes to."""
         rows = len(x)
-        room = self._for(_native(sites), rows)
+        room, entries = self._for(tuple(_native(sites)), rows)
         room.x[:rows].copy_(x[:, 0])
         cosines, sines = (part.contiguous() for part in rotation)
         now = self._now
@@ -156,21 +160,24 @@ class Tape:
         decode, prompt = attention.told(room.qkv, room.context)
         now.decode, now.prompt = _at(decode), _at(prompt)
         self._run(
-            ctypes.c_void_p(self._entries.ctypes.data), ctypes.c_int64(len(self._entries)), ctypes.byref(now),
+            ctypes.c_void_p(entries.ctypes.data), ctypes.c_int64(len(entries)), ctypes.byref(now),
             torch.get_num_threads(),
         )  # fmt: skip
         return room.x[:rows, None]
 
-    def _for(self, parts: list[NativePart], rows: int) -> Room:
-        """Writes what these parts do into the calls, unless that is what they are."""
+    def _for(self, parts: tuple[NativePart, ...], rows: int) -> tuple[Room, NDArray[np.int64]]:
+        """The calls with what these parts do, written unless they are known."""
         threads = torch.get_num_threads()
         if self._bare is None or rows > len(self._bare.room.x) or threads > self._bare.room.threads:
             room = Room.of(self._shape, max(_LEAST_ROWS, 1 << (rows - 1).bit_length()))
-            self._bare, self._parts = _Bare(self._decoder, self._shape, self._kernels, room), None
-        if self._parts != parts:
-            self._entries = np.array(list(self._calls(self._bare, parts)), np.int64)
-            self._parts = parts
-        return self._bare.room
+            self._bare = _Bare(self._decoder, self._shape, self._kernels, room)
+            self._entries.clear()
+        entries = self._entries.get(parts)
+        if entries is None:
+            while len(self._entries) >= _KEPT:
+                self._entries.popitem(last=False)
+            entries = self._entries[parts] = np.array(list(self._calls(self._bare, parts)), np.int64)
+        return self._bare.room, entries
 
     def _calls(self, bare: _Bare, parts: Sequence[NativePart]) -> Iterator[Call]:
         added: dict[tuple[int, str], list[Call]] = {}

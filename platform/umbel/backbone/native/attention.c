@@ -18,6 +18,7 @@ typedef struct {
     float scale;
     float *scores; /* [threads, group, room] */
     int64_t room;
+    int64_t shared; /* whether several rows are places of one slot */
 } Decode;
 
 /* ``v`` vectors of the context of ``n`` query heads, from feature ``c`` on. */
@@ -63,11 +64,16 @@ static bf16 *of_head(const Decode *s, bf16 *all, int64_t row, int64_t g) {
     return all + s->slots[row] * s->slot_stride + g * s->head_stride;
 }
 
+static void write(const Decode *s, int64_t row, int64_t g) {
+    int64_t at = s->positions[row] * s->d;
+    memcpy(of_head(s, s->keys, row, g) + at, s->k + row * s->k_row + g * s->k_head, s->d * sizeof(bf16));
+    memcpy(of_head(s, s->values, row, g) + at, s->v + row * s->v_row + g * s->v_head, s->d * sizeof(bf16));
+}
+
 INLINE void head(const Decode *s, int64_t row, int64_t g, float *scores, const bf16 *coming, const int64_t d) {
     int64_t at = s->positions[row], heads = s->kv_heads * s->group;
     bf16 *keys = of_head(s, s->keys, row, g), *values = of_head(s, s->values, row, g);
-    memcpy(keys + at * d, s->k + row * s->k_row + g * s->k_head, d * sizeof(bf16));
-    memcpy(values + at * d, s->v + row * s->v_row + g * s->v_head, d * sizeof(bf16));
+    if (!s->shared) write(s, row, g);
     const bf16 *q[AT_ONCE];
     for (int64_t i = 0; i < s->group;) {
         bf16 *context = s->context + (row * heads + g * s->group + i) * d;
@@ -98,6 +104,10 @@ static void decode(Team *team, const void *told) {
     const Decode *s = told;
     int64_t tasks = s->rows * s->kv_heads, next;
     float *scores = s->scores + team->me * s->group * s->room;
+    if (s->shared) { /* a place is read by those behind it */
+        while ((next = take(team, tasks)) >= 0) write(s, next / s->kv_heads, next % s->kv_heads);
+        finish(team, tasks);
+    }
     for (int64_t task = take(team, tasks); task >= 0; task = next) {
         next = take(team, tasks);
         const bf16 *coming = next < 0 ? NULL : of_head(s, s->keys, next / s->kv_heads, next % s->kv_heads);
