@@ -3,7 +3,7 @@ export UMBEL_HOME ?= $(CURDIR)/.umbel
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup assets demo test check bench bench-training bench-methods bench-tuning bench-quantised bench-peers parity fresh bench-memory bench-compact bench-targets docs soak clean
+.PHONY: help setup assets demo test check bench bench-training bench-methods bench-tuning bench-quantised bench-peers parity fresh bench-memory bench-compact bench-guesses bench-targets docs soak clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -62,6 +62,9 @@ fresh: assets  ## Measure how much an untrained adapter of each method changes S
 
 bench-compact: assets  ## Measure weights in 12 bits beside the same in 16, to the same tokens; three minutes
 	$(BIN)/python -m benchmarks.compact $(ARGS)
+
+bench-guesses: assets  ## Measure rows that guess ahead beside rows that do not, to the same tokens; two minutes
+	$(BIN)/python -m benchmarks.guesses $(ARGS)
 
 bench-training: assets  ## Measure training beside HF + PEFT and itself (ARGS=--short: 20 minutes)
 	$(BIN)/python -m benchmarks.training $(ARGS)

@@ -60,6 +60,7 @@ def serving(folder: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="umbel-targets-") as home:
         (Path(home) / "backbones").symlink_to(folder.parent)
         command = [sys.executable, "-m", "umbel.cli", "serve", "--port", "0", "--backbone", folder.name, "--quiet"]
+        command += ["--guesses", "0"]  # the engine beside it does not guess
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"UMBEL_HOME": home})
         try:
             assert process.stdout

@@ -78,7 +78,9 @@ def test_usage_says_what_was_kept_from_an_earlier_request(client):
     kept = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in (first, second, other)]
     assert kept == [0, 32, 0]
     assert first["choices"] == second["choices"]
-    assert "umbel_prefix_hits_total" in client.get("/metrics").text
+    metrics = client.get("/metrics").text
+    assert "umbel_prefix_hits_total" in metrics
+    assert "umbel_tokens_guessed_total" in metrics
 
 
 def test_echoed_logprobs_equal_a_full_forward(client, home):

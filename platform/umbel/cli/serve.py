@@ -55,6 +55,15 @@ def serve(
     ] = "2GB",
     adapter_bytes: Annotated[str, typer.Option(help="Most memory for loaded adapters.")] = "1GB",
     max_rows: Annotated[int, typer.Option(help="Rows that run at once.", min=1)] = 32,
+    guesses: Annotated[
+        int,
+        typer.Option(
+            help="Tokens that a row may guess ahead in a step of few rows: answers that repeat something come sooner, "
+            "and are the same. 0: none.",
+            min=0,
+            max=7,
+        ),
+    ] = 5,
     require_keys: Annotated[bool, typer.Option("--require-keys", help="Ask for a key on loopback too.")] = False,
     allow_host: Annotated[list[str] | None, typer.Option(help="Another host name that requests may use.")] = None,
     max_body: Annotated[str, typer.Option(help="Largest request.")] = "8MB",
@@ -76,7 +85,7 @@ def serve(
     from umbel.server.service import Capacity, ServerConfig
 
     settings = Settings.load()
-    capacity = Capacity(max_rows, parse_bytes(kv_bytes), parse_bytes(adapter_bytes))
+    capacity = Capacity(max_rows, parse_bytes(kv_bytes), parse_bytes(adapter_bytes), guesses)
     config = ServerConfig(
         host=host,
         allowed_hosts=tuple(allow_host or ()),

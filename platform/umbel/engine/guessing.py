@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 TOGETHER = 8
 """Tokens of a step in which rows guess: a tile of the linears, and so nearly the price of one."""
+LEAST = 2
+"""Guesses for which there is to be room in each row's part of a step: one alone is not worth its place."""
 _LENGTHS = (3, 2)
 """Tokens that have to be the same, tried in this order."""
 _LOOKED_AT = 4096

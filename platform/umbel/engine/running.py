@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 
-from umbel.engine.guessing import TOGETHER
+from umbel.engine.guessing import LEAST, TOGETHER
 from umbel.engine.kv import KVCache
 from umbel.engine.prefixes import Prefixes
 from umbel.engine.row import Row
@@ -163,7 +163,7 @@ class Running:
     def _with_guesses(self, decode: list[Row]) -> Plan:
         """As many of each row as leave the step about as long as it is."""
         most = min(self.guesses, TOGETHER // len(decode) - 1)
-        if most <= 0:
+        if most < LEAST:
             return Plan(decode, [], [0] * len(decode))
         places = [
             (row, ahead) for row in decode for ahead in range(1 + (row.guess(most) if self._may_guess(row) else 0))

@@ -39,6 +39,7 @@ def running(backbone: Backbone, registry: Registry, capacity: Capacity, config: 
         kv_bytes=capacity.kv_bytes,
         adapter_bytes=capacity.adapter_bytes,
         max_rows=capacity.max_rows,
+        guesses=capacity.guesses,
         ready=KeptFiles(registry.settings.ready, registry.settings.ready_bytes),
     )
     with EngineThread(engine) as thread:
@@ -126,4 +127,5 @@ def _totals(service: Service) -> dict[str, float]:
     ended = {f"rows_{reason}": float(count) for reason, count in stats.finished.items()}
     did = {"steps": stats.steps, "tokens_prefilled": stats.prompt_tokens, "adapter_evictions": stats.evictions}
     kept = {"prefix_hits": stats.prefix_hits, "prefix_tokens": stats.prefix_tokens, "preemptions": stats.preemptions}
-    return {**did, **kept, **ended}
+    ahead = {"tokens_guessed": stats.guessed_tokens, "tokens_guessed_right": stats.guessed_right}
+    return {**did, **kept, **ahead, **ended}

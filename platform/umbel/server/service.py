@@ -79,6 +79,8 @@ class Capacity:
     max_rows: int
     kv_bytes: int
     adapter_bytes: int
+    guesses: int = 5
+    """Tokens that a row may be ahead of itself in a step of few rows."""
 
 
 @dataclass(slots=True)
