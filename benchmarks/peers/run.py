@@ -27,6 +27,8 @@ from umbel.core.settings import Settings
 SHORT = ("1 request, bare backbone", "32 requests, bare backbone", "32 requests, 8 LoRAs")
 WARM_UP = 8
 """New tokens of each request in the round that is not measured."""
+FEW = 8
+"""Requests; works with fewer are asked more often."""
 SETTLE = 0.3
 """Seconds between turns: threads of the system before go on spinning for a while (Intel's OpenMP for 0.2 s)."""
 
@@ -44,7 +46,7 @@ def main() -> None:
             print(f"{peer.name} is left out: not installed, run sh scripts/peers.sh", file=sys.stderr)
     systems: list[System] = [Umbel(folder), Umbel(folder, "int4"), HuggingFace(folder), *present]
     try:
-        rows = [measure(work, systems, args.rounds) for work in chosen(args)]
+        rows = [measure(work, systems, rounds_of(work, args.rounds)) for work in chosen(args)]
     finally:
         for peer in present:
             peer.close()
@@ -68,6 +70,12 @@ def chosen(args: argparse.Namespace) -> list[Work]:
     found = [work for work in works(short=False) if work.only_lora and (not args.short or work.name in SHORT)]
     found.sort(key=lambda work: len(work.kinds))
     return [trimmed(dataclasses.replace(work, new_tokens=args.new_tokens), args.requests) for work in found]
+
+
+def rounds_of(work: Work, rounds: int) -> int:
+    """Of few requests as many more rounds: one request is over in less than a second, and its first step meets what the
+    system before left in the caches."""
+    return rounds * max(1, FEW // work.concurrent)
 
 
 def trimmed(work: Work, requests: int | None) -> Work:
@@ -189,7 +197,8 @@ def page(found: dict[str, Any]) -> str:
         "4-bit file, and bare works only, since its LoRA acts on a whole batch; umbel int4: the layers' linears in the",
         "same 4 bits, the rest in bf16. LoRA: rank 16 on all seven linears, random weights. Each system is an engine",
         "stepped by one thread, without HTTP; they take turns in every round;",
-        f"medians of {found['rounds']}. The ratio to vLLM is to the better of its two settings, work by work (where",
+        f"medians of {found['rounds']} ({FEW * found['rounds']} where it is one request).",
+        "The ratio to vLLM is to the better of its two settings, work by work (where",
         "LoRA is enabled its CPU backend compiles nothing). Figures of `serving.md` come from another run.",
         "",
         "Generated tokens per second, end to end, prefill included:",
