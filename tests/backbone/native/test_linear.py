@@ -172,6 +172,13 @@ def test_its_weight_is_found_again_whole_and_row_by_row(d_in, d_out, form, kerne
     assert linear.rows(some).equal(plain.weight[some])
 
 
+@pytest.mark.parametrize("beyond", [-1, 960, 2**40])
+def test_a_row_that_is_not_there_is_refused(beyond, kernels):
+    linear = native(dense(576, 960), kernels, NativeCompact)
+    with pytest.raises(IndexError):
+        linear.rows(torch.tensor([3, beyond]))
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_tied_lm_head_and_its_embeddings_are_held_once_and_give_what_they_gave(tied, tmp_path, kernels):
     folder = tiny_backbone(tmp_path / "tiny", tie_word_embeddings=tied)

@@ -8,9 +8,9 @@
 #include "product.h"
 #include "tape.h"
 
-#define PAIR (2 * COLUMNS)      /* numbers of a block for two inputs */
+#define PAIR (2 * COLUMNS)         /* numbers of a block for two inputs */
 #define SIZE (FOUR * PAIR * 3 / 2) /* bytes of four such pairs */
-#define KINDS 256               /* high bytes that there are */
+#define KINDS 256                  /* high bytes that there are */
 #define NONE HIGHS
 
 /* Where number ``i`` of pair ``l`` of four lies (forms.h, compact_two). */
@@ -128,8 +128,9 @@ static void fill(Team *team, const void *told) {
 }
 
 /* Chooses each block's high bytes, and counts its ``others`` into ``first`` [blocks + 1]; how many they are in all. */
-int64_t umbel_count_others(const bf16 *weight, int64_t d_out, int64_t d_in, uint8_t *highs, int32_t *first,
-                           int threads) {
+int64_t umbel_count_others(
+    const bf16 *weight, int64_t d_out, int64_t d_in, uint8_t *highs, int32_t *first, int threads
+) {
     Packing s = {weight, d_out, d_in, highs, first, 0, 0, 0};
     int64_t blocks = blocks_of(d_out);
     umbel_in_team(count, &s, threads);
@@ -199,8 +200,11 @@ static void rows(Team *team, const void *told) {
     finish(team, s->count);
 }
 
-/* The weights of these output features, as they were. */
-void umbel_compact_rows(const Product *of, const int64_t *outputs, int64_t count, bf16 *found, int threads) {
+/* The weights of these output features, as they were; 0 where one of them is none, and nothing is read. */
+int umbel_compact_rows(const Product *of, const int64_t *outputs, int64_t count, bf16 *found, int threads) {
     Rows s = {of, outputs, count, found};
+    for (int64_t i = 0; i < count; i++)
+        if (outputs[i] < 0 || outputs[i] >= of->d_out) return 0;
     umbel_in_team(rows, &s, threads);
+    return 1;
 }

@@ -35,7 +35,7 @@ _SOURCES = (
 )
 _HEADERS = ("vectors.h", "forms.h", "product.h", "scores.h", "team.h", "tape.h")
 _RETURN_NOTHING = (
-    "umbel_linear", "umbel_compact", "umbel_compact_rows", "umbel_lora", "umbel_decode", "umbel_gated", "umbel_prompt",
+    "umbel_linear", "umbel_compact", "umbel_lora", "umbel_decode", "umbel_gated", "umbel_prompt",
     "umbel_scale", "umbel_likeliest", "umbel_tape", "umbel_alone", "umbel_let_go", "umbel_settle",
 )  # fmt: skip
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")

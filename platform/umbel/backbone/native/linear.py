@@ -76,11 +76,12 @@ class NativeCompact(NativeLinear):
         return self.rows(torch.arange(self.d_out))
 
     def rows(self, outputs: Tensor) -> Tensor:
-        outputs = outputs.to(torch.int64).contiguous()
+        """Raises IndexError where there is no such feature."""
+        outputs, threads = outputs.to(torch.int64).contiguous(), torch.get_num_threads()
         found = torch.empty(*outputs.shape, self.d_in, dtype=torch.bfloat16)
-        self._rows(
-            ctypes.byref(self._known()), outputs.data_ptr(), outputs.numel(), found.data_ptr(), torch.get_num_threads()
-        )
+        known = ctypes.byref(self._known())
+        if not self._rows(known, outputs.data_ptr(), outputs.numel(), found.data_ptr(), threads):
+            raise IndexError(f"{outputs.min()} to {outputs.max()} are not all of {self.d_out} output features")
         return found
 
     def held(self) -> dict[str, int | None]:
