@@ -5,9 +5,9 @@ import time
 
 import pytest
 from benchmarks.peers.llamacpp import BATCH, together
-from benchmarks.peers.run import Idle, page, trimmed
+from benchmarks.peers.run import Idle, page, rounds_of, trimmed
 from benchmarks.peers.system import ROOT, PeerFailed, Process
-from benchmarks.work import Work
+from benchmarks.work import Work, works
 
 NOISY = f"""
 import os, sys
@@ -115,6 +115,11 @@ def found():
         "peers": {"vLLM eager": {"version": "0.32.0", "torch": "2.13.0"}, "llama.cpp Q4_1": {}},
         "works": [bare],
     }
+
+
+def test_a_work_of_few_requests_has_more_rounds():
+    asked = {work.concurrent: rounds_of(work, 2) for work in works(short=False)}
+    assert asked == {1: 16, 8: 2, 32: 2}
 
 
 def test_the_ratio_is_to_the_better_of_vllm_s_settings(found):

@@ -14,6 +14,8 @@ from umbel.cli.known import register_backbone
 from umbel.cli.serve import parse_bytes
 from umbel.core.errors import UsageError
 from umbel.core.settings import Settings
+from umbel.server import assembly
+from umbel.server.service import Capacity
 
 READY = "umbel is ready at "
 SOURCE = Source(source="folder:x", revision=None, sha256=None, licence=None, pulled_at="2026-01-31T09:05:00Z")
@@ -150,6 +152,17 @@ def test_a_port_that_is_taken_is_told(run):
     assert answer.code == 2
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use.\n" in answer.err
     assert "--port 0" in answer.err
+
+
+@pytest.mark.parametrize(("words", "guesses"), [((), 5), (("--guesses", "2"), 2), (("--guesses", "0"), 0)])
+def test_the_engine_is_given_what_the_flags_say(run, monkeypatch, words, guesses):
+    def given(_backbone, _registry, capacity, _config):
+        raise UsageError(f"{capacity}", code="seen")
+
+    monkeypatch.setattr(assembly, "running", given)
+    answer = run("serve", "--port", "0", "--max-rows", "3", "--kv-bytes", "5MB", "--adapter-bytes", "4MB", *words)
+    expected = Capacity(max_rows=3, kv_bytes=5_000_000, adapter_bytes=4_000_000, guesses=guesses)
+    assert str(expected) in answer.err
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,23 @@ def test_what_was_guessed_wrongly_reaches_nobody(kernel_lab):
     assert [handle.result().ids for handle in handles] == [answer.ids for answer in alone]
 
 
+@pytest.mark.parametrize("max_tokens", [9, 40])
+def test_no_row_writes_beyond_the_places_that_it_was_promised(max_tokens, kernel_lab):
+    """Not where its slot ends, either: there the next head's keys begin."""
+    engine = kernel_lab.engine(guesses=7, max_length=len(LOOP) + max_tokens)
+    plan, left = engine.scheduler.plan, []
+
+    def watched():
+        planned = plan()
+        left.extend(row.held - row.used - ahead for row, ahead in zip(planned.decode, planned.ahead, strict=True))
+        return planned
+
+    engine.scheduler.plan = watched
+    kernel_lab.run(engine, [kernel_lab.ask(LOOP, max_tokens=max_tokens)])
+    assert engine.stats().guessed_right > 0
+    assert min(left) >= 1
+
+
 def test_no_step_has_more_tokens_than_a_tile(kernel_lab):
     engine = kernel_lab.engine(guesses=7)
     plans, plan = [], engine.scheduler.plan
@@ -120,6 +137,13 @@ def test_no_step_has_more_tokens_than_a_tile(kernel_lab):
     assert max(one.tokens for one in guessing) <= TOGETHER
     assert not any(one.chunks for one in guessing)
     assert {one.ahead.count(0) for one in guessing} == {1, 2}
+
+
+def test_a_row_on_whose_answer_torch_acts_does_not_guess(kernel_lab):
+    """Its products may round otherwise beside more rows, on some processor."""
+    everywhere = kernel_lab.adapter("lora", 3, rank=8, targets=("q_proj", "lm_head"))
+    stats = steps(kernel_lab, [kernel_lab.ask(LOOP, everywhere, max_tokens=40)], guesses=5)[1]
+    assert stats.guessed_tokens == 0
 
 
 def test_without_kernels_nobody_guesses(fp32):

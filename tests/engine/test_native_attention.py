@@ -77,6 +77,19 @@ def test_what_lies_behind_a_row_is_not_seen_and_a_nan_stays_with_its_row(kernels
     assert found[[0, 2]].equal(clean[[0, 2]])
 
 
+@pytest.mark.parametrize("positions", [[6, 7, 8, 3], [8, 7, 6, 3]], ids=["rising", "falling"])
+def test_places_of_one_slot_see_those_before_them_in_whatever_order_they_come(positions, kernels):
+    slots = [1, 1, 1, 0]
+    shape, cache, _, (q, k, v) = bench(4, 2, 16, positions, slots)
+    before = cache.slabs.clone()
+    found = NativeDecode(kernels, cache, shape, positions, slots)(0, q, k, v)
+    cache.slabs.copy_(before)
+    for row in sorted(range(4), key=positions.__getitem__):
+        own = slice(row, row + 1)
+        alone = NativeDecode(kernels, cache, shape, positions[own], slots[own])(0, q[own], k[own], v[own])
+        assert alone[0].equal(found[row])
+
+
 def test_large_scores_do_not_overflow(kernels):
     positions = [30, 30]
     shape, cache, slots, (q, k, v) = bench(4, 2, 16, positions)

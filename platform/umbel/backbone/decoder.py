@@ -19,7 +19,7 @@ from umbel.backbone.attention import Attention, WholeAttention
 from umbel.backbone.checkpointing import KEEP_ALL, Checkpointing
 from umbel.backbone.config import BackboneConfig, inverse_frequencies
 from umbel.backbone.linears import DenseLinear, Linear
-from umbel.backbone.native import Kernels, NativeCompact, NativeDense, NativeEmbedding, Pointwise
+from umbel.backbone.native import Kernels, NativeEmbedding, NativeWeight, Pointwise
 from umbel.core.shape import BackboneShape
 
 
@@ -77,7 +77,7 @@ class Decoder(nn.Module):
         )
         self.layers = nn.ModuleList(Layer(i, config, dtype, device) for i in range(shape.layers))
         self.norm = RMSNorm(shape.hidden, config.norm_eps, dtype, device)
-        self.lm_head: DenseLinear | NativeDense | NativeCompact | None = (
+        self.lm_head: DenseLinear | NativeWeight | None = (
             None if shape.tied else DenseLinear(shape.hidden, shape.vocab, bias=False, dtype=dtype, device=device)
         )
         self.compute_dtype = dtype

@@ -14,7 +14,7 @@ from umbel.backbone.fingerprint import Identity, fingerprint, identity, weight_f
 from umbel.backbone.footprint import give_back_freed, keep_few_products
 from umbel.backbone.installed import CHANGED_FILE, SOURCE_FILE, Source, parent_folder
 from umbel.backbone.linears import DenseLinear, OneDnnLinear, PackedLinear, can_pack
-from umbel.backbone.native import Kernels, NativeCompact, NativeDense, NativeEmbedding, native_linear
+from umbel.backbone.native import Kernels, NativeEmbedding, NativeWeight, native_linear
 from umbel.backbone.pages import lay_together
 from umbel.backbone.pieces import pieces
 from umbel.backbone.quantised import QUANTISED_SITES, QuantisedLinear, check_form, quantised
@@ -240,7 +240,7 @@ def pack(decoder: Decoder, rows: int = _PACK_ROWS, kernels: Kernels | None = Non
         _pack_lm_head(decoder, lm_head)
 
 
-def _pack_lm_head(decoder: Decoder, packed: NativeDense | NativeCompact) -> None:
+def _pack_lm_head(decoder: Decoder, packed: NativeWeight) -> None:
     """Where it is tied, embeddings are looked up in it, so that they are held once."""
     if decoder.lm_head is None:
         decoder.embedding = NativeEmbedding(packed)

@@ -130,17 +130,16 @@ class Dresser:
         ]
 
 
-def reads_anywhere(kernels: Kernels | None, stack: Stack | None) -> bool:
+def reads_anywhere(kernels: Kernels | None, stack: Stack) -> bool:
     """Whether slots of this stack need not lie side by side: a kernel finds each by its address."""
-    return kernels is not None and stack is not None and any(kind.fits(stack) for kind in _KINDS)
+    return kernels is not None and any(kind.fits(stack) for kind in _KINDS)
 
 
 def answers_by_kernels(kernels: Kernels | None, worn: Resident | None) -> bool:
-    """Whether nothing acts on a row's answer but kernels, so that its bits are its own on any processor."""
-    if worn is None:
-        return kernels is not None
-    acts = worn.stack is not None and _in_answers(worn)
-    return not worn.adapts_lm_head and (not acts or reads_anywhere(kernels, worn.stack))
+    """Whether no adapter acts on a row's answer but by kernels, so that its bits are its own on any processor."""
+    if worn is None or worn.stack is None:
+        return True
+    return not worn.adapts_lm_head and (not _in_answers(worn) or reads_anywhere(kernels, worn.stack))
 
 
 def _in_answers(worn: Resident) -> bool:

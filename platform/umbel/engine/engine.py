@@ -141,27 +141,23 @@ class Engine:
         forms = None if ready is None else ReadyForms(ready, backbone)
         load = load or functools.partial(load_adapter, shape=backbone.shape)
         self._forward = Forward(backbone, cache)
-        kernels = backbone.kernels
-        self._likeliest = (
-            Pointwise(kernels).likeliest if kernels and kernels.fit(backbone.dtype, backbone.device) else None
-        )
+        self._likeliest = None if backbone.kernels is None else Pointwise(backbone.kernels).likeliest
         per_token = backbone.kv_bytes_per_token
-        prefixes = Prefixes(cache, most=(kv_bytes if prefix_bytes is None else prefix_bytes) // per_token)
-        spare = (kv_bytes if saved_bytes is None else saved_bytes) // per_token
+        running = Running(
+            cache,
+            Prefixes(cache, most=(kv_bytes if prefix_bytes is None else prefix_bytes) // per_token),
+            places=kv_bytes // per_token,
+            spare=(kv_bytes if saved_bytes is None else saved_bytes) // per_token,
+            guesses=guesses if self._forward.alone else 0,
+            may_guess=lambda row: answers_by_kernels(backbone.kernels, row.resident),
+        )
         self.scheduler = Scheduler(
             backbone,
             self._forward,
             self.bank,
             Loader(backbone, adapters, load, clock=clock, on_done=self.wakeup.set, ready_forms=forms),
             self.limits,
-            running=Running(
-                cache,
-                prefixes,
-                places=kv_bytes // per_token,
-                spare=spare,
-                guesses=guesses if self._forward.alone else 0,
-                may_guess=lambda row: answers_by_kernels(backbone.kernels, row.resident),
-            ),
+            running=running,
             clock=clock,
             finish=self._finish,
         )

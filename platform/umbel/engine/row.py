@@ -179,10 +179,9 @@ class Row:
             self.scores = [Scored(request.tokens[0], None)]
 
     def guess(self, most: int) -> int:
-        """Guesses as many of the next tokens as there are places for; how many that is."""
+        """Guesses as many of the next tokens as it was promised places for; how many that is."""
         self.guesser = self.guesser or Guesser()
-        most = min(most, self.held - self.used - 1, self.max_tokens - self.generated - 1)
-        self.guesses, self.hits = self.guesser.guess(self.tokens, most) if most > 0 else [], 0
+        self.guesses, self.hits = self.guesser.guess(self.tokens, min(most, self.held - self.used - 1)), 0
         return len(self.guesses)
 
     def guessed(self) -> None:

@@ -166,7 +166,8 @@ class Tape:
         return room.x[:rows, None]
 
     def _for(self, parts: tuple[NativePart, ...], rows: int) -> tuple[Room, NDArray[np.int64]]:
-        """The calls with what these parts do, written unless they are known."""
+        """The calls with what these parts do, written unless they are known. A part is in one list only: it holds what
+        its calls are told."""
         threads = torch.get_num_threads()
         if self._bare is None or rows > len(self._bare.room.x) or threads > self._bare.room.threads:
             room = Room.of(self._shape, max(_LEAST_ROWS, 1 << (rows - 1).bit_length()))

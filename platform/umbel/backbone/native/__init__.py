@@ -2,7 +2,7 @@
 
 from umbel.backbone.native.codes import Codes, NativeCodes
 from umbel.backbone.native.kernels import Kernels
-from umbel.backbone.native.linear import NativeCompact, NativeDense, NativeEmbedding, native_linear
+from umbel.backbone.native.linear import NativeCompact, NativeDense, NativeEmbedding, NativeWeight, native_linear
 from umbel.backbone.native.pointwise import Pointwise
 from umbel.backbone.native.product import COLUMNS, NativeLinear
 
@@ -15,6 +15,7 @@ __all__ = [
     "NativeDense",
     "NativeEmbedding",
     "NativeLinear",
+    "NativeWeight",
     "Pointwise",
     "native_linear",
 ]

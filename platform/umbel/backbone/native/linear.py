@@ -1,7 +1,6 @@
 """Frozen bf16 weights for ``linear.c``: compact where they can be, and else as they are; and embeddings out of them.
 
 Shape letters here:  N output features   K input features   B rows   T tokens   H hidden   V vocabulary
-                     O pairs of inputs whose numbers stand whole
 """
 
 import ctypes
@@ -20,16 +19,25 @@ _MOST_OTHERS = 1 / 16
 """Share of pairs that stand whole, from which on a weight stays as it is."""
 
 
-class NativeDense(NativeLinear):
+class NativeWeight(NativeLinear):
+    """Gives its numbers back as they were."""
+
+    @property
+    def weight(self) -> Tensor:
+        """[N,K], put together anew."""
+        return self.rows(torch.arange(self.d_out))
+
+    def rows(self, outputs: Tensor) -> Tensor:
+        """The weights [...,K] of these output features."""
+        raise NotImplementedError
+
+
+class NativeDense(NativeWeight):
     """A weight in the kernel's order, as large as it was but for what fills up its last block."""
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, kernels: Kernels) -> None:
         super().__init__(weight.shape[1], weight.shape[0], bias, kernels)
         self.register_buffer("packed", in_blocks(weight.detach()))
-
-    @property
-    def weight(self) -> Tensor:
-        return self.get_buffer("packed").transpose(1, 2).reshape(-1, self.d_in)[: self.d_out]
 
     def rows(self, outputs: Tensor) -> Tensor:
         pairs = self.get_buffer("packed").view(torch.int32).squeeze(-1)
@@ -40,7 +48,7 @@ class NativeDense(NativeLinear):
         return {"w": at(self._buffers["packed"])}
 
 
-class NativeCompact(NativeLinear):
+class NativeCompact(NativeWeight):
     """A weight in three quarters of its bytes, to the bit (``compact.c``)."""
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, kernels: Kernels) -> None:
@@ -71,10 +79,6 @@ class NativeCompact(NativeLinear):
         """Whether this processor has the instructions, and the weight a multiple of 8 inputs."""
         return NativeLinear.fits(dtype, device, d_in, kernels) and d_in % (2 * _FOUR) == 0
 
-    @property
-    def weight(self) -> Tensor:
-        return self.rows(torch.arange(self.d_out))
-
     def rows(self, outputs: Tensor) -> Tensor:
         """Raises IndexError where there is no such feature."""
         outputs, threads = outputs.to(torch.int64).contiguous(), torch.get_num_threads()
@@ -95,7 +99,7 @@ class NativeCompact(NativeLinear):
 class NativeEmbedding(nn.Module):
     """The embeddings that a tied lm_head multiplies with, read where it holds them."""
 
-    def __init__(self, lm_head: NativeDense | NativeCompact) -> None:
+    def __init__(self, lm_head: NativeWeight) -> None:
         super().__init__()
         self.lm_head = lm_head
 
@@ -111,7 +115,7 @@ class NativeEmbedding(nn.Module):
 
 def native_linear(
     weight: Tensor, bias: nn.Parameter | None, kernels: Kernels, *, compact: bool = True
-) -> NativeDense | NativeCompact | None:
+) -> NativeWeight | None:
     """Compact where that can be; None where the kernels cannot hold the weight."""
     made = (weight.dtype, weight.device, weight.shape[1], kernels)
     if compact and NativeCompact.fits(*made):

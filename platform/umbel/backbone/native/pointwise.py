@@ -40,6 +40,7 @@ class Pointwise:
 
     def likeliest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """[M,V] -> the largest values [M], in fp32, and where they stand first [M]; NaN is the largest."""
+        assert logits.dtype == torch.bfloat16
         x = logits.contiguous()
         best, place = torch.empty(len(x), dtype=torch.float32), torch.empty(len(x), dtype=torch.int64)
         threads = min(len(x), torch.get_num_threads())
