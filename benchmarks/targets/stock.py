@@ -5,6 +5,8 @@ All are LoRA of rank 16 on all seven linears in bfloat16: 10 MB on disk and as m
 
 import os
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -51,12 +53,22 @@ class Stock:
         False where a file stays in the page cache all the same, or where that cannot be told.
         """
         store = self.registry.store
-        name = version.digest.removeprefix("sha256:")
-        drop(self.registry.settings.cache / "adapters" / name)
-        for kept in self.registry.settings.ready.glob(f"??/{name}-*"):
+        drop(self.registry.settings.cache / "adapters" / version.digest.removeprefix("sha256:"))
+        for kept in self._forms(version):
             kept.unlink()
         dropped = [_drop_pages(store.path(file.digest)) for file in version.files]
         return all(dropped)
+
+    def await_kept(self, versions: Sequence[Version], seconds: float = 60.0) -> None:
+        """Until an engine that has loaded them wrote their kept forms; raises TimeoutError."""
+        end = time.monotonic() + seconds
+        while not all(list(self._forms(version)) for version in versions):
+            if time.monotonic() > end:
+                raise TimeoutError("an adapter that was loaded has no kept form")
+            time.sleep(0.05)
+
+    def _forms(self, version: Version) -> Iterator[Path]:
+        return self.registry.settings.ready.glob(f"??/{version.digest.removeprefix('sha256:')}-*")
 
     def close(self) -> None:
         self.registry.close()

@@ -5,33 +5,49 @@ error code.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
+from umbel.core.courtesy import give_way
 from umbel.core.errors import AdapterRefused
 
 MAX_HEADER = 1 << 20
 MAX_TENSORS = 20_000
 MAX_METADATA = 64 << 10
-_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-_INTEGERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_INTEGERS = {
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool
+}  # fmt: skip
+_PIECE = 1 << 20
+"""Bytes that are read without giving way."""
+
+Header = dict[str, Any]
+"""A tensor's name to its dtype, shape and place, as the format has them."""
 
 
 def read_tensors(path: Path, *, integers: bool = False) -> dict[str, Tensor]:
-    """Names to finite float tensors (``integers``: or whole numbers); raises AdapterRefused for anything else."""
+    """Names to finite float tensors (``integers``: or whole numbers); raises AdapterRefused for anything else.
+
+    All are views of what was read: whoever keeps one of them for long keeps a copy.
+    """
     if not path.is_file():
         raise AdapterRefused(
             f"{path.name} is missing.", code="missing_file", hint="save the adapter with safe_serialization=True"
         )
-    data = path.read_bytes()
-    check_header(data, path.name, _WIDTH | _INTEGERS if integers else _WIDTH)
-    tensors: dict[str, Tensor] = load(data)
-    if not all_finite(list(tensors.values())):
+    data = _read(path)
+    header = check_header(data, path.name, _DTYPES | _INTEGERS if integers else _DTYPES)
+    give_way()
+    start = len(data) - max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    tensors = {name: _view(data, start, [name], header).view(entry["shape"]) for name, entry in header.items()}
+    give_way()
+    if not all_finite([_view(data, start, names, header) for names in _runs(header)]):
         name = next(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
         raise AdapterRefused(
             f"{path.name}: {name} holds NaN or infinity.",
@@ -39,6 +55,37 @@ def read_tensors(path: Path, *, integers: bool = False) -> dict[str, Tensor]:
             hint="the training diverged; train again with a lower learning rate",
         )
     return tensors
+
+
+def _read(path: Path) -> bytearray:
+    with path.open("rb", buffering=0) as file:
+        data = bytearray(os.fstat(file.fileno()).st_size)
+        whole, at = memoryview(data), 0
+        while count := file.readinto(whole[at : at + _PIECE]):
+            at += count
+            give_way()
+    whole.release()
+    del data[at:]
+    return data
+
+
+def _view(data: bytearray, start: int, names: Sequence[str], header: Header) -> Tensor:
+    """The numbers [N] of tensors of one dtype that lie side by side in the file, whose tensors begin at ``start``."""
+    dtype = (_DTYPES | _INTEGERS)[header[names[0]]["dtype"]]
+    begin, end = header[names[0]]["data_offsets"][0], header[names[-1]]["data_offsets"][1]
+    if begin == end:
+        return torch.empty(0, dtype=dtype)
+    count = (end - begin) // dtype.itemsize
+    if (start + begin) % dtype.itemsize:
+        return torch.frombuffer(data[start + begin : start + end], dtype=dtype, count=count)
+    return torch.frombuffer(data, dtype=dtype, count=count, offset=start + begin)
+
+
+def _runs(header: Header) -> Iterator[list[str]]:
+    """Names of tensors of one dtype that lie side by side."""
+    order = sorted(header, key=lambda name: tuple(header[name]["data_offsets"]))
+    for _, names in groupby(order, key=lambda name: header[name]["dtype"]):
+        yield list(names)
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
@@ -56,7 +103,7 @@ def write_tensors(tensors: dict[str, Tensor]) -> bytes:
     return bytes(save(ready, metadata={"format": "pt"}))
 
 
-def check_header(data: bytes, name: str, widths: Mapping[str, int] = _WIDTH) -> None:
+def check_header(data: bytes | bytearray, name: str, dtypes: Mapping[str, torch.dtype] = _DTYPES) -> Header:
     """Refuses truncated, oversized, overlapping or odd files by their first bytes."""
     length = int.from_bytes(data[:8], "little") if len(data) >= 8 else -1
     if not 2 <= length <= len(data) - 8:
@@ -65,14 +112,15 @@ def check_header(data: bytes, name: str, widths: Mapping[str, int] = _WIDTH) -> 
         raise AdapterRefused(
             f"{name}: its header of {length} bytes is over the limit of {MAX_HEADER}.", code="header_too_large"
         )
-    header = _parse(data[8 : 8 + length], name)
+    header = _parse(bytes(data[8 : 8 + length]), name)
     metadata = header.pop("__metadata__", {})
     if len(json.dumps(metadata)) > MAX_METADATA or len(header) > MAX_TENSORS:
         raise AdapterRefused(f"{name}: too many tensors or too much metadata.", code="header_too_large")
-    _check_layout(header, len(data) - 8 - length, name, widths)
+    _check_layout(header, len(data) - 8 - length, name, dtypes)
+    return header
 
 
-def _parse(raw: bytes, name: str) -> dict[str, Any]:
+def _parse(raw: bytes, name: str) -> Header:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         if len(set(keys)) != len(keys):
@@ -88,12 +136,11 @@ def _parse(raw: bytes, name: str) -> dict[str, Any]:
     return header
 
 
-def _check_layout(header: dict[str, Any], size: int, name: str, widths: Mapping[str, int]) -> None:
+def _check_layout(header: Header, size: int, name: str, dtypes: Mapping[str, torch.dtype]) -> None:
     end = 0
     for key, entry in sorted(header.items(), key=lambda item: str(item[1].get("data_offsets"))):
-        _check_entry(key, entry, name, widths)
-    for _, entry in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
-        begin, stop = entry["data_offsets"]
+        _check_entry(key, entry, name, dtypes)
+    for begin, stop in sorted(tuple(entry["data_offsets"]) for entry in header.values()):
         if begin != end:
             raise _corrupt(name, "its tensors overlap or leave gaps")
         end = stop
@@ -101,11 +148,11 @@ def _check_layout(header: dict[str, Any], size: int, name: str, widths: Mapping[
         raise _corrupt(name, f"it holds {size} bytes of tensors, its header speaks of {end}")
 
 
-def _check_entry(key: str, entry: dict[str, Any], name: str, widths: Mapping[str, int]) -> None:
+def _check_entry(key: str, entry: dict[str, Any], name: str, dtypes: Mapping[str, torch.dtype]) -> None:
     shape, offsets, dtype = entry.get("shape"), entry.get("data_offsets"), entry.get("dtype")
-    if not isinstance(dtype, str) or dtype not in widths:
+    if not isinstance(dtype, str) or dtype not in dtypes:
         raise AdapterRefused(
-            f"{name}: {key} has dtype {dtype}; adapters hold {', '.join(widths)}.", code="dtype_not_allowed"
+            f"{name}: {key} has dtype {dtype}; adapters hold {', '.join(dtypes)}.", code="dtype_not_allowed"
         )
     whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
     spans = isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)
@@ -116,7 +163,7 @@ def _check_entry(key: str, entry: dict[str, Any], name: str, widths: Mapping[str
     count = 1
     for n in shape:
         count *= n
-    if offsets[1] - offsets[0] != count * widths[dtype]:
+    if offsets[1] - offsets[0] != count * dtypes[dtype].itemsize:
         raise _corrupt(name, f"{key} has {offsets[1] - offsets[0]} bytes, its shape {shape} needs another number")
 
 

@@ -11,13 +11,18 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from mmap import mmap
+from io import RawIOBase
 from pathlib import Path
+
+from umbel.core.courtesy import give_way
 
 _SUM = 4
 """Bytes of the check sum at a file's end."""
 _ROOM = 0.9
 """What remains of the limit after the oldest were removed, so that not every file removes one."""
+
+_PIECE = 1 << 20
+"""Bytes that are read or written without giving way."""
 
 Part = bytes | bytearray | memoryview
 
@@ -30,17 +35,19 @@ class KeptFiles:
         self._bytes: int | None = None
         self._writable = True
 
-    def get(self, key: str, room: Callable[[int], bytearray | mmap] = bytearray) -> memoryview | None:
-        """As they were put, in memory of the reader's own; None where they are not there or not whole."""
+    def get(self, key: str, room: Callable[[int], memoryview] | None = None) -> memoryview | None:
+        """As they were put, in memory that ``room`` gives for so many bytes, or of its own; None where they are not
+        there or not whole."""
         path = self.path(key)
         try:
-            with path.open("rb") as stream:
-                data = memoryview(room(max(1, os.fstat(stream.fileno()).st_size)))
-                whole = stream.readinto(data) == len(data)
+            with path.open("rb", buffering=0) as stream:
+                size = os.fstat(stream.fileno()).st_size
+                data = memoryview(bytearray(size)) if room is None else room(size)
+                whole = _read_sound(stream, data)
             os.utime(path)  # its turn to be removed moves back
         except OSError:
             return None
-        if not whole or len(data) <= _SUM or zlib.crc32(data[:-_SUM]) != int.from_bytes(data[-_SUM:], "little"):
+        if not whole:
             with suppress(OSError):  # it is there to be made again, but perhaps not by us
                 path.unlink()
             return None
@@ -71,9 +78,10 @@ class KeptFiles:
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 total = 0
-                for part in parts:
-                    stream.write(part)
-                    total = zlib.crc32(part, total)
+                for piece in (piece for part in parts for piece in _pieces(memoryview(part).cast("B"))):
+                    stream.write(piece)
+                    total = zlib.crc32(piece, total)
+                    give_way()
                 stream.write(total.to_bytes(_SUM, "little"))
             os.replace(beside, path)
         except BaseException:
@@ -99,3 +107,19 @@ class KeptFiles:
                     if entry.is_file():
                         status = entry.stat()
                         yield status.st_mtime, status.st_size, entry.path
+
+
+def _read_sound(stream: RawIOBase, data: memoryview) -> bool:
+    """Fills ``data``; whether it was all there, with the sum that its end tells."""
+    total = 0
+    for piece in _pieces(data[:-_SUM]):
+        if stream.readinto(piece) != len(piece):
+            return False
+        total = zlib.crc32(piece, total)
+        give_way()
+    end = data[-_SUM:]
+    return len(data) > _SUM and stream.readinto(end) == _SUM and total == int.from_bytes(end, "little")
+
+
+def _pieces(whole: memoryview) -> Iterator[memoryview]:
+    return (whole[start : start + _PIECE] for start in range(0, len(whole), _PIECE))

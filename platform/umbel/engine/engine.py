@@ -253,7 +253,8 @@ class Engine:
             self._drop_late()
             plan = self.scheduler.plan()
             if plan.tokens:
-                self._run(plan)
+                with self.scheduler.loader.turns.stepping():
+                    self._run(plan)
         self._wake()
         if not plan.tokens and (self._alive or self.scheduler.warming.busy):
             self.wakeup.wait(_IDLE_WAIT)

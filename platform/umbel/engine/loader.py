@@ -15,10 +15,12 @@ from umbel.adapters.method import Fused
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.footprint import give_back_freed
 from umbel.core.cores import cores
+from umbel.core.courtesy import give_way, give_way_by
 from umbel.core.errors import AdapterRefused, UmbelError, Unavailable
 from umbel.core.protocols import AdapterSource, StoredAdapter
 from umbel.engine.ready import ReadyForms
 from umbel.engine.resident import Resident, make_resident
+from umbel.engine.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +59,10 @@ class Loader:
     ) -> None:
         self._backbone, self._source, self._load = backbone, source, load
         self._clock, self._on_done, self._ready_forms = clock, on_done, ready_forms
-        begin = None if backbone.kernels is None else backbone.kernels.alone
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="umbel-loader", initializer=begin)
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="umbel-loader", initializer=self._begin)
         self._lock = threading.Condition()
         self._shares = backbone.device.type == "cpu" and torch.get_num_threads() >= cores()
+        self.turns = Turns(apart=not self._shares)
         sys.setswitchinterval(min(sys.getswitchinterval(), _INTERPRETER))
         self._queued, self._closed = 0, False
         self._unkept: deque[tuple[Resident, Fused]] = deque()
@@ -108,6 +110,14 @@ class Loader:
             self._soon.clear()  # none is awaited twice
             return bool(self._finished)
 
+    def take_turn(self) -> bool:
+        """Lets the thread that loads go on, if it waited for the last step to end; whether there is one to collect."""
+        seconds = self.turns.owed()
+        if not (seconds and self.loading):
+            return False
+        with self._lock:
+            return self._lock.wait_for(lambda: bool(self._finished), seconds)
+
     def collect(self) -> list[str]:
         """Takes over finished loads and returns their digests."""
         with self._lock:
@@ -126,6 +136,11 @@ class Loader:
             self._closed = True
             self._lock.notify_all()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(self) -> None:
+        if self._backbone.kernels is not None:
+            self._backbone.kernels.alone()
+        give_way_by(self.turns.wait)
 
     def _work(self, digest: str) -> None:
         with self._lock:
@@ -152,6 +167,8 @@ class Loader:
             if not self._unkept:
                 break
             self._keep(*self._unkept.popleft())
+        if self._ready_forms is not None:
+            self._ready_forms.give_back()
         if not self._closed:
             give_back_freed()
 
@@ -177,6 +194,7 @@ class Loader:
             stored = self._source.fetch(digest)
             if stored.ref.digest != digest:
                 raise AdapterRefused(f"asked for {digest}, got {stored.ref.digest}.", code="digest_mismatch")
+            give_way()
             return make_resident(digest, self._load(stored), self._backbone)
         except UmbelError as error:
             return error

@@ -7,7 +7,10 @@ other is not found. It is never sent anywhere and can be made again from the ver
 import hashlib
 import json
 import math
+import weakref
+from collections.abc import Iterator
 from functools import cache
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from umbel.adapters.method import Fused, Key
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.pages import can_reserve, reserve_once
 from umbel.core.contract import Contract
-from umbel.core.kept import KeptFiles
+from umbel.core.kept import KeptFiles, Part
 from umbel.engine import resident
 from umbel.engine.resident import Resident, resident_of
 
@@ -38,14 +41,17 @@ class ReadyForms:
 
     def __init__(self, files: KeptFiles, backbone: Backbone) -> None:
         self._files, self._backbone = files, backbone
+        self._rooms: list[mmap | bytearray] = []
         made_for = (backbone.fingerprint, backbone.dtype, backbone.quantised, _code(), torch.__version__)
         self._suffix = hashlib.sha256(repr(tuple(map(str, made_for))).encode()).hexdigest()[:16]
 
     def read(self, digest: str) -> Resident | None:
         """None where it is not kept, or not whole."""
-        data = self._files.get(self._key(digest), reserve_once if can_reserve(CPU) else bytearray)
+        data = self._files.get(self._key(digest), self._room)
         if data is None:
             return None
+        assert isinstance(data.obj, mmap | bytearray)
+        weakref.finalize(data, self._rooms.append, data.obj).atexit = False  # its tensors hold it
         end = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
         told = json.loads(bytes(data[_LENGTH:end]))
         if told["digest"] != digest:
@@ -76,12 +82,23 @@ class ReadyForms:
             "tensors": [[name, _told(tensor.dtype), list(tensor.shape)] for name, tensor in named.items()],
         }
         header = json.dumps(told, separators=(",", ":")).encode()
-        start = _aligned(_LENGTH + len(header))
-        data = bytearray(start + sum(_aligned(tensor.nbytes) for tensor in named.values()))
-        data[: _LENGTH + len(header)] = len(header).to_bytes(_LENGTH, "little") + header
-        for view, tensor in zip(_views(told["tensors"], data, start).values(), named.values(), strict=True):
-            view.copy_(tensor)
-        self._files.put(self._key(resident.digest), data)
+        parts = [len(header).to_bytes(_LENGTH, "little") + header, *map(_bytes, named.values())]
+        self._files.put(self._key(resident.digest), *(piece for part in parts for piece in _padded(part)))
+
+    def give_back(self) -> None:
+        """The memory that forms were read into and that nobody holds any more."""
+        self._rooms.clear()
+
+    def _room(self, nbytes: int) -> memoryview:
+        """Memory that an earlier form was read into, once nothing of that is held: new pages take as long to come as
+        the bytes do."""
+        try:
+            pages: mmap | bytearray = self._rooms.pop()
+        except IndexError:
+            pages = bytearray()
+        if len(pages) < nbytes:
+            pages = reserve_once(nbytes) if can_reserve(CPU) else bytearray(nbytes)
+        return memoryview(pages)[:nbytes]
 
     def _key(self, digest: str) -> str:
         return f"{digest.removeprefix('sha256:')}-{self._suffix}"
@@ -104,6 +121,15 @@ def _views(told: Any, data: memoryview | bytearray, start: int) -> dict[_Name, T
 
 def _told(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _bytes(tensor: Tensor) -> Part:
+    return memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _padded(part: Part) -> Iterator[Part]:
+    yield part
+    yield bytes(_aligned(len(part)) - len(part))
 
 
 def _aligned(nbytes: int) -> int:

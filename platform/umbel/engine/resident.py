@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch._utils import _unflatten_dense_tensors
 
 from umbel.adapters.adapter import Adapter
 from umbel.adapters.head import Head
@@ -17,6 +17,7 @@ from umbel.adapters.tensorfile import all_finite
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.pages import can_reserve, reserve_once
 from umbel.core.contract import OutputHead
+from umbel.core.courtesy import give_way
 from umbel.core.errors import AdapterRefused
 
 if TYPE_CHECKING:
@@ -65,13 +66,17 @@ def make_resident(digest: str, adapter: Adapter, backbone: Backbone) -> Resident
             hint="serve it with the backbone it was trained on: umbel serve --backbone",
         )
     layers: Sequence[Frozen] = list(backbone.decoder.layers)  # type: ignore[arg-type]
+    give_way()
     fused = cast(adapter.weights, adapter.weights.fuse(layers), backbone.dtype)
     fused = {key: tensor.detach().to(backbone.device) for key, tensor in fused.items()}
-    tensors = {name: tensor.detach().to(backbone.device) for name, tensor in adapter.head.tensors.items()}
+    tensors = {name: tensor.detach().to(backbone.device, copy=True) for name, tensor in adapter.head.tensors.items()}
+    give_way()
     gathered = _gather(fused)
+    give_way()
     _check_finite(adapter.name or digest, [*(flat for _, flat in gathered.values()), *tensors.values()])
     head = type(adapter.head)(adapter.head.config, adapter.head.hidden, tensors)
     own, weights = _emptied(adapter, head), adapter.weights
+    give_way()
     return resident_of(
         digest, own, _apart(fused, gathered), past_length=weights.num_past, num_virtual=weights.num_virtual
     )
@@ -99,25 +104,26 @@ def _gather(fused: Fused) -> dict[torch.dtype, tuple[list[Key], Tensor]]:
     found = {}
     for dtype in {tensor.dtype for tensor in fused.values()}:
         keys = [key for key, tensor in fused.items() if tensor.dtype == dtype]
-        found[dtype] = keys, _flatten_dense_tensors([fused[key] for key in keys])  # type: ignore[no-untyped-call]
+        found[dtype] = keys, _in_a_row([fused[key].reshape(-1) for key in keys])
+        give_way()
     return found
 
 
+def _in_a_row(flat: list[Tensor]) -> Tensor:
+    """In pages that go back when a stack has taken its copy: those of a few adapters that were loaded during one step
+    would leave holes in the heap."""
+    nbytes = sum(tensor.nbytes for tensor in flat)
+    if not (nbytes and can_reserve(flat[0].device)):
+        return torch.cat(flat)
+    return torch.cat(flat, out=torch.frombuffer(reserve_once(nbytes), dtype=flat[0].dtype))
+
+
 def _apart(fused: Fused, gathered: dict[torch.dtype, tuple[list[Key], Tensor]]) -> Fused:
-    """Views of pages that go back when a stack has taken its copy: those of a few adapters that were loaded during one
-    step would leave holes in the heap."""
     found: Fused = {}
     for keys, flat in gathered.values():
-        own = _paged(flat)
-        views = _unflatten_dense_tensors(own, [fused[key] for key in keys])  # type: ignore[no-untyped-call]
+        views = _unflatten_dense_tensors(flat, [fused[key] for key in keys])  # type: ignore[no-untyped-call]
         found |= zip(keys, views, strict=True)
     return {key: found[key] for key in fused}
-
-
-def _paged(flat: Tensor) -> Tensor:
-    if not (flat.numel() and can_reserve(flat.device)):
-        return flat
-    return torch.frombuffer(reserve_once(flat.nbytes), dtype=flat.dtype).copy_(flat)
 
 
 def _emptied(adapter: Adapter, head: Head) -> Adapter:

@@ -62,6 +62,8 @@ class Scheduler:
         if self._admit_ready() and self._expects() and self.loader.await_kept():
             self._take_loaded()
             self._admit_ready()
+        if self.loader.take_turn():
+            self._take_loaded()  # its rows begin with the next step, that this one is not longer still
         self._look_ahead()
         return self.running.plan(self.limits.step_tokens, self.waiting.served)
 

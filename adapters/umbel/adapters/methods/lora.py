@@ -227,14 +227,15 @@ class LoraWeights(Weights):
         """
         paths = places(self.config, self.shape)
         fused: Fused = dict(self._ends(paths))
+        scaled = self._scaled_ups([path for (layer, _), path in paths.items() if layer != EMBEDDING])
         for layer in dict.fromkeys(layer for layer, _ in paths):
             for site, names in SITES.items():
                 here = [name for name in names if (layer, name) in paths]
                 if not here:
                     continue
                 down = [self.tensors[f"{paths[layer, name]}.lora_A.weight"] for name in here]
-                fused[layer, f"{site}.A"] = torch.cat(down)
-                ups = {name: self._scaled_up(paths[layer, name]) for name in here}
+                fused[layer, f"{site}.A"] = torch.cat(down) if len(down) > 1 else down[0]
+                ups = {name: scaled[paths[layer, name]] for name in here}
                 if layers is not None and self._has_blocks(site, ups):
                     fused[layer, f"{site}.blocks"] = _in_blocks(list(ups.values()))
                     continue
@@ -243,9 +244,18 @@ class LoraWeights(Weights):
                     fused |= self._magnitude(layer, name, paths[layer, name], layers)
         return fused
 
-    def _scaled_up(self, path: str) -> Tensor:
-        """[R, E]."""
-        return (self.tensors[f"{path}.lora_B.weight"] * self.config.scale_of(path)).t().contiguous()
+    def _scaled_ups(self, paths: Sequence[str]) -> dict[str, Tensor]:
+        """Each path's [R, E]. Those of one shape and scale come of two calls, where two for each of them take as long
+        as the rest of a load."""
+        alike: dict[tuple[torch.Size, torch.dtype, float], list[str]] = {}
+        for path in paths:
+            up = self.tensors[f"{path}.lora_B.weight"]
+            alike.setdefault((up.shape, up.dtype, self.config.scale_of(path)), []).append(path)
+        found: dict[str, Tensor] = {}
+        for (*_, scale), group in alike.items():
+            together = torch.stack([self.tensors[f"{path}.lora_B.weight"] for path in group]) * scale
+            found |= zip(group, together.transpose(1, 2).contiguous(), strict=True)
+        return found
 
     def _has_blocks(self, site: str, ups: Mapping[str, Tensor]) -> bool:
         """Whether every linear of a site of several is adapted, alike: the same rank, and no magnitudes."""
