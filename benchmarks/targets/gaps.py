@@ -33,8 +33,8 @@ def measure(bench: Bench) -> dict[str, Found]:
             stock.forget(version)
         for kind in KINDS:
             pauses = _while_loading(driver, [version.digest for version in loads])
-            still = [_pause(driver) for _ in range(max(len(pauses), 3 * LOADS))]
             stock.await_kept(loads)
+            still = [_pause(driver) for _ in range(max(len(pauses), 3 * LOADS))]
             if number:  # the first is to warm up
                 loading[kind].append(pauses)
                 quiet += still

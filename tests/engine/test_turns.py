@@ -47,6 +47,19 @@ def test_whoever_waited_for_a_step_gets_a_part_of_its_time_once(other):
     assert turns.owed() == 0.0
 
 
+@pytest.mark.parametrize("lengths", [(0.5, 2.0), (2.0, 0.5)])
+def test_one_long_step_makes_no_long_turn(other, lengths):
+    clock = Clock()
+    turns = Turns(apart=False, clock=clock)
+    for seconds in lengths:
+        with turns.stepping():
+            went_on = other.submit(turns.wait)
+            waiting(turns)
+            clock.now += seconds
+        went_on.result(PATIENCE)
+    assert turns.owed() == SHARE * 0.5
+
+
 def test_who_did_not_wait_gets_none(other):
     clock = Clock()
     turns = Turns(apart=False, clock=clock)

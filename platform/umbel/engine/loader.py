@@ -170,6 +170,7 @@ class Loader:
         if self._ready_forms is not None:
             self._ready_forms.give_back()
         if not self._closed:
+            give_way()
             give_back_freed()
 
     def _kept(self, digest: str) -> Resident | None:

@@ -1,7 +1,7 @@
 """The thread that steps and the one that loads take turns where both want the same cores.
 
 While a step runs the loader waits between its pieces (``core.courtesy``). Whoever had to wait gets a turn before the
-next step, a part of what the last one took: a load lasts as long as beside the steps, and no step lasts longer than
+next step, a part of what the last ones took: a load lasts as long as beside the steps, and no step lasts longer than
 itself and that turn.
 """
 
@@ -22,7 +22,7 @@ class Turns:
         self._apart, self._clock = apart, clock
         self._changed = threading.Condition()
         self._steps = self._waits = self._waited = False
-        self._seconds = 0.0
+        self._seconds = self._before = 0.0
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
@@ -34,15 +34,16 @@ class Turns:
         try:
             yield
         finally:
-            self._seconds = self._clock() - began
+            self._before, self._seconds = self._seconds, self._clock() - began
             with self._changed:
                 self._steps, self._waited = False, self._waits
                 self._changed.notify_all()
 
     def owed(self) -> float:
-        """Seconds for the other thread's turn, once after each step that it waited for."""
+        """Seconds for the other thread's turn, once after each step that it waited for: a part of the shorter one of the
+        last two, since one that read a prompt says nothing of the next."""
         waited, self._waited = self._waited, False
-        return SHARE * self._seconds if waited else 0.0
+        return SHARE * min(self._seconds, self._before or self._seconds) if waited else 0.0
 
     def wait(self) -> None:
         """Until no step runs."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
+from umbel.core.courtesy import give_way
 from umbel.core.digests import digest_file
 from umbel.core.errors import Conflict, NotFound, Unavailable
 from umbel.core.folders import building, only_one
@@ -31,6 +32,7 @@ class Fetcher:
     def fetch(self, digest: str) -> StoredAdapter:
         """See ``AdapterSource.fetch``. Where several adapters have the digest, the oldest one gives the name."""
         found = self._version(digest)
+        give_way()
         manifest = found.manifest
         if manifest.digest() != digest:
             raise _corrupt(found, "its manifest")
@@ -75,6 +77,7 @@ class Fetcher:
         with building(folder) as fresh:
             for file in found.files:
                 _place(self.store.path(file.digest), fresh / file.path)
+                give_way()
         _protect(folder)
 
 

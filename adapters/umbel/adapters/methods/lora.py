@@ -39,6 +39,7 @@ from umbel.adapters.lora_targets import (
 from umbel.adapters.method import Fused, Key, Method, Run, Weights
 from umbel.adapters.peft_config import PeftConfig
 from umbel.adapters.sites import EMBEDDING, SITES, Ends, Frozen, gathered
+from umbel.core.courtesy import give_way
 from umbel.core.errors import ConfigError
 from umbel.core.shape import LINEARS, BackboneShape
 
@@ -229,6 +230,7 @@ class LoraWeights(Weights):
         fused: Fused = dict(self._ends(paths))
         scaled = self._scaled_ups([path for (layer, _), path in paths.items() if layer != EMBEDDING])
         for layer in dict.fromkeys(layer for layer, _ in paths):
+            give_way()
             for site, names in SITES.items():
                 here = [name for name in names if (layer, name) in paths]
                 if not here:
