@@ -234,7 +234,7 @@ def test_who_waits_for_the_whole_answer_is_woken_once():
         handle, woken = Handle(None), []
         answering = asyncio.create_task(handle.answer())
         await asyncio.sleep(0)
-        handle._async_arrived.set = lambda: woken.append(1)
+        handle._go_on = lambda: woken.append(1)
         for number in range(3):
             handle.put(Token(number, "x"))
             wake([handle])

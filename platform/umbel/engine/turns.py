@@ -40,8 +40,8 @@ class Turns:
                 self._changed.notify_all()
 
     def owed(self) -> float:
-        """Seconds for the other thread's turn, once after each step that it waited for: a part of the shorter one of the
-        last two, since one that read a prompt says nothing of the next."""
+        """Seconds for the other thread's turn, once after each step that it waited for: a part of the shorter one of
+        the last two, since one that read a prompt says nothing of the next."""
         waited, self._waited = self._waited, False
         return SHARE * min(self._seconds, self._before or self._seconds) if waited else 0.0
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import aclosing
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -55,15 +56,20 @@ class Rows:
 
     async def events(self) -> AsyncGenerator[Placed]:
         """Of all rows as they come, with the row's place. Raises the first error, and then the others stop too."""
-        reading = _alone(self.handles[0]) if len(self.handles) == 1 else _merged(self.handles)
         try:
-            async for place, event in reading:
-                if isinstance(event, Finished):
-                    self._ended(event)
-                yield place, event
+            if len(self.handles) == 1:  # without a queue, which wakes two tasks for each token
+                async for event in self.handles[0]:
+                    if isinstance(event, Finished):
+                        self._ended(event)
+                    yield 0, event
+                return
+            async with aclosing(_merged(self.handles)) as reading:
+                async for place, event in reading:
+                    if isinstance(event, Finished):
+                        self._ended(event)
+                    yield place, event
         finally:
             self.cancel()
-            await reading.aclose()
 
     def _ended(self, finished: Finished) -> None:
         self.service.observe(self.target, finished)
@@ -71,12 +77,6 @@ class Rows:
             raise finished.error
         if finished.reason == "cancelled":
             raise shutting_down()
-
-
-async def _alone(handle: Handle) -> AsyncGenerator[Placed]:
-    """Without a queue, which wakes two tasks for each token."""
-    async for event in handle:
-        yield 0, event
 
 
 async def _merged(handles: Sequence[Handle]) -> AsyncGenerator[Placed]:

@@ -8,6 +8,7 @@ a while, the comment ``: ping`` keeps proxies from closing. A reader that takes 
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from json.encoder import encode_basestring
@@ -37,7 +38,12 @@ def around(chunk: Callable[[str], bytes]) -> Callable[[str], bytes]:
     """Makes of any text what ``chunk`` makes of it, whose other words stay the same: filling a model for each token
     takes longer than all else that is done for it."""
     before, _, after = chunk(_HERE).rpartition(encode_basestring(_HERE).encode())
-    return lambda text: before + encode_basestring(text).translate(_ENDS_OF_LINE).encode() + after
+
+    def filled(text: str) -> bytes:
+        quoted = encode_basestring(text)
+        return before + (quoted if quoted.isascii() else quoted.translate(_ENDS_OF_LINE)).encode() + after
+
+    return filled
 
 
 def failure(error: UmbelError) -> bytes:
@@ -98,25 +104,24 @@ class _Line:
 
     def __init__(self, send: Send, *, ping: float, patience: float) -> None:
         self._send, self._ping, self._patience = send, ping, patience
-        self._clock = asyncio.get_running_loop().time
         self._writing: float | None = None
         """When the write that goes on began."""
-        self._quiet = self._clock()
+        self._quiet = time.monotonic()
         """When the last one ended."""
 
     async def write(self, part: bytes) -> None:
         await self.send({"type": "http.response.body", "body": part, "more_body": True})
 
     async def send(self, message: Message) -> None:
-        self._writing = self._clock()
+        self._writing = time.monotonic()
         await self._send(message)
-        self._writing, self._quiet = None, self._clock()
+        self._writing, self._quiet = None, time.monotonic()
 
     async def watch(self) -> None:
         """Sends a comment whenever nothing was sent for a while; returns where a write takes too long."""
         while (left := self._left()) > 0:
             await asyncio.sleep(left)
-            if self._writing is None and self._clock() >= self._quiet + self._ping:
+            if self._writing is None and time.monotonic() >= self._quiet + self._ping:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._patience):
                         await self.write(_PING)
@@ -125,7 +130,7 @@ class _Line:
 
     def _left(self) -> float:
         """Seconds until something has to be looked at; none are left to a write that takes too long."""
-        now = self._clock()
+        now = time.monotonic()
         if self._writing is not None:
             return self._writing + self._patience - now
         return max(1e-3, min(self._quiet + self._ping - now, self._patience))
