@@ -72,6 +72,7 @@ def _served(job: dict[str, Any]) -> dict[str, int]:
     backbone = load_backbone(Path(job["folder"]), packed=True, kernels=Kernels.wanted(Settings.load()))
     with Registry.open(Settings(home, f"sqlite:///{home / 'registry.db'}", str(home / "store"))) as registry:
         driver = Driver(Engine(backbone, registry, kv_bytes=KV_BYTES, adapter_bytes=PLENTY, max_length=512))
+        driver.warm(job["digests"])
         texts = prompts(ROWS, 128, seed=1)
         driver.decode_only([ask(t, d, new_tokens=64) for t, d in zip(texts, job["digests"], strict=True)])
         for _ in range(32):

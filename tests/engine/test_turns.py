@@ -8,7 +8,7 @@ from tests.engine.conftest import Lab
 
 from umbel.core.courtesy import give_way
 from umbel.core.kept import KeptFiles
-from umbel.engine.turns import SHARE, Turns
+from umbel.engine.turns import LEAST, SHARE, Turns
 
 PATIENCE = 20.0
 
@@ -58,6 +58,17 @@ def test_one_long_step_makes_no_long_turn(other, lengths):
             clock.now += seconds
         went_on.result(PATIENCE)
     assert turns.owed() == SHARE * 0.5
+
+
+def test_beside_short_steps_a_turn_is_long_enough_for_some_work(other):
+    clock = Clock()
+    turns = Turns(apart=False, clock=clock)
+    with turns.stepping():
+        went_on = other.submit(turns.wait)
+        waiting(turns)
+        clock.now += 0.001
+    went_on.result(PATIENCE)
+    assert turns.owed() == LEAST
 
 
 def test_who_did_not_wait_gets_none(other):

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SHARE = 0.4
-"""Of a step's time, between it and the next one."""
+SHARE, LEAST = 0.4, 0.003
+"""Of a step's time, between it and the next one; and at least so many seconds."""
 
 
 class Turns:
@@ -43,7 +43,7 @@ class Turns:
         """Seconds for the other thread's turn, once after each step that it waited for: a part of the shorter one of
         the last two, since one that read a prompt says nothing of the next."""
         waited, self._waited = self._waited, False
-        return SHARE * min(self._seconds, self._before or self._seconds) if waited else 0.0
+        return max(LEAST, SHARE * min(self._seconds, self._before or self._seconds)) if waited else 0.0
 
     def wait(self) -> None:
         """Until no step runs."""
