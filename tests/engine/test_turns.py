@@ -8,6 +8,8 @@ from tests.engine.conftest import Lab
 
 from umbel.core.courtesy import give_way
 from umbel.core.kept import KeptFiles
+from umbel.engine import loader
+from umbel.engine.ready import ReadyForms
 from umbel.engine.turns import LEAST, SHARE, Turns
 
 PATIENCE = 20.0
@@ -105,8 +107,8 @@ def test_nobody_waits_where_each_has_cores_of_its_own(other):
 def sharing(lab):
     """An engine whose loader shares the cores of its steps."""
     engine = lab.engine()
-    loader = engine.scheduler.loader
-    loader.turns._apart, loader._shares = False, True
+    loads = engine.scheduler.loader
+    loads.turns._apart, loads._shares = False, True
     return engine
 
 
@@ -129,6 +131,30 @@ def test_a_load_goes_on_between_steps_only_and_is_done_while_others_write(lab: L
     assert not steady.done, "the load waited for the others to end"
     assert len(began) == 20
     assert not any(began), "a piece began while a step ran"
+    lab.drain(sharing)
+
+
+def test_what_is_done_in_quiet_gets_a_little_time_between_steps(sharing, other):
+    turns = sharing.scheduler.loader.turns
+    with turns.stepping():
+        went_on = other.submit(turns.wait)
+        waiting(turns)
+        time.sleep(0.1)
+    began = time.perf_counter()
+    assert not sharing.scheduler.loader.take_turn()
+    assert loader._LITTLE <= time.perf_counter() - began < SHARE * 0.1
+    went_on.result(PATIENCE)
+
+
+def test_forms_are_kept_while_others_write(lab: Lab, sharing, tmp_path, monkeypatch):
+    monkeypatch.setattr(loader, "_QUIET", 0.001)
+    files = KeptFiles(tmp_path / "ready", 1 << 28)
+    sharing.scheduler.loader._ready_forms = ReadyForms(files, lab.backbone)
+    steady = sharing.submit(lab.ask("steady", max_tokens=240))
+    sharing.submit(lab.ask("new", lab.adapter("lora", 1, rank=4), max_tokens=1))
+    while not list(files.folder.glob("??/*")):
+        assert sharing.step()
+    assert not steady.done
     lab.drain(sharing)
 
 

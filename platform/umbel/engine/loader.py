@@ -33,6 +33,8 @@ _AWAITED = 0.015
 milliseconds, less than a step takes."""
 _QUIET, _UNKEPT = 0.25, 4
 """Seconds without a load after which what was loaded is kept on disk; most that wait for that."""
+_LITTLE = 0.001
+"""Seconds of a turn for what can wait."""
 _INTERPRETER = 0.0005
 """Seconds after which a thread that runs Python lets another one. By default ten times as many, and a step asks for the
 interpreter some ten times: beside a load it would take several times as long."""
@@ -111,9 +113,12 @@ class Loader:
             return bool(self._finished)
 
     def take_turn(self) -> bool:
-        """Lets the thread that loads go on, if it waited for the last step to end; whether there is one to collect."""
-        seconds = self.turns.owed()
-        if not (seconds and self.loading):
+        """Lets the thread that loads go on, if it waited for the last step to end; whether there is one to collect.
+
+        What it does in quiet gets a little time, so that a server that is never idle keeps forms and gives memory back.
+        """
+        seconds = self.turns.owed() if self.loading else min(self.turns.owed(), _LITTLE)
+        if not seconds:
             return False
         with self._lock:
             return self._lock.wait_for(lambda: bool(self._finished), seconds)
