@@ -15,6 +15,7 @@ from umbel.adapters.peft_io import export_files, load_adapter
 from umbel.core.errors import AdapterRefused, NotFound, UmbelError, Unavailable, UsageError
 from umbel.core.manifest import WEIGHTS_FILE, Manifest
 from umbel.core.protocols import StoredAdapter, VersionRef
+from umbel.engine.resident import make_resident
 
 
 def error_of(lab, engine, request):
@@ -245,3 +246,16 @@ def test_a_loader_has_no_team_of_threads_beside_that_of_the_steps(by_kernels, mo
         torch.set_num_threads(before)
         lab.close()
     assert found == [0]
+
+
+def test_a_resident_holds_nothing_of_the_file_that_it_came_from(lab):
+    digest = lab.classifier(1)
+    adapter = lab.source.adapters[digest]
+    for name, tensor in adapter.head.tensors.items():  # a view of all that was read
+        file = torch.empty(1 << 16, dtype=tensor.dtype)
+        adapter.head.tensors[name] = file[: tensor.numel()].view(tensor.shape).copy_(tensor)
+    resident = make_resident(digest, adapter, lab.backbone)
+    assert resident.head.tensors
+    for name, tensor in resident.head.tensors.items():
+        assert torch.equal(tensor, adapter.head.tensors[name])
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
