@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from umbel.core import digests
+from umbel.core.courtesy import PIECE
 from umbel.core.digests import DIGEST, canonical_json, digest_bytes, digest_file, digest_json
 
 JSON = st.recursive(
@@ -43,7 +43,7 @@ def test_a_file_and_its_bytes_have_one_digest(tmp_path_factory, data):
 
 @pytest.mark.parametrize("more", [-1, 0, 1])
 def test_a_file_of_several_pieces_has_the_digest_of_its_bytes(tmp_path, more):
-    data = bytes(range(251)) * (2 * digests._PIECE // 251 + 1)
-    data = data[: 2 * digests._PIECE + more]
+    data = bytes(range(251)) * (2 * PIECE // 251 + 1)
+    data = data[: 2 * PIECE + more]
     (tmp_path / "file").write_bytes(data)
     assert digest_file(tmp_path / "file") == digest_bytes(data)

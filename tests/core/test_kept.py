@@ -2,10 +2,10 @@
 
 import pytest
 
-from umbel.core import kept
+from umbel.core.courtesy import PIECE
 from umbel.core.kept import KeptFiles
 
-LONG = bytes(range(256)) * (kept._PIECE // 256 * 2 + 3)
+LONG = bytes(range(256)) * (PIECE // 256 * 2 + 3)
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def files(tmp_path):
     return KeptFiles(tmp_path / "kept", 1 << 30)
 
 
-@pytest.mark.parametrize("data", [b"a", LONG, LONG[: kept._PIECE], LONG[: kept._PIECE - 4]])
+@pytest.mark.parametrize("data", [b"a", LONG, LONG[:PIECE], LONG[: PIECE - 4]])
 def test_what_was_put_comes_back(files, data):
     files.put("a-key", data[:1], bytearray(data[1:]))
     assert files.get("a-key") == data
@@ -27,11 +27,11 @@ def test_what_was_put_comes_back(files, data):
     "harm",
     [
         lambda data: data[:-1],
-        lambda data: data[: kept._PIECE],
+        lambda data: data[:PIECE],
         lambda data: data[:3],
         lambda data: b"",
         lambda data: data + b"x",
-        lambda data: data[: kept._PIECE + 5] + b"?" + data[kept._PIECE + 6 :],
+        lambda data: data[: PIECE + 5] + b"?" + data[PIECE + 6 :],
         lambda data: data[:-1] + bytes([data[-1] ^ 1]),
     ],
 )

@@ -1,7 +1,9 @@
 """A load beside steps: it works between them, in turns that no step makes long, and gets done."""
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from tests.engine.conftest import Lab
@@ -22,6 +24,19 @@ class Clock:
     def __call__(self):
         return self.now
 
+    def pass_by(self, seconds):
+        self.now += seconds
+
+
+def a_step(turns, other, pass_time):
+    """One that somebody waits for."""
+    with turns.stepping():
+        went_on = other.submit(turns.wait)
+        waiting(turns)
+        assert not went_on.done()
+        pass_time()
+    went_on.result(PATIENCE)
+
 
 @pytest.fixture
 def other():
@@ -39,12 +54,7 @@ def waiting(turns):
 def test_whoever_waited_for_a_step_gets_a_part_of_its_time_once(other):
     clock = Clock()
     turns = Turns(apart=False, clock=clock)
-    with turns.stepping():
-        went_on = other.submit(turns.wait)
-        waiting(turns)
-        assert not went_on.done()
-        clock.now += 0.5
-    went_on.result(PATIENCE)
+    a_step(turns, other, partial(clock.pass_by, 0.5))
     assert turns.owed() == SHARE * 0.5
     assert turns.owed() == 0.0
 
@@ -54,22 +64,14 @@ def test_one_long_step_makes_no_long_turn(other, lengths):
     clock = Clock()
     turns = Turns(apart=False, clock=clock)
     for seconds in lengths:
-        with turns.stepping():
-            went_on = other.submit(turns.wait)
-            waiting(turns)
-            clock.now += seconds
-        went_on.result(PATIENCE)
+        a_step(turns, other, partial(clock.pass_by, seconds))
     assert turns.owed() == SHARE * 0.5
 
 
 def test_beside_short_steps_a_turn_is_long_enough_for_some_work(other):
     clock = Clock()
     turns = Turns(apart=False, clock=clock)
-    with turns.stepping():
-        went_on = other.submit(turns.wait)
-        waiting(turns)
-        clock.now += 0.001
-    went_on.result(PATIENCE)
+    a_step(turns, other, partial(clock.pass_by, 0.001))
     assert turns.owed() == LEAST
 
 
@@ -141,14 +143,10 @@ def test_a_load_goes_on_between_steps_only_and_is_done_while_others_write(lab: L
 
 def test_what_is_done_in_quiet_gets_a_little_time_between_steps(sharing, other):
     turns = sharing.scheduler.loader.turns
-    with turns.stepping():
-        went_on = other.submit(turns.wait)
-        waiting(turns)
-        time.sleep(0.1)
+    a_step(turns, other, partial(time.sleep, 0.1))
     began = time.perf_counter()
     assert not sharing.scheduler.loader.take_turn()
     assert loader._LITTLE <= time.perf_counter() - began < SHARE * 0.1
-    went_on.result(PATIENCE)
 
 
 def test_forms_are_kept_while_others_write(lab: Lab, sharing, tmp_path, monkeypatch):
@@ -194,3 +192,20 @@ def test_memory_of_a_form_is_used_again_once_nothing_holds_it(lab: Lab, tmp_path
     third.fused = first.fused = None
     forms.give_back()
     assert not forms._rooms
+
+
+def test_memory_that_forms_were_read_into_goes_back_in_quiet(lab: Lab, tmp_path, monkeypatch):
+    files, digest = KeptFiles(tmp_path / "ready", 1 << 28), lab.adapter("lora", 1, rank=4)
+    engine = lab.engine(ready=files)
+    lab.run(engine, [lab.ask("a", digest)])
+    engine.close()
+    lab.engines.remove(engine)
+    lab.source.fetched.clear()
+    monkeypatch.setattr(loader, "_QUIET", 1.0)
+    engine = lab.engine(ready=files)
+    given, really = threading.Event(), ReadyForms.give_back
+    monkeypatch.setattr(ReadyForms, "give_back", lambda self: (really(self), given.set()))
+    lab.run(engine, [lab.ask("a", digest)])
+    assert not lab.source.fetched
+    assert given.wait(PATIENCE)
+    assert not engine.scheduler.loader._ready_forms._rooms

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from umbel.core.courtesy import give_way
+from umbel.core.courtesy import give_way, pieces
 from umbel.core.errors import AdapterRefused
 
 MAX_HEADER = 1 << 20
@@ -25,9 +25,6 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 _INTEGERS = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool
 }  # fmt: skip
-_PIECE = 1 << 20
-"""Bytes that are read without giving way."""
-
 Header = dict[str, Any]
 """A tensor's name to its dtype, shape and place, as the format has them."""
 
@@ -60,12 +57,8 @@ def read_tensors(path: Path, *, integers: bool = False) -> dict[str, Tensor]:
 def _read(path: Path) -> bytearray:
     with path.open("rb", buffering=0) as file:
         data = bytearray(os.fstat(file.fileno()).st_size)
-        whole, at = memoryview(data), 0
-        while count := file.readinto(whole[at : at + _PIECE]):
-            at += count
-            give_way()
-    whole.release()
-    del data[at:]
+        if not all(file.readinto(piece) == len(piece) for piece in pieces(memoryview(data))):
+            raise _corrupt(path.name, "it became shorter meanwhile")
     return data
 
 

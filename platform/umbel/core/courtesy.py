@@ -6,7 +6,10 @@ one; on a thread that nobody asked to wait that does nothing.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+PIECE = 1 << 20
+"""Bytes that are read, hashed or written without giving way: half a millisecond."""
 
 
 class _Here(threading.local):
@@ -25,3 +28,10 @@ def give_way() -> None:
     """Between two pieces of work."""
     if _here.wait is not None:
         _here.wait()
+
+
+def pieces(whole: memoryview) -> Iterator[memoryview]:
+    """Its bytes, ``PIECE`` at a time; gives way behind each."""
+    for start in range(0, len(whole), PIECE):
+        yield whole[start : start + PIECE]
+        give_way()

@@ -6,10 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from umbel.core.courtesy import give_way
+from umbel.core.courtesy import PIECE, give_way
 
-_PIECE = 1 << 20
-"""Bytes that are hashed without giving way: half a millisecond."""
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -29,7 +27,7 @@ def digest_json(value: Any) -> str:
 
 def digest_file(path: Path) -> str:
     """Streams the file, so that a shard of many GB costs no memory."""
-    total, room = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    total, room = hashlib.sha256(), memoryview(bytearray(PIECE))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(room):
             total.update(room[:count])

@@ -14,15 +14,12 @@ from contextlib import suppress
 from io import RawIOBase
 from pathlib import Path
 
-from umbel.core.courtesy import give_way
+from umbel.core.courtesy import pieces
 
 _SUM = 4
 """Bytes of the check sum at a file's end."""
 _ROOM = 0.9
 """What remains of the limit after the oldest were removed, so that not every file removes one."""
-
-_PIECE = 1 << 20
-"""Bytes that are read or written without giving way."""
 
 Part = bytes | bytearray | memoryview
 
@@ -78,10 +75,9 @@ class KeptFiles:
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 total = 0
-                for piece in (piece for part in parts for piece in _pieces(memoryview(part).cast("B"))):
+                for piece in (piece for part in parts for piece in pieces(memoryview(part).cast("B"))):
                     stream.write(piece)
                     total = zlib.crc32(piece, total)
-                    give_way()
                 stream.write(total.to_bytes(_SUM, "little"))
             os.replace(beside, path)
         except BaseException:
@@ -112,14 +108,9 @@ class KeptFiles:
 def _read_sound(stream: RawIOBase, data: memoryview) -> bool:
     """Fills ``data``; whether it was all there, with the sum that its end tells."""
     total = 0
-    for piece in _pieces(data[:-_SUM]):
+    for piece in pieces(data[:-_SUM]):
         if stream.readinto(piece) != len(piece):
             return False
         total = zlib.crc32(piece, total)
-        give_way()
     end = data[-_SUM:]
     return len(data) > _SUM and stream.readinto(end) == _SUM and total == int.from_bytes(end, "little")
-
-
-def _pieces(whole: memoryview) -> Iterator[memoryview]:
-    return (whole[start : start + _PIECE] for start in range(0, len(whole), _PIECE))
