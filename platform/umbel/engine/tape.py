@@ -10,6 +10,7 @@ Shape letters here:  B tokens of the step   H hidden   N query heads   D head wi
 import ctypes
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from umbel.adapters.sites import Composite, Sites
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.decoder import Decoder, Layer, RMSNorm
-from umbel.backbone.native import Kernels, NativeLinear
+from umbel.backbone.native import Kernels, NativeLinear, Product
 from umbel.core.shape import BackboneShape
 from umbel.engine.attention import CachedAttention
 from umbel.engine.native_part import Call, NativePart, Room, address
@@ -85,6 +86,9 @@ class _Bare:
             self.layers.append(list(self._layer(layer, more)))
             more = room.out
         self.last = self._norm(room.out, None)
+        products = [told for told in self._told if isinstance(told, Product)]
+        for product, following in pairwise(products):
+            product.next = ctypes.addressof(following)
 
     def _layer(self, layer: Layer, more: Tensor | None) -> Iterator[_Named]:
         """Calls by the name of what they do; adapters of that name act behind them."""

@@ -4,7 +4,7 @@ from umbel.backbone.native.codes import Codes, NativeCodes
 from umbel.backbone.native.kernels import Kernels
 from umbel.backbone.native.linear import NativeCompact, NativeDense, NativeEmbedding, NativeWeight, native_linear
 from umbel.backbone.native.pointwise import Pointwise
-from umbel.backbone.native.product import COLUMNS, NativeLinear
+from umbel.backbone.native.product import COLUMNS, NativeLinear, Product
 
 __all__ = [
     "COLUMNS",
@@ -17,5 +17,6 @@ __all__ = [
     "NativeLinear",
     "NativeWeight",
     "Pointwise",
+    "Product",
     "native_linear",
 ]

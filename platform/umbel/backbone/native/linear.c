@@ -66,9 +66,23 @@ INLINE void add(Sums sums, const bf16 *x, int64_t d_in, int64_t k, const __m512b
     }
 }
 
+/* The lines that a tile's sums will go to: a store that waits for its line holds up the next tile. */
+INLINE void fetch_results(const Linear *s, int64_t row, int64_t block, const int n) {
+    const bf16 *y = s->of->y + row * s->of->d_out + block * COLUMNS;
+    for (int i = 0; i < n; i++, y += s->of->d_out) __builtin_prefetch(y, 1), __builtin_prefetch(y + COLUMNS - 1, 1);
+}
+
 INLINE void end(const Linear *s, Sums sums, int64_t row, int64_t block, const int n) {
-    for (int i = 0; i < n; i++)
-        for (int j = 0; j < VECTORS; j++) store(s, sums[i][j], row + i, block * COLUMNS + j * LANES);
+    int plain = s->form != BYTE && !s->of->bias && (block + 1) * COLUMNS <= s->of->d_out;
+    bf16 *y = s->of->y + row * s->of->d_out + block * COLUMNS;
+    if (plain)
+        for (int i = 0; i < n; i++, y += s->of->d_out) {
+            narrow32(y, sums[i][0], sums[i][1]);
+            narrow16(y + 2 * LANES, sums[i][2]);
+        }
+    else
+        for (int i = 0; i < n; i++)
+            for (int j = 0; j < VECTORS; j++) store(s, sums[i][j], row + i, block * COLUMNS + j * LANES);
 }
 
 INLINE const char *fetch_lines(const char *ahead, int64_t lines) {
@@ -84,6 +98,7 @@ INLINE void tile(const Linear *s, const Form form, int64_t row, const Work *job,
     __m512 table = form == NIBBLE ? _mm512_loadu_ps(s->of->table) : _mm512_setzero_ps();
     Sums sums;
     begin(sums, n);
+    fetch_results(s, row, job->block, n);
     for (int64_t first = 0; first < d_in / 2; first += shared) {
         Group g;
         if (form == NIBBLE) read_group(s, &g, job->block, first / shared);
@@ -139,6 +154,7 @@ INLINE void compact_tile(const Linear *s, int64_t row, const Work *job, int64_t 
     Way at = {job->w, job->ahead, of->whole + first * stride(BF16), of->others + first + job->block, 0};
     Sums sums;
     begin(sums, n);
+    fetch_results(s, row, job->block, n);
     while (at.k < d_in / 2) {
         for (int64_t other = *at.other / FOUR * FOUR; at.k < other;)
             four_pairs(sums, &at, x, d_in, highs, lines, step, 0, n);
@@ -195,6 +211,18 @@ static void unpack(const Linear *s, const char *w, int64_t block, char *out) {
     else unpack_as(s, NIBBLE, w, block, out);
 }
 
+/* A block of a linear, or none. */
+typedef struct {
+    const Product *of;
+    int64_t block;
+} Block;
+
+INLINE Form form_of(const Product *of) { return of->highs ? COMPACT : !of->scales ? BF16 : of->table ? NIBBLE : BYTE; }
+
+INLINE int64_t blocks_of(const Product *of) { return (of->d_out + COLUMNS - 1) / COLUMNS; }
+
+INLINE int64_t size_of(const Product *of) { return of->d_in / 2 * stride(form_of(of)); }
+
 /* What a compact block has beside its numbers. It is little, but each way to memory takes as long as a tile's tenth. */
 static void fetch_rest(const Product *of, int64_t block) {
     int64_t first = of->first[block], next = of->first[block + 1];
@@ -209,15 +237,15 @@ typedef void Run(const Linear *, int64_t row, const Work *, int64_t n);
 
 /* Rows ``from`` to ``to`` with a block. Codes become bf16 in ``room`` where rows are more than a tile; compact numbers in
    registers, each time: beside so many products that costs less than to store them. */
-static void multiply(const Linear *s, int64_t from, int64_t to, int64_t block, int more, char *room) {
+static void multiply(const Linear *s, int64_t from, int64_t to, int64_t block, Block next, char *room) {
     static Run *const runs[] = {tile_of_bf16, tile_of_compact, tile_of_bytes, tile_of_nibbles};
-    int64_t pairs = s->of->d_in / 2, tiles = (to - from + TILE - 1) / TILE, size = pairs * stride(s->form);
-    int64_t left = more ? (size + 63) / 64 : 0, times = s->form == COMPACT ? pairs / FOUR : pairs;
-    const char *w = s->of->w + block * size;
+    int64_t pairs = s->of->d_in / 2, tiles = (to - from + TILE - 1) / TILE;
+    int64_t left = next.of ? (size_of(next.of) + 63) / 64 : 0, times = s->form == COMPACT ? pairs / FOUR : pairs;
+    const char *w = s->of->w + block * size_of(s->of);
     int unpacks = tiles > 1 && (s->form == BYTE || s->form == NIBBLE);
-    Work job = {w, w + size, block, 0};
+    Work job = {w, next.of ? next.of->w + next.block * size_of(next.of) : w, block, 0};
     if (unpacks) unpack(s, w, block, room), job.w = room;
-    if (s->form == COMPACT && more) fetch_rest(s->of, block + 1);
+    if (next.of && next.of->highs) fetch_rest(next.of, next.block);
     for (int64_t row = from; row < to; row += TILE, tiles--) {
         job.lines = left > 0 ? (left + times * tiles - 1) / (times * tiles) : 0;
         if (s->form == COMPACT && job.lines && job.lines < STEADY) job.lines = STEADY;
@@ -229,9 +257,9 @@ static void multiply(const Linear *s, int64_t from, int64_t to, int64_t block, i
 /* Blocks are shared out among threads; rows, too, where blocks are too few to give each as much; rows alone where they
    are so many that reading the weights once more costs nothing beside multiplying. A thread's rows are then its own from
    linear to linear, in what stands between them, too: nothing of them is fetched from another core's cache. */
-static int64_t parts_of(const Linear *s, int64_t blocks, int threads) {
-    int64_t most = s->rows / (2 * TILE), parts = 1;
-    if (s->rows >= MANY * threads) return threads;
+static int64_t parts_of(const Product *of, int64_t rows, int threads) {
+    int64_t most = rows / (2 * TILE), parts = 1, blocks = blocks_of(of);
+    if (rows >= MANY * threads) return threads;
     while (parts < most && blocks * parts < 4 * threads && blocks * parts % threads) parts++;
     return parts;
 }
@@ -241,29 +269,39 @@ static int64_t row_of(const Linear *s, int64_t part, int64_t parts) {
     return part == parts ? s->rows : s->rows * part / parts / TILE * TILE;
 }
 
-static void share(Team *team, const void *told) {
-    const Linear *s = told;
-    int64_t blocks = (s->of->d_out + COLUMNS - 1) / COLUMNS, parts = parts_of(s, blocks, team->threads), task;
-    char *room = s->of->room + team->me * (s->of->d_in / 2) * stride(BF16);
-    while ((task = take(team, blocks * parts)) >= 0) {
-        int64_t part = task / blocks, block = task % blocks;
-        multiply(s, row_of(s, part, parts), row_of(s, part + 1, parts), block, block + 1 < blocks, room);
+/* What a thread will read behind a task: the block that follows, or, where that is another thread's, its first one of the
+   linear that comes next. Without that a thread waits for memory at the beginning of each of a step's linears. */
+static Block behind(const Linear *s, const Team *team, int64_t task, int64_t tasks) {
+    const Product *next = s->of->next;
+    int64_t blocks = blocks_of(s->of);
+    for (int64_t part = 1; part <= team->threads; part++) {
+        if (task + 1 != first_of(team, tasks, part)) continue;
+        if (!next) return (Block){0};
+        blocks = blocks_of(next);
+        tasks = blocks * parts_of(next, s->rows, team->threads);
+        return (Block){next, first_of(team, tasks, team->me) % blocks};
     }
-    finish(team, blocks * parts);
+    return (Block){s->of, (task + 1) % blocks};
 }
 
-INLINE Linear linear_of(const Product *of, int64_t rows) {
-    Form form = of->highs ? COMPACT : !of->scales ? BF16 : of->table ? NIBBLE : BYTE;
-    return (Linear){of, rows, form};
+static void share(Team *team, const void *told) {
+    const Linear *s = told;
+    int64_t blocks = blocks_of(s->of), parts = parts_of(s->of, s->rows, team->threads), tasks = blocks * parts, task;
+    char *room = s->of->room + team->me * (s->of->d_in / 2) * stride(BF16);
+    while ((task = take(team, tasks)) >= 0) {
+        int64_t part = task / blocks, block = task % blocks;
+        multiply(s, row_of(s, part, parts), row_of(s, part + 1, parts), block, behind(s, team, task, tasks), room);
+    }
+    finish(team, tasks);
 }
 
 void umbel_linear(const Product *of, int64_t rows, int threads) {
-    Linear s = linear_of(of, rows);
+    Linear s = {of, rows, form_of(of)};
     umbel_in_team(share, &s, threads);
 }
 
 void umbel_tape_linear(const Now *now, const void *told, Team *team) {
-    Linear s = linear_of(told, now->rows);
+    Linear s = {told, now->rows, form_of(told)};
     share(team, &s);
 }
 

@@ -5,7 +5,7 @@
 #include "vectors.h"
 
 /* ``Product`` of product.py. */
-typedef struct {
+typedef struct Product {
     const bf16 *x; /* [rows, d_in], ``d_in`` even */
     bf16 *y;       /* [rows, d_out] */
     int64_t d_in, d_out;
@@ -22,6 +22,7 @@ typedef struct {
     const int32_t *first;      /* [blocks + 1], of ``others`` */
     const int32_t *others;     /* pairs of inputs that stand in ``whole``, rising; behind each block's d_in / 2 */
     const char *whole;         /* [those pairs, stride of bf16] */
+    const struct Product *next; /* whose weights will be read behind this one's, or NULL */
 } Product;
 
 #endif

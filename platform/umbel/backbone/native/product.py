@@ -27,7 +27,7 @@ class Product(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("w", "bias", "room")),
         ("group", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("scales", "zeros", "table")),
-        *((name, ctypes.c_void_p) for name in ("highs", "first", "others", "whole")),
+        *((name, ctypes.c_void_p) for name in ("highs", "first", "others", "whole", "next")),
     )
 
 

@@ -68,6 +68,16 @@ INLINE void narrow16(bf16 *p, f32x16 x) {
 #endif
 }
 
+/* Two of them, side by side. */
+INLINE void narrow32(bf16 *p, f32x16 x, f32x16 y) {
+#ifdef __AVX512BF16__
+    __m512bh narrowed = _mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
+    memcpy(p, &narrowed, sizeof narrowed);
+    return;
+#endif
+    narrow16(p, x), narrow16(p + LANES, y);
+}
+
 /* Row and column change places. */
 INLINE void transpose16(f32x16 *x) {
     f32x16 y[LANES];
