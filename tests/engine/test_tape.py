@@ -1,11 +1,15 @@
 """All layers in one call: the bits are those of calling the kernels one by one, whoever is worn."""
 
+import ctypes
+
 import pytest
 import torch
 from tests.engine.conftest import Lab
 
 from umbel.backbone.loading import load_backbone
+from umbel.backbone.native import Product
 from umbel.backbone.tiny import tiny_backbone
+from umbel.core.contract import Contract, OutputHead
 from umbel.core.forms import FORMS
 from umbel.engine.tape import Tape
 
@@ -68,6 +72,57 @@ def test_every_kernels_method_beside_bare_rows_in_steps_of_prompts_and_answers(t
     assert max(rows) > 16 > min(rows)
 
 
+def played(engine):
+    """Rows of each list of calls."""
+    tape, rows = engine._forward._tape, []
+    play = tape._play
+
+    def noted(entries):
+        rows.append(tape._now.rows)
+        play(entries)
+
+    tape._play = noted
+    return rows
+
+
+def test_behind_the_last_attention_only_what_somebody_reads_is_done(taped):
+    """The last token of a prompt, and no token of a chunk in its midst."""
+    engine = taped.engine(step_tokens=40)
+    rows = played(engine)
+    taped.run(engine, [taped.ask("x" * 100, max_tokens=3)])
+    assert rows == [40, 40, 20, 1, 1, 1]
+
+
+def test_beside_a_prompt_each_answer_is_done_to_its_end_as_what_it_wears(taped):
+    """Rows that answer stand before the prompts' in the batch, and their adapters with them."""
+    engine = taped.engine(step_tokens=80)
+    worn = [taped.adapter("lora", 1), taped.adapter("ia3", 1), taped.adapter("bottleneck", 1), None]
+    short = [taped.ask(text, adapter, max_tokens=20) for text, adapter in zip("abcd", worn, strict=True)]
+    long = [taped.ask("y" * 70 + str(i), adapter) for i, adapter in enumerate(worn)]
+    taped.run(engine, short)  # all are resident afterwards
+    rows = played(engine)
+    together = taped.run(engine, short + long)
+    assert rows[:8] == [80, 5, 80, 6, 80, 7, 66, 8], "four answers, and one more with each prompt that ends"
+    plain = without_a_tape(taped.engine(step_tokens=80))
+    for answer, other in zip(together, taped.run(plain, short + long), strict=True):
+        assert [token.logprob for token in answer.tokens] == [token.logprob for token in other.tokens]
+        assert answer.ids == other.ids
+
+
+def test_a_prompt_that_is_scored_or_read_by_a_head_is_done_to_its_end(taped):
+    tagger = taped.adapter("lora", 1, contract=Contract(output_head=OutputHead.TAG, labels=("O", "X")))
+    text, engine = "0123456789" * 4, taped.engine()
+    rows = played(engine)
+    asked = [taped.ask(text, echo=True, logprobs=0), taped.pool(text, tagger), taped.pool(text, taped.classifier(2))]
+    found = [taped.run(engine, [request])[0] for request in asked]
+    assert rows[-3:] == [40, 40, 1], "all of a tagger's tokens, and of a classifier's the last"
+    assert max(rows) == rows[0] == 40
+    assert 1 not in rows[:1]
+    plain = without_a_tape(taped.engine())
+    for answer, other in zip(found, (taped.run(plain, [request])[0] for request in asked), strict=True):
+        taped.same(answer, other)
+
+
 def test_a_step_with_more_rows_than_any_before_it(taped):
     """The room that calls read and write is made anew, and so are the calls."""
     engine = taped.engine(step_tokens=256)
@@ -124,6 +179,16 @@ def test_quantised_layers_have_the_same_bits_too(form, kernels, tmp_path):
     requests = [lab.ask(text, adapter) for text in TEXTS for adapter in (None, lab.adapter("lora", 1))]
     assert equal(lab, requests)
     lab.close()
+
+
+def test_each_linear_knows_whose_weights_come_next(taped):
+    """So that they are on their way when it is done; only the clock would tell."""
+    engine = taped.engine()
+    taped.run(engine, [taped.ask("hello")])
+    products = [told for told in engine._forward._tape._bare._told if isinstance(told, Product)]
+    assert [product.next for product in products[:-1]] == [ctypes.addressof(product) for product in products[1:]]
+    assert products[-1].next is None
+    assert len(products) == 4 * taped.backbone.shape.layers
 
 
 def test_a_backbone_of_torchs_has_none(by_torch):

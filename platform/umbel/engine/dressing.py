@@ -74,6 +74,16 @@ class Dresser:
             self._keep(key, taken)
         return taken
 
+    def by_kernels(self, decode: Sequence[Resident | None], chunks: Sequence[Chunk]) -> list[NativePart]:
+        """What kernels do for such rows, of parts that nobody else has."""
+        if self._kernels is None:
+            return []
+        groups: _Groups = {}
+        worn = [((place,), resident) for place, resident in enumerate(decode)]
+        for places, resident in [*worn, *chunks]:
+            self._take(groups, places, resident)
+        return [kind(self._kernels, list(own.values())) for kind, own in groups.items()]
+
     def _keep(self, key: object, taken: Taken) -> None:
         """None of those that hold adapters by themselves but the last."""
         if key is None or any(taken[1]) or any(any(left) for _, left, _ in self._taken.values()):

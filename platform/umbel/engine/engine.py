@@ -326,7 +326,7 @@ class Engine:
 
     def _keep(self, row: Row, hidden: Tensor) -> None:
         """Later requests may begin with what was read. A row with NaN ends before its keys move to another slot."""
-        if bool(hidden.isfinite().all()):
+        if bool(torch.stack(hidden.aminmax()).isfinite().all()):  # a NaN is both
             self.scheduler.running.prefixes.keep(row)
         else:
             for reader in row.readers:

@@ -22,7 +22,10 @@ from umbel.engine.resident import Resident
 from umbel.engine.row import Row
 from umbel.engine.running import Plan
 from umbel.engine.span import Span
-from umbel.engine.tape import Tape
+from umbel.engine.tape import Read, Tape
+
+_LEFT_OUT = 16
+"""Tokens that are worth a second list of calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,8 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class Result:
     hidden: Tensor
-    """[B,H] after the last norm."""
+    """[B,H] after the last norm. Those of tokens whose states nobody reads (``Row.reusable``) may be what the last
+    layer was given, normed: finite where the keys and values that the token left are."""
     logits: Tensor | None
     """[M,V]; None where nothing is wanted."""
     wanted: list[Wanted]
@@ -81,13 +85,14 @@ class Forward:
             [row.slot for row in plan.decode],
             self.backbone.kernels,
         )
+        through = partial(tape.through, attention=attention, sites=sites, read=self._read(plan)) if tape else None
         step = Step(
             self._column(positions),
             attention,
             sites,
             want=self._ids(places) if places else None,
             want_sites=self.dresser.lm_head([w.row.resident for w in wanted for _ in range(w.count)]),
-            through=None if tape is None else partial(tape.through, attention=attention, sites=sites),
+            through=through,
             decoding=len(plan.decode) if plan.chunks else len(tokens),  # a lone answer's double is no prompt
         )
         output = self.backbone.decoder(self._column(tokens), step)
@@ -110,6 +115,17 @@ class Forward:
 
     def _dress(self, plan: Plan, batch: int) -> Sites:
         return self.dresser.dress([row.resident for row in plan.decode], _chunks(plan), batch)
+
+    def _read(self, plan: Plan) -> Read | None:
+        """None where it is not worth leaving the others out."""
+        places, chunks = list(range(len(plan.decode))), []
+        for row, span in plan.chunks:
+            begin, first = len(places), max(0, min(row.reusable - row.done, span.count))
+            places += range(span.at + first, span.at + span.count)
+            chunks.append((range(begin, len(places)), row.resident))
+        if len(plan.decode) + sum(span.count for _, span in plan.chunks) - len(places) < _LEFT_OUT:
+            return None
+        return Read(places, self.dresser.by_kernels([row.resident for row in plan.decode], chunks))
 
     def _ids(self, values: list[int]) -> Tensor:
         return torch.tensor(values, device=self.backbone.device)

@@ -41,9 +41,8 @@ class NativeBottleneck(LowRank):
         """h [B,1,H]; written into it."""
         return self._correct(layer, self._told, h, h, None) if part == "mlp" else h
 
-    def calls(self, room: Room, decoder: Decoder) -> Calls:
+    def calls(self, room: Room, decoder: Decoder, layers: range) -> Calls:
         self._told_mlp = copied(self._told, room.out, room.out)
-        layers = range(len(decoder.layers))
         return self._listed(
             "umbel_tape_lora", {(layer, "mlp"): self._told_on(self._told_mlp, layer, None) for layer in layers}
         )

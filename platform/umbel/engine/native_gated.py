@@ -75,10 +75,10 @@ class NativeGated(NativePart):
         self._run(ctypes.byref(told), ctypes.c_void_p(self._at(layer)), ctypes.c_int64(self._count), self._threads)
         return context
 
-    def calls(self, room: Room, decoder: Decoder) -> Calls:
+    def calls(self, room: Room, decoder: Decoder, layers: range) -> Calls:
         own = self._told_room = _Site.from_buffer_copy(self._told)
         own.q, own.q_row, own.q_head = room.qkv.data_ptr(), room.qkv.stride(0), self._shape.head_dim
         own.context = room.context.data_ptr()
-        acting = [layer for layer, acts in enumerate(self._acting) if acts]
+        acting = [layer for layer in layers if self._acting[layer]]
         told = {(layer, "attend"): (ctypes.addressof(own), self._at(layer), self._count) for layer in acting}
         return self._listed("umbel_tape_gated", told)

@@ -103,10 +103,11 @@ class NativeLora(LowRank):
             return y
         return self._correct(at, self._told[site], x.contiguous(), y, frozen.bias(site))
 
-    def calls(self, room: Room, decoder: Decoder) -> Calls:
+    def calls(self, room: Room, decoder: Decoder, layers: range) -> Calls:
         self._told_at = {site: copied(told, *room.of_site(site)) for site, told in self._told.items()}
         acting = {}
-        for index, layer in enumerate(decoder.layers):
+        for index in layers:
+            layer = decoder.layers[index]
             assert isinstance(layer, Layer)
             for place, site in enumerate(_SITES, index * len(_SITES)):
                 if self._acting[place]:

@@ -126,8 +126,9 @@ class NativePart(Sites):
         self._acting: list[bool] = np.any(self._table[:, :, acts] != 0, axis=1).tolist()
         self._base, self._bytes = int(self._table.ctypes.data), int(self._table[0].nbytes)
 
-    def calls(self, room: Room, decoder: Decoder) -> Calls:
-        """The same as the methods of ``Sites`` do, for a tape. What the calls are told lives as long as this part."""
+    def calls(self, room: Room, decoder: Decoder, layers: range) -> Calls:
+        """The same as the methods of ``Sites`` do in these layers, for a tape. What the calls are told lives as long as
+        this part, or until it is asked again."""
         raise NotImplementedError
 
     def _listed(self, function: str, rows: Mapping[tuple[int, str], Sequence[int]]) -> Calls:

@@ -50,9 +50,10 @@ class NativeScales(NativePart):
         )  # fmt: skip
         return x
 
-    def calls(self, room: Room, decoder: Decoder) -> Calls:
+    def calls(self, room: Room, decoder: Decoder, layers: range) -> Calls:
         told = {}
-        for place in (place for place, acts in enumerate(self._acting) if acts):
+        places = range(layers.start * len(_SIDES), layers.stop * len(_SIDES))
+        for place in (place for place in places if self._acting[place]):
             layer, side = divmod(place, len(_SIDES))
             site, end = _SIDES[side].split(".")
             x, y = room.of_site(site)

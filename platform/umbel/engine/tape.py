@@ -4,12 +4,17 @@ stay where they are.
 At one row a call costs more in Python and torch than a small layer's work does, and there are ten of them in a layer.
 What is called changes only with who is worn; what differs from step to step stands in one structure (``Now``).
 
+Behind the attention of the last layer most of a prompt's tokens have done what they are there for: their keys and
+values are written, and nobody reads their states. The rest of that layer is done for the others alone, moved to the
+front of the same buffers.
+
 Shape letters here:  B tokens of the step   H hidden   N query heads   D head width
 """
 
 import ctypes
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -29,6 +34,18 @@ _SITES = ("qkv", "o", "gate_up", "down")
 _LEAST_ROWS = 64
 _KEPT = 16
 """Lists of calls."""
+_WHOLE, _BEGINNING, _END = "whole", "beginning", "end"
+"""Of what there is to do in the layers; the end begins behind the attention of the last one."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """The states of a step that somebody reads."""
+
+    places: Sequence[int]
+    """In the batch, rising."""
+    parts: Sequence[NativePart]
+    """What acts on them, where they are all that there is in the batch."""
 
 
 class _Norm(ctypes.Structure):
@@ -90,6 +107,12 @@ class _Bare:
         for product, following in pairwise(products):
             product.next = ctypes.addressof(following)
 
+    def layer(self, index: int, which: str) -> list[_Named]:
+        """Of a layer the whole, or what it does up to its attention, or what comes behind it."""
+        calls = self.layers[index]
+        behind = 1 + next(i for i, (name, _) in enumerate(calls) if name == "attend")
+        return {_WHOLE: calls, _BEGINNING: calls[:behind], _END: calls[behind:]}[which]
+
     def _layer(self, layer: Layer, more: Tensor | None) -> Iterator[_Named]:
         """Calls by the name of what they do; adapters of that name act behind them."""
         room, shape = self.room, self._shape
@@ -137,7 +160,7 @@ class Tape:
         self._decoder, self._shape, self._kernels = backbone.decoder, backbone.shape, kernels
         self._run = kernels.library.umbel_tape
         self._bare: _Bare | None = None
-        self._entries: OrderedDict[tuple[NativePart, ...], NDArray[np.int64]] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, tuple[NativePart, ...]], NDArray[np.int64]] = OrderedDict()
         """Of a few steps: rows that guess are as many in one step and as many in another."""
         self._now = _Now()
 
@@ -152,10 +175,21 @@ class Tape:
         """Whether all that acts in the layers is the kernels'."""
         return isinstance(sites, Composite) and all(isinstance(part, NativePart) for part in sites.in_layers)
 
-    def through(self, x: Tensor, rotation: tuple[Tensor, Tensor], attention: CachedAttention, sites: Sites) -> Tensor:
-        """The hidden states [B,1,H] behind the last layer: a view that the next step writes to."""
+    def through(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        attention: CachedAttention,
+        sites: Sites,
+        read: Read | None = None,
+    ) -> Tensor:
+        """The hidden states [B,1,H] behind the last layer: a view that the next step writes to.
+
+        Where it is told which of them are ``read``, the others are what the last layer was given.
+        """
         rows = len(x)
-        room, entries = self._for(tuple(_native(sites)), rows)
+        room = self._room_for(rows)
+        entries = self._for(tuple(_native(sites)), _WHOLE if read is None else _BEGINNING)
         room.x[:rows].copy_(x[:, 0])
         cosines, sines = (part.contiguous() for part in rotation)
         now = self._now
@@ -163,38 +197,61 @@ class Tape:
         now.layer_stride = attention.cache.slabs.stride(0)
         decode, prompt = attention.told(room.qkv, room.context)
         now.decode, now.prompt = _at(decode), _at(prompt)
+        self._play(entries)
+        return room.x[:rows, None] if read is None else self._end(room, rows, read)
+
+    def _end(self, room: Room, rows: int, read: Read) -> Tensor:
+        states = room.x[:rows].clone()
+        if read.places:
+            places, count = torch.tensor(read.places), len(read.places)
+            room.x[:count] = room.x.index_select(0, places)
+            room.context[:count] = room.context.index_select(0, places)
+            self._now.rows = count
+            self._play(self._for(tuple(read.parts), _END))
+            states[places] = room.x[:count]
+        return states[:, None]
+
+    def _play(self, entries: NDArray[np.int64]) -> None:
         self._run(
-            ctypes.c_void_p(entries.ctypes.data), ctypes.c_int64(len(entries)), ctypes.byref(now),
+            ctypes.c_void_p(entries.ctypes.data), ctypes.c_int64(len(entries)), ctypes.byref(self._now),
             torch.get_num_threads(),
         )  # fmt: skip
-        return room.x[:rows, None]
 
-    def _for(self, parts: tuple[NativePart, ...], rows: int) -> tuple[Room, NDArray[np.int64]]:
-        """The calls with what these parts do, written unless they are known. A part is in one list only: it holds what
-        its calls are told."""
+    def _room_for(self, rows: int) -> Room:
         threads = torch.get_num_threads()
         if self._bare is None or rows > len(self._bare.room.x) or threads > self._bare.room.threads:
             room = Room.of(self._shape, max(_LEAST_ROWS, 1 << (rows - 1).bit_length()))
             self._bare = _Bare(self._decoder, self._shape, self._kernels, room)
             self._entries.clear()
-        entries = self._entries.get(parts)
-        if entries is None:
-            while len(self._entries) >= _KEPT:
-                self._entries.popitem(last=False)
-            entries = self._entries[parts] = np.array(list(self._calls(self._bare, parts)), np.int64)
-        return self._bare.room, entries
+        return self._bare.room
 
-    def _calls(self, bare: _Bare, parts: Sequence[NativePart]) -> Iterator[Call]:
+    def _for(self, parts: tuple[NativePart, ...], which: str) -> NDArray[np.int64]:
+        """The calls with what these parts do, written unless they are known. A part is in one list only: it holds what
+        its calls are told. Those of a step with prompts are never seen again."""
+        entries = self._entries.get((which, parts))
+        if entries is None:
+            entries = np.array(list(self._calls(parts, which)), np.int64)
+            if which == _WHOLE or not parts:
+                while len(self._entries) >= _KEPT:
+                    self._entries.popitem(last=False)
+                self._entries[which, parts] = entries
+        return entries
+
+    def _calls(self, parts: Sequence[NativePart], which: str) -> Iterator[Call]:
+        assert self._bare is not None
+        last = len(self._bare.layers) - 1
+        layers = range(last, last + 1) if which == _END else range(last + 1)
         added: dict[tuple[int, str], list[Call]] = {}
         for part in parts:
-            for place, call in part.calls(bare.room, self._decoder).items():
+            for place, call in part.calls(self._bare.room, self._decoder, layers).items():
                 added.setdefault(place, []).append(call)
-        for index, layer in enumerate(bare.layers):
-            for name, own in layer:
+        for index in layers:
+            for name, own in self._bare.layer(index, which if index == last else _WHOLE):
                 if own is not None:
                     yield own
                 yield from added.get((index, name), ())
-        yield bare.last
+        if which != _BEGINNING:
+            yield self._bare.last
 
 
 def _native(sites: Sites) -> list[NativePart]:
