@@ -14,7 +14,7 @@
 /* Fetches the cache lines of ``count`` places that a later pass reads. Not what this pass reads next: the processor sees
    that by itself, but not across the borders of pages, nor from one row to another. */
 INLINE void fetch(const bf16 *places, int64_t d, int64_t count) {
-    for (int64_t c = 0; c < count * d; c += LINE) __builtin_prefetch(places + c, 0, 2);
+    for (int64_t c = 0; c < count * d; c += LINE) __builtin_prefetch(places + c, 0, 3);
 }
 
 /* q k^T of a query head with LANES places, of which ``m`` are there; what the others give is nobody's. */
