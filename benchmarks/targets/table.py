@@ -73,8 +73,9 @@ _FLOOD = (
     "of 32 rows and the flood's prompts where without the flood they have 16 rows."
 )
 _HTTP = (
-    "each token is a line that is written to a socket of its own, in Python, and read from it by the client, on the "
-    "cores that decode: what it takes of them, some 0.1 ms for each token, the step has not."
+    "each token is a line that is written to a socket of its own, on the cores that decode: most of that is the "
+    "system's way through a socket, which is as long for a line as for an answer. What it takes of the cores the step "
+    "has not, and the shorter the step is, the more that weighs: this row was met while a step took a tenth longer."
 )
 TARGETS = (
     Target(
