@@ -3,6 +3,7 @@
 docs/methods.md    methods, output heads, and every method of PEFT
 docs/training.md   every key of a task file, which is every flag of `umbel train`
 docs/benchmarks/targets.md   what `make bench-targets` measured last
+docs/benchmarks/peers.md   the same of `make bench-peers`
 docs/benchmarks/quantised.md   as `make bench-quantised` measured it last
 """
 
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import fresh, parity, quantised
+from benchmarks.peers import page as peers
+from benchmarks.run import OUT
 from benchmarks.targets import table as targets
 from peft import PeftType
 
@@ -40,6 +43,7 @@ def pages() -> dict[str, str]:
         "methods.md": methods_page(),
         "training.md": training_page(),
         "benchmarks/targets.md": targets.page(targets.kept(targets.KEPT)),
+        "benchmarks/peers.md": peers.page(json.loads((OUT / "peers.json").read_text(encoding="utf-8"))),
         "benchmarks/quantised.md": quantised.page(json.loads(quantised.KEPT.read_text(encoding="utf-8"))),
     }
 

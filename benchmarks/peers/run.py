@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.page import FEW, page
 from benchmarks.peers.system import ROOT, LlamaCpp, Peer, PeerFailed, Vllm
 from benchmarks.run import BACKBONE, OUT, facts, summary
 from benchmarks.systems import HuggingFace, Round, System, Umbel
-from benchmarks.work import NEW_TOKENS, PROMPT_TOKENS, Work, works
+from benchmarks.work import NEW_TOKENS, Work, works
 
 from umbel.backbone.pull import CATALOG
 from umbel.core.anew import spinning, start_anew
@@ -27,8 +28,6 @@ from umbel.core.settings import Settings
 SHORT = ("1 request, bare backbone", "32 requests, bare backbone", "32 requests, 8 LoRAs")
 WARM_UP = 8
 """New tokens of each request in the round that is not measured."""
-FEW = 8
-"""Requests; works with fewer are asked more often."""
 SETTLE = 0.3
 """Seconds between turns: threads of the system before go on spinning for a while (Intel's OpenMP for 0.2 s)."""
 
@@ -183,89 +182,6 @@ def write(found: dict[str, Any], out: Path) -> None:
     text = page(found)
     (out / "peers.md").write_text(text, encoding="utf-8")
     print(text)
-
-
-COLUMNS = ("umbel", "umbel int4", "HF + PEFT", "vLLM eager", "vLLM compiled", "llama.cpp Q4_1")
-
-
-def page(found: dict[str, Any]) -> str:
-    lines = [
-        "# Serving beside its peers, measured",
-        "",
-        f"One run, {found['when']}: `{found['command']}`. {PROMPT_TOKENS} random prompt tokens and",
-        f"{found['new_tokens']} greedy tokens per request, all requests at once, {BACKBONE}, bf16; llama.cpp: its",
-        "4-bit file, and bare works only, since its LoRA acts on a whole batch; umbel int4: the layers' linears in the",
-        "same 4 bits, the rest in bf16. LoRA: rank 16 on all seven linears, random weights. Each system is an engine",
-        "stepped by one thread, without HTTP; they take turns in every round;",
-        f"medians of {found['rounds']} ({FEW * found['rounds']} where it is one request).",
-        "The ratio to vLLM is to the better of its two settings, work by work (where",
-        "LoRA is enabled its CPU backend compiles nothing). Figures of `serving.md` come from another run.",
-        "",
-        "Generated tokens per second, end to end, prefill included:",
-        "",
-        "| work | " + " | ".join(COLUMNS) + " | umbel / HF + PEFT | umbel / vLLM | umbel int4 / llama.cpp |",
-        "| --- |" + " --- |" * (len(COLUMNS) + 3),
-        *(rate_row(row) for row in found["works"]),
-        "",
-        "Time to first token p50 / p95, and between tokens p50 / p99, in ms (HF does not tell):",
-        "",
-        "| work | " + " | ".join(name for name in COLUMNS if name != "HF + PEFT") + " |",
-        "| --- |" + " --- |" * (len(COLUMNS) - 1),
-        *(time_row(row) for row in found["works"]),
-        "",
-        *failures(found["works"]),
-        *versions(found),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def rate_row(row: dict[str, Any]) -> str:
-    rates = {name: row[name]["tokens_per_s"] for name in COLUMNS if name in row}
-    cells = [f"{rates[name]:.0f}" if name in rates else absent(row, name) for name in COLUMNS]
-    vllm = max((rates[name] for name in rates if name.startswith("vLLM")), default=None)
-    pairs = [("umbel", rates.get("HF + PEFT")), ("umbel", vllm), ("umbel int4", rates.get("llama.cpp Q4_1"))]
-    ratios = [f"{rates[own] / other:.1f}x" if other and own in rates else "" for own, other in pairs]
-    return "| " + " | ".join([row["work"], *cells, *ratios]) + " |"
-
-
-def absent(row: dict[str, Any], name: str) -> str:
-    return "failed" if name in row["failed"] else ""
-
-
-def time_row(row: dict[str, Any]) -> str:
-    def cell(name: str) -> str:
-        told = row.get(name, {})
-        if "ttft_p50_ms" not in told:
-            return absent(row, name)
-        first = f"{told['ttft_p50_ms']:.0f} / {told['ttft_p95_ms']:.0f}"
-        return f"{first}, {told['gap_p50_ms']:.0f} / {told['gap_p99_ms']:.0f}"
-
-    return "| " + " | ".join([row["work"], *(cell(name) for name in COLUMNS if name != "HF + PEFT")]) + " |"
-
-
-def failures(rows: list[dict[str, Any]]) -> list[str]:
-    told = [f"- {row['work']}, {name}: {why}" for row in rows for name, why in row["failed"].items()]
-    return ["Failed:", "", *told, ""] if told else []
-
-
-def versions(found: dict[str, Any]) -> list[str]:
-    """What ran, where."""
-    peers = [
-        f"- {name}: {facts['version']}" + (f", torch {facts['torch']}" if "torch" in facts else "")
-        for name, facts in found["peers"].items()
-        if facts
-    ]
-    machine_line = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
-    idle = max((row["idle_cpu"] for row in found["works"]), default=0.0)
-    return [
-        "Versions (settings are in `peers.json`, the commands that install them in `scripts/peers.sh`):",
-        "",
-        *peers,
-        "",
-        f"Waiting peers took at most {idle:.1%} of a core during the others' turns.",
-        "",
-        f"Machine: {machine_line}.",
-    ]
 
 
 if __name__ == "__main__":

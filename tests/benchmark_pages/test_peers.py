@@ -5,7 +5,8 @@ import time
 
 import pytest
 from benchmarks.peers.llamacpp import BATCH, together
-from benchmarks.peers.run import Idle, page, rounds_of, trimmed
+from benchmarks.peers.page import page
+from benchmarks.peers.run import Idle, rounds_of, trimmed
 from benchmarks.peers.system import ROOT, PeerFailed, Process
 from benchmarks.work import Work, works
 
@@ -138,3 +139,15 @@ def test_a_peer_that_failed_or_was_not_there_is_said(found):
     assert "- 1 request, bare backbone, llama.cpp Q4_1: it ended with code 1; see log" in text
     assert "- vLLM eager: 0.32.0, torch 2.13.0" in text
     assert "0.4% of a core" in text
+
+
+def test_where_a_ratio_is_to_be_is_beside_what_it_is_and_what_bounds_it(found):
+    lone = "1 request, bare backbone: umbel over vLLM"
+    assert f"| {lone} | 1.6x | 2.8x | 1.2x | missed |" in page(found)
+    assert f"- **{lone}**: a step of one row reads all weights" in page(found)
+    found["works"][0]["umbel"] = told(160.0)
+    assert f"| {lone} | 1.6x | 2.8x | 2.0x | floor |" in page(found)
+    found["works"][0]["umbel"] = told(224.0)
+    assert f"| {lone} | 1.6x | 2.8x | 2.8x | want |" in page(found)
+    assert f"- **{lone}**" not in page(found)
+    assert "| 32 requests, 8 LoRAs: umbel over HF + PEFT | 3.5x | 5x |  | not measured |" in page(found)
