@@ -6,11 +6,12 @@ import pytest
 
 from umbel.core.contract import OutputHead
 from umbel.core.errors import ConfigError, NotFound, UsageError
+from umbel.training import taskfile
 from umbel.training.data.rows import LabelledRow
 from umbel.training.data.source import Splits
 from umbel.training.prepared import contract_of
 from umbel.training.task import Task
-from umbel.training.taskfile import known_options, read_task, task_of
+from umbel.training.taskfile import known_options, method_options, read_task, task_of
 
 LEAST = {"name": "mood", "data": "rows.jsonl", "task": "classify"}
 
@@ -25,7 +26,8 @@ def test_a_task_file_s_keys_are_the_flags_the_method_s_own_among_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "nearest"), [("rnak", "rank"), ("epoch", "epochs"), ("learning_rat", None), ("batchsize", "batch_size")]
+    ("key", "nearest"),
+    [("rnak", "rank"), ("epoch", "epochs"), ("learning_rat", "lr"), ("xyzzy", None), ("batchsize", "batch_size")],
 )
 def test_an_unknown_key_is_an_error_with_the_nearest_known_one(key, nearest):
     with pytest.raises(ConfigError) as caught:
@@ -33,7 +35,7 @@ def test_an_unknown_key_is_an_error_with_the_nearest_known_one(key, nearest):
     assert caught.value.code == "unknown_option"
     assert "mood.toml" in caught.value.message
     assert key in caught.value.message
-    assert (f"did you mean {nearest!r}" if nearest else "known are") in caught.value.hint
+    assert (f"did you mean {nearest!r}" if nearest else "are told by umbel train --help") in caught.value.hint
 
 
 def test_another_method_s_flag_says_whose_it_is():
@@ -139,11 +141,17 @@ def test_broken_toml_and_a_missing_file_are_told(tmp_path):
     assert missing.value.hint
 
 
+ALL = f"all {len(known_options()) + len(method_options('lora'))} are told by umbel train --help"
+
+
 @pytest.mark.parametrize(
     ("flags", "told", "hint"),
     [
         ({"step": "12"}, "there is no flag --step for method 'lora'.", "did you mean --steps?"),
         ({"batch_sise": "12"}, "there is no flag --batch-sise for method 'lora'.", "did you mean --batch-size?"),
+        ({"r": "8"}, "there is no flag --r for method 'lora'.", "did you mean --rank?"),
+        ({"output_head": "tag"}, "there is no flag --output-head for method 'lora'.", "did you mean --task?"),
+        ({"xyzzy": "1"}, "there is no flag --xyzzy for method 'lora'.", ALL),
         ({"rank": "many"}, "--rank many: it should be", None),
     ],
 )
@@ -159,7 +167,6 @@ def test_a_wrong_flag_is_told_as_a_flag_and_not_laid_to_the_file(tmp_path, flags
 
 def test_no_method_hides_an_option_of_the_task():
     from umbel.adapters import catalog
-    from umbel.training.taskfile import method_options
 
     for method in catalog.methods():
         assert not known_options().keys() & method_options(method).keys(), method
@@ -167,3 +174,11 @@ def test_no_method_hides_an_option_of_the_task():
 
 def test_the_head_may_be_named_by_its_text():
     assert Task(name="x", data="y", task="regress").output_head is OutputHead.REGRESS
+
+
+def test_what_others_call_an_option_leads_to_one_that_there_is():
+    own, theirs = known_options(), method_options("lora")
+    for other, name in taskfile._ELSEWHERE.items():
+        assert other not in own, other
+        assert other not in theirs, other
+        assert name in own or name in theirs, name

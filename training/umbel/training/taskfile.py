@@ -1,6 +1,5 @@
 """Tasks out of TOML files and command-line flags. A key that nobody knows is an error that names the nearest one."""
 
-import difflib
 import json
 import tomllib
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from umbel.adapters import DEFAULT_METHOD, catalog
 from umbel.core.errors import ConfigError, NotFound
+from umbel.core.names import nearest
 from umbel.training.task import Task
 
 _PATHS = ("data", "validation", "test")
@@ -125,7 +125,8 @@ def defaults() -> dict[str, Any]:
 
 def _unknown(key: str, known: list[str], method: str, where: str | None) -> ConfigError:
     """``where`` is None for a flag."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    names = {name: name for name in known} | {other: name for other, name in _ELSEWHERE.items() if name in known}
+    near = names.get(nearest(key, names) or "")
     written: Callable[[str], str] = repr if where is not None else _flag
     what = f"{where}: there is no option" if where is not None else "there is no flag"
     return ConfigError(
@@ -133,8 +134,21 @@ def _unknown(key: str, known: list[str], method: str, where: str | None) -> Conf
         code="unknown_option",
         param=key,
         hint=_of_other_method(key, method, written)
-        or (f"did you mean {written(near[0])}?" if near else f"known are {', '.join(map(written, known))}"),
+        or (f"did you mean {written(near)}?" if near else f"all {len(known)} are told by umbel train --help"),
     )
+
+
+_ELSEWHERE = {
+    "output_head": "task", "task_type": "task", "learning_rate": "lr", "num_train_epochs": "epochs",
+    "num_epochs": "epochs", "max_steps": "steps", "train_batch_size": "batch_size",
+    "per_device_train_batch_size": "micro_batch", "max_seq_length": "max_length", "max_grad_norm": "clip",
+    "warmup_ratio": "warmup", "warmup_steps": "warmup", "early_stopping_patience": "patience",
+    "early_stopping": "patience", "eval_steps": "eval_every", "fp16": "precision", "bf16": "precision",
+    "mixed_precision": "precision", "load_in_4bit": "quantise", "load_in_8bit": "quantise", "quantize": "quantise",
+    "r": "rank", "lora_r": "rank", "lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout",
+    "target_modules": "targets", "use_rslora": "rslora", "use_dora": "dora",
+}  # fmt: skip
+"""What an option is called by PEFT, by transformers' ``TrainingArguments`` or by habit, and what it is called here."""
 
 
 def _of_other_method(key: str, method: str, written: Callable[[str], str]) -> str | None:
