@@ -38,9 +38,10 @@ def test_an_unknown_key_is_an_error_with_the_nearest_known_one(key, nearest):
     assert (f"did you mean {nearest!r}" if nearest else "are told by umbel train --help") in caught.value.hint
 
 
-def test_another_method_s_flag_says_whose_it_is():
+@pytest.mark.parametrize("flag", ["rank", "r"])
+def test_another_method_s_flag_says_whose_it_is(flag):
     with pytest.raises(ConfigError) as caught:
-        task_of({**LEAST, "method": "prefix"}, flags={"rank": "4"})
+        task_of({**LEAST, "method": "prefix"}, flags={flag: "4"})
     assert "--rank is of " in caught.value.hint
     assert "lora" in caught.value.hint
     assert "prefix has --" in caught.value.hint

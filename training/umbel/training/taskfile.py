@@ -133,7 +133,7 @@ def _unknown(key: str, known: list[str], method: str, where: str | None) -> Conf
         f"{what} {written(key)} for method {method!r}.",
         code="unknown_option",
         param=key,
-        hint=_of_other_method(key, method, written)
+        hint=_of_other_method(_ELSEWHERE.get(key, key), method, written)
         or (f"did you mean {written(near)}?" if near else f"all {len(known)} are told by umbel train --help"),
     )
 
@@ -154,7 +154,7 @@ _ELSEWHERE = {
 def _of_other_method(key: str, method: str, written: Callable[[str], str]) -> str | None:
     """Where it is another method's option: whose it is, and what this one has in its place."""
     owners = [name for name in catalog.methods() if key in method_options(name)]
-    if not owners:
+    if not owners or method in owners:
         return None
     own = ", ".join(map(written, method_options(method))) or "no options"
     return f"{written(key)} is of {', '.join(owners)}; {method} has {own}"
