@@ -4,6 +4,7 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -125,16 +126,17 @@ def defaults() -> dict[str, Any]:
 
 def _unknown(key: str, known: list[str], method: str, where: str | None) -> ConfigError:
     """``where`` is None for a flag."""
-    names = {name: name for name in known} | {other: name for other, name in _ELSEWHERE.items() if name in known}
-    near = names.get(nearest(key, names) or "")
+    elsewhere = next(iter(get_close_matches(key, _ELSEWHERE, n=1, cutoff=_ALIKE)), key)
+    meant = _ELSEWHERE.get(elsewhere, key)
+    near = meant if meant in known else nearest(key, known)
     written: Callable[[str], str] = repr if where is not None else _flag
     what = f"{where}: there is no option" if where is not None else "there is no flag"
     return ConfigError(
         f"{what} {written(key)} for method {method!r}.",
         code="unknown_option",
         param=key,
-        hint=_of_other_method(_ELSEWHERE.get(key, key), method, written)
-        or (f"did you mean {written(near)}?" if near else f"all {len(known)} are told by umbel train --help"),
+        hint=_of_other_method(meant, method, written)
+        or (f"did you mean {written(near)}?" if near else f"docs/training.md tells all {len(known)}"),
     )
 
 
@@ -146,9 +148,11 @@ _ELSEWHERE = {
     "early_stopping": "patience", "eval_steps": "eval_every", "fp16": "precision", "bf16": "precision",
     "mixed_precision": "precision", "load_in_4bit": "quantise", "load_in_8bit": "quantise", "quantize": "quantise",
     "r": "rank", "lora_r": "rank", "lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout",
-    "target_modules": "targets", "use_rslora": "rslora", "use_dora": "dora",
+    "target_modules": "targets", "num_virtual_tokens": "length", "use_rslora": "rslora", "use_dora": "dora",
 }  # fmt: skip
 """What an option is called by PEFT, by transformers' ``TrainingArguments`` or by habit, and what it is called here."""
+_ALIKE = 0.85
+"""How like such a name a misspelt one is; options that mean something else are less."""
 
 
 def _of_other_method(key: str, method: str, written: Callable[[str], str]) -> str | None:
