@@ -10,6 +10,7 @@ from umbel.backbone.loading import load_backbone
 from umbel.backbone.native import Product
 from umbel.backbone.tiny import tiny_backbone
 from umbel.core.contract import Contract, OutputHead
+from umbel.core.errors import UmbelError
 from umbel.core.forms import FORMS
 from umbel.engine.tape import Tape
 
@@ -121,6 +122,45 @@ def test_a_prompt_that_is_scored_or_read_by_a_head_is_done_to_its_end(taped):
     plain = without_a_tape(taped.engine())
     for answer, other in zip(found, (taped.run(plain, [request])[0] for request in asked), strict=True):
         taped.same(answer, other)
+
+
+def after_steps(engine, spoil):
+    """Calls ``spoil`` with the states of each step that reads a prompt."""
+    tape = engine._forward._tape
+    through = tape.through
+
+    def spoiled(x, rotation, **told):
+        states = through(x, rotation, **told)
+        if len(x) > 1:
+            spoil(states)
+        return states
+
+    tape.through = spoiled
+    return engine
+
+
+@pytest.mark.parametrize("text", ["x" * 15, "x" * 40], ids=["all computed", "the last alone"])
+def test_states_that_nobody_reads_end_no_row_in_any_company_but_nothing_is_kept_of_it(taped, text):
+    plain = taped.engine()
+    taped.run(plain, [taped.ask(text + "y")])
+    assert plain.scheduler.running.prefixes.tokens == len(text + "y") // 16 * 16
+    engine = after_steps(taped.engine(), lambda states: states[0].fill_(float("nan")))
+    answer = taped.run(engine, [taped.ask(text + "y")])[0]
+    assert answer.ids == taped.run(plain, [taped.ask(text + "y")])[0].ids
+    assert engine.scheduler.running.prefixes.tokens == 0
+    engine = after_steps(taped.engine(), lambda states: states[-1].fill_(float("nan")))
+    with pytest.raises(UmbelError, match="not finite"):
+        taped.run(engine, [taped.ask(text + "y")])
+    assert engine.scheduler.running.prefixes.tokens == 0
+
+
+def test_keys_of_the_last_layer_that_no_state_tells_of_are_looked_at_themselves(taped):
+    engine = taped.engine(step_tokens=40)
+    slabs = engine.scheduler.running.cache.slabs
+    after_steps(engine, lambda states: slabs[-1, 1, 0, :, 3].fill_(float("inf")))
+    with pytest.raises(UmbelError, match="not finite"):  # a later token read them
+        taped.run(engine, [taped.ask("x" * 100)])
+    assert engine.scheduler.running.prefixes.tokens == 0
 
 
 def test_a_step_with_more_rows_than_any_before_it(taped):

@@ -46,8 +46,8 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class Result:
     hidden: Tensor
-    """[B,H] after the last norm. Those of tokens whose states nobody reads (``Row.reusable``) may be what the last
-    layer was given, normed: finite where the keys and values that the token left are."""
+    """[B,H] after the last norm. Those of tokens whose states nobody reads (``Row.unread``) may be what the last layer
+    was given, normed."""
     logits: Tensor | None
     """[M,V]; None where nothing is wanted."""
     wanted: list[Wanted]
@@ -120,7 +120,7 @@ class Forward:
         """None where it is not worth leaving the others out."""
         places, chunks = list(range(len(plan.decode))), []
         for row, span in plan.chunks:
-            begin, first = len(places), max(0, min(row.reusable - row.done, span.count))
+            begin, first = len(places), row.unread(row.done, span.count)
             places += range(span.at + first, span.at + span.count)
             chunks.append((range(begin, len(places)), row.resident))
         if len(plan.decode) + sum(span.count for _, span in plan.chunks) - len(places) < _LEFT_OUT:

@@ -93,6 +93,8 @@ class Row:
     ends: frozenset[int] = frozenset()
     """Tokens that end it."""
     seed: int = 0
+    sound: bool = True
+    """Whether all of its prompt that was read is finite, so that others may begin with it."""
     pooled: list[Tensor] = field(default_factory=list)
     """Hidden states [tokens, H] that its output head will read."""
     scores: list[Scored] = field(default_factory=list)
@@ -151,6 +153,10 @@ class Row:
         if self.scoring or not all(reader.reads_last for reader in self.readers):
             return 0
         return self.prompt_end - 1
+
+    def unread(self, done: int, count: int) -> int:
+        """Of ``count`` tokens behind the first ``done`` how many leave states that nobody reads; they come first."""
+        return max(0, min(self.reusable - done, count))
 
     @property
     def reads_last(self) -> bool:

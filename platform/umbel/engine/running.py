@@ -107,7 +107,7 @@ class Running:
         for other in others:
             other.leader = heir
         heir.done, heir.reserved, heir.pooled = row.done, row.reserved, row.pooled
-        heir.held, row.held = row.held, 0
+        heir.sound, heir.held, row.held = row.sound, row.held, 0
         heir.slot, row.slot = row.slot, -1
         if row.saved is None:
             self.rows[heir.slot] = heir
