@@ -12,6 +12,7 @@ from umbel.backbone.tiny import tiny_backbone
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.errors import UmbelError
 from umbel.core.forms import FORMS
+from umbel.engine.native_lora import NativeLora
 from umbel.engine.tape import Tape
 
 TEXTS = ["a", "the quick brown fox", "hello " * 9, "0123456789" * 4]
@@ -110,6 +111,25 @@ def test_beside_a_prompt_each_answer_is_done_to_its_end_as_what_it_wears(taped):
         assert answer.ids == other.ids
 
 
+def test_what_a_part_tells_its_calls_stays_while_bare_prompts_are_read_beside_its_rows(taped, monkeypatch):
+    """Answers wear the same in a step with a bare prompt and in one without, so they have the same part. Asked anew for
+    its calls it would let go of what those of the other list are told."""
+    asked, calls = [], NativeLora.calls
+    monkeypatch.setattr(NativeLora, "calls", lambda self, *args: asked.append(self) or calls(self, *args))
+    engine = taped.engine(step_tokens=60)
+    worn = taped.ask("hello", taped.adapter("lora", 1), max_tokens=30)
+    taped.run(engine, [worn])
+    row = engine.submit(worn)
+    for _ in range(4):
+        engine.step()
+    bare = engine.submit(taped.ask("y" * 150))
+    taped.drain(engine)
+    assert len(asked) == len(set(asked))
+    plain = without_a_tape(taped.engine(step_tokens=60))
+    assert row.result().ids == taped.run(plain, [worn])[0].ids
+    assert bare.result().ids == taped.run(plain, [taped.ask("y" * 150)])[0].ids
+
+
 def test_a_prompt_that_is_scored_or_read_by_a_head_is_done_to_its_end(taped):
     tagger = taped.adapter("lora", 1, contract=Contract(output_head=OutputHead.TAG, labels=("O", "X")))
     text, engine = "0123456789" * 4, taped.engine()
@@ -191,8 +211,8 @@ def test_the_calls_are_written_once_for_as_long_as_the_same_is_worn(taped, monke
     requests = [taped.ask("hello", taped.adapter("lora", seed), max_tokens=30) for seed in range(3)]
     engine = taped.engine()
     taped.run(engine, requests)  # all are resident afterwards
-    written, calls = [], Tape._calls
-    monkeypatch.setattr(Tape, "_calls", lambda *args: written.append(args) or calls(*args))
+    written, calls = [], Tape._beginning_of
+    monkeypatch.setattr(Tape, "_beginning_of", lambda *args: written.append(args) or calls(*args))
     taped.run(engine, requests)
     assert len(written) == 2  # for the step of the prompts, and for all those of the answers
 

@@ -34,8 +34,6 @@ _SITES = ("qkv", "o", "gate_up", "down")
 _LEAST_ROWS = 64
 _KEPT = 16
 """Lists of calls."""
-_WHOLE, _BEGINNING, _END = "whole", "beginning", "end"
-"""Of what there is to do in the layers; the end begins behind the attention of the last one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +86,8 @@ class _Now(ctypes.Structure):
 
 _Named = tuple[str, Call | None]
 """What is done, which adapters of that name act behind, and the call that does it."""
+_Added = dict[tuple[int, str], list[Call]]
+"""Calls of adapters, by layer and by the name of what they follow."""
 
 
 class _Bare:
@@ -107,11 +107,12 @@ class _Bare:
         for product, following in pairwise(products):
             product.next = ctypes.addressof(following)
 
-    def layer(self, index: int, which: str) -> list[_Named]:
-        """Of a layer the whole, or what it does up to its attention, or what comes behind it."""
-        calls = self.layers[index]
-        behind = 1 + next(i for i, (name, _) in enumerate(calls) if name == "attend")
-        return {_WHOLE: calls, _BEGINNING: calls[:behind], _END: calls[behind:]}[which]
+    @property
+    def last_layer(self) -> tuple[list[_Named], list[_Named]]:
+        """What the last layer does up to its attention, and behind it."""
+        calls = self.layers[-1]
+        behind = 1 + [name for name, _ in calls].index("attend")
+        return calls[:behind], calls[behind:]
 
     def _layer(self, layer: Layer, more: Tensor | None) -> Iterator[_Named]:
         """Calls by the name of what they do; adapters of that name act behind them."""
@@ -160,7 +161,7 @@ class Tape:
         self._decoder, self._shape, self._kernels = backbone.decoder, backbone.shape, kernels
         self._run = kernels.library.umbel_tape
         self._bare: _Bare | None = None
-        self._entries: OrderedDict[tuple[str, tuple[NativePart, ...]], NDArray[np.int64]] = OrderedDict()
+        self._entries: OrderedDict[tuple[NativePart, ...], tuple[NDArray[np.int64], int]] = OrderedDict()
         """Of a few steps: rows that guess are as many in one step and as many in another."""
         self._now = _Now()
 
@@ -189,7 +190,7 @@ class Tape:
         """
         rows = len(x)
         room = self._room_for(rows)
-        entries = self._for(tuple(_native(sites)), _WHOLE if read is None else _BEGINNING)
+        entries, behind = self._for(tuple(_native(sites)))
         room.x[:rows].copy_(x[:, 0])
         cosines, sines = (part.contiguous() for part in rotation)
         now = self._now
@@ -197,7 +198,7 @@ class Tape:
         now.layer_stride = attention.cache.slabs.stride(0)
         decode, prompt = attention.told(room.qkv, room.context)
         now.decode, now.prompt = _at(decode), _at(prompt)
-        self._play(entries)
+        self._play(entries if read is None else entries[:behind])
         return room.x[:rows, None] if read is None else self._end(room, rows, read)
 
     def _end(self, room: Room, rows: int, read: Read) -> Tensor:
@@ -207,7 +208,7 @@ class Tape:
             room.x[:count] = room.x.index_select(0, places)
             room.context[:count] = room.context.index_select(0, places)
             self._now.rows = count
-            self._play(self._for(tuple(read.parts), _END))
+            self._play(np.array(self._end_of(self._added(read.parts, self._last)), np.int64))
             states[places] = room.x[:count]
         return states[:, None]
 
@@ -225,33 +226,53 @@ class Tape:
             self._entries.clear()
         return self._bare.room
 
-    def _for(self, parts: tuple[NativePart, ...], which: str) -> NDArray[np.int64]:
-        """The calls with what these parts do, written unless they are known. A part is in one list only: it holds what
-        its calls are told. Those of a step with prompts are never seen again."""
-        entries = self._entries.get((which, parts))
-        if entries is None:
-            entries = np.array(list(self._calls(parts, which)), np.int64)
-            if which == _WHOLE or not parts:
-                while len(self._entries) >= _KEPT:
-                    self._entries.popitem(last=False)
-                self._entries[which, parts] = entries
-        return entries
+    def _for(self, parts: tuple[NativePart, ...]) -> tuple[NDArray[np.int64], int]:
+        """The calls with what these parts do, written unless they are known, and how many of them come before the end.
+        A part is asked for its calls once, since it holds what they are told."""
+        known = self._entries.get(parts)
+        if known is None:
+            while len(self._entries) >= _KEPT:
+                self._entries.popitem(last=False)
+            added = self._added(parts, range(self._last.stop))
+            beginning = self._beginning_of(added)
+            known = np.array(beginning + self._end_of(added), np.int64), len(beginning)
+            self._entries[parts] = known
+        return known
 
-    def _calls(self, parts: Sequence[NativePart], which: str) -> Iterator[Call]:
+    @property
+    def _last(self) -> range:
+        layers = len(self._decoder.layers)
+        return range(layers - 1, layers)
+
+    def _added(self, parts: Sequence[NativePart], layers: range) -> _Added:
         assert self._bare is not None
-        last = len(self._bare.layers) - 1
-        layers = range(last, last + 1) if which == _END else range(last + 1)
-        added: dict[tuple[int, str], list[Call]] = {}
+        added: _Added = {}
         for part in parts:
             for place, call in part.calls(self._bare.room, self._decoder, layers).items():
                 added.setdefault(place, []).append(call)
-        for index in layers:
-            for name, own in self._bare.layer(index, which if index == last else _WHOLE):
-                if own is not None:
-                    yield own
-                yield from added.get((index, name), ())
-        if which != _BEGINNING:
-            yield self._bare.last
+        return added
+
+    def _beginning_of(self, added: _Added) -> list[Call]:
+        """Up to the attention of the last layer."""
+        assert self._bare is not None
+        found: list[Call] = []
+        for index in range(self._last.start):
+            found += _calls(self._bare.layers[index], index, added)
+        return found + _calls(self._bare.last_layer[0], self._last.start, added)
+
+    def _end_of(self, added: _Added) -> list[Call]:
+        """What comes behind it."""
+        assert self._bare is not None
+        return [*_calls(self._bare.last_layer[1], self._last.start, added), self._bare.last]
+
+
+def _calls(named: Sequence[_Named], index: int, added: _Added) -> list[Call]:
+    """A layer's own calls, and behind each those of adapters."""
+    found: list[Call] = []
+    for name, own in named:
+        found += [] if own is None else [own]
+        found += added.get((index, name), ())
+    return found
 
 
 def _native(sites: Sites) -> list[NativePart]:
