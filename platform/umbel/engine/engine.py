@@ -142,6 +142,7 @@ class Engine:
         forms = None if ready is None else ReadyForms(ready, backbone)
         load = load or functools.partial(load_adapter, shape=backbone.shape)
         self._forward = Forward(backbone, cache)
+        self._alone = self._forward.alone
         self._likeliest = None if backbone.kernels is None else Pointwise(backbone.kernels).likeliest
         per_token = backbone.kv_bytes_per_token
         running = Running(
@@ -149,7 +150,7 @@ class Engine:
             Prefixes(cache, most=(kv_bytes if prefix_bytes is None else prefix_bytes) // per_token),
             places=kv_bytes // per_token,
             spare=(kv_bytes if saved_bytes is None else saved_bytes) // per_token,
-            guesses=guesses if self._forward.alone else 0,
+            guesses=guesses if self._alone else 0,
             may_guess=lambda row: answers_by_kernels(backbone.kernels, row.resident),
         )
         self.scheduler = Scheduler(
@@ -331,7 +332,7 @@ class Engine:
         The kernels read nobody else's places, and it depends on a row's company whether states that nobody reads are
         computed to the end: so there they only keep its keys from being kept.
         """
-        unread = row.unread(row.done - span.count, span.count) if self._forward.alone else 0
+        unread = row.unread(row.done - span.count, span.count) if self._alone else 0
         if not _finite(hidden[unread:]):
             for reader in row.readers:
                 self._end(reader, "error", _non_finite(reader), tainted=True)
