@@ -11,8 +11,6 @@ FEW = 8
 """Requests; works with fewer are asked more often."""
 
 COLUMNS = ("umbel", "umbel int4", "HF + PEFT", "vLLM eager", "vLLM compiled", "llama.cpp Q4_1")
-
-
 VLLM = ("vLLM eager", "vLLM compiled")
 _LONE = (
     "a step of one row reads all weights and does little else, and they are in three quarters of their bytes already; "

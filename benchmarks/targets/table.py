@@ -48,7 +48,7 @@ _PRODUCTS = (
 _CALLS = (
     "there is little to read, and it lies in pieces of 20 to 100 KB at 240 places of a step: at each of them threads "
     "meet before and after a few microseconds of work; and keys of a prefix are read beside the adapters. The 2 ms are "
-    "the difference of two steps of 17, and what they are divided by is read at 42 or at 65 GB/s, by where the host "
+    "the difference of two steps of 16, and what they are divided by is read at 42 or at 65 GB/s, by where the host "
     "laid the pages of this very process: six runs within three hours said 2.97x to 5.68x, whole ones 2.8x to 3.2x."
 )
 _LOADS = (

@@ -183,6 +183,23 @@ def test_keys_of_the_last_layer_that_no_state_tells_of_are_looked_at_themselves(
     assert engine.scheduler.running.prefixes.tokens == 0
 
 
+@pytest.mark.parametrize(("spoil", "kept"), [(None, 32 + 96), (float("nan"), 0)], ids=["sound", "spoilt"])
+def test_who_reads_on_for_another_knows_that_nothing_may_be_kept(taped, spoil, kept):
+    first_step, texts = [spoil is not None], Contract(output_head=OutputHead.CLASSIFY, labels=("a", "b"))
+    engine = taped.engine(step_tokens=40)
+    after_steps(engine, lambda states: states[0].fill_(spoil) if first_step and first_step.pop() else None)
+    heads = [taped.adapter("none", seed, contract=texts) for seed in (1, 2)]
+    warm = [engine.warm(head) for head in heads]
+    taped.drain(engine)
+    assert all(done.result() for done in warm)
+    leader, heir = engine.submit_together([taped.pool("x" * 100, head) for head in heads])
+    engine.step()
+    leader.cancel()
+    taped.drain(engine)
+    assert heir.result().logits.isfinite().all()
+    assert engine.scheduler.running.prefixes.tokens == kept, "two blocks of the leader's, and all of the heir's"
+
+
 def test_a_step_with_more_rows_than_any_before_it(taped):
     """The room that calls read and write is made anew, and so are the calls."""
     engine = taped.engine(step_tokens=256)

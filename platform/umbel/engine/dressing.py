@@ -25,7 +25,7 @@ ALONE = 32
 Shorter chunks of like adapters share one."""
 Chunk = tuple[range, Resident | None]
 """(places in the batch of a prompt's tokens, what they wear)."""
-Taken = tuple[Sequence[Sites], Sequence[Resident | None], Sequence[Chunk]]
+Taken = tuple[Sequence[NativePart], Sequence[Resident | None], Sequence[Chunk]]
 """(what kernels do, decoding rows and chunks without what they took)."""
 _KEPT = 16
 """Steps' ways of dressing that are kept."""
@@ -60,29 +60,25 @@ class Dresser:
         return Composite(parts) if parts else BARE
 
     def _native(self, decode: Sequence[Resident | None], chunks: Sequence[Chunk]) -> Taken:
-        """Kept where no prompt is read and the same rows wear the same slots, of a few steps: rows that guess are as
-        many in one step and as many in another."""
-        if self._kernels is None:
-            return [], decode, chunks
+        """Kept where no prompt wears anything and the same rows wear the same slots, of a few steps: rows that guess
+        are as many in one step and as many in another."""
         key = None if chunks else _places(decode)
         if key is None or (taken := self._taken.get(key)) is None:
-            groups: _Groups = {}
-            left = [None if self._take(groups, (place,), worn) else worn for place, worn in enumerate(decode)]
-            unread = [(places, worn) for places, worn in chunks if not self._take(groups, places, worn)]
-            native = [kind(self._kernels, list(own.values())) for kind, own in groups.items()]
-            taken = native, left, unread
+            taken = self._split(decode, chunks)
             self._keep(key, taken)
         return taken
 
-    def by_kernels(self, decode: Sequence[Resident | None], chunks: Sequence[Chunk]) -> list[NativePart]:
+    def by_kernels(self, decode: Sequence[Resident | None], chunks: Sequence[Chunk]) -> Sequence[NativePart]:
         """What kernels do for such rows, of parts that nobody else has."""
+        return self._split(decode, chunks)[0]
+
+    def _split(self, decode: Sequence[Resident | None], chunks: Sequence[Chunk]) -> Taken:
         if self._kernels is None:
-            return []
+            return [], decode, chunks
         groups: _Groups = {}
-        worn = [((place,), resident) for place, resident in enumerate(decode)]
-        for places, resident in [*worn, *chunks]:
-            self._take(groups, places, resident)
-        return [kind(self._kernels, list(own.values())) for kind, own in groups.items()]
+        left = [None if self._take(groups, (place,), worn) else worn for place, worn in enumerate(decode)]
+        unread = [(places, worn) for places, worn in chunks if not self._take(groups, places, worn)]
+        return [kind(self._kernels, list(own.values())) for kind, own in groups.items()], left, unread
 
     def _keep(self, key: object, taken: Taken) -> None:
         """None of those that hold adapters by themselves but the last."""

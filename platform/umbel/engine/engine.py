@@ -338,14 +338,10 @@ class Engine:
                 self._end(reader, "error", _non_finite(reader), tainted=True)
             return
         if unread:
-            row.sound &= _finite(hidden[:unread]) and _finite(self._last_keys(row, span))
+            keys = self.scheduler.running.cache.last_layer(row.slot, span.start, span.start + span.count)
+            row.sound &= _finite(hidden[:unread]) and _finite(keys)
         if row.sound:
             self.scheduler.running.prefixes.keep(row)
-
-    def _last_keys(self, row: Row, span: Span) -> Tensor:
-        """Keys and values of the last layer, the only ones that no state behind tells of."""
-        slabs = self.scheduler.running.cache.slabs
-        return slabs[-1, :, row.slot, :, span.start : span.start + span.count]
 
     def _score_prompts(self, result: Result) -> None:
         for wanted in result.wanted:

@@ -25,7 +25,7 @@ from umbel.engine.span import Span
 from umbel.engine.tape import Read, Tape
 
 _LEFT_OUT = 16
-"""Tokens that are worth a second list of calls."""
+"""Tokens whose states nobody reads that are worth a second list of calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +118,13 @@ class Forward:
 
     def _read(self, plan: Plan) -> Read | None:
         """None where it is not worth leaving the others out."""
-        places, chunks = list(range(len(plan.decode))), []
+        places, chunks, left_out = list(range(len(plan.decode))), [], 0
         for row, span in plan.chunks:
             begin, first = len(places), row.unread(row.done, span.count)
             places += range(span.at + first, span.at + span.count)
             chunks.append((range(begin, len(places)), row.resident))
-        if len(plan.decode) + sum(span.count for _, span in plan.chunks) - len(places) < _LEFT_OUT:
+            left_out += first
+        if left_out < _LEFT_OUT:
             return None
         return Read(places, self.dresser.by_kernels([row.resident for row in plan.decode], chunks))
 

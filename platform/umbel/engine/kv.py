@@ -147,6 +147,10 @@ class KVCache:
         """A copy of a row's places [layers, 2, G, end - start, D] in host memory."""
         return self.slabs[:, :, slot, :, start:end].to("cpu", copy=True, memory_format=torch.contiguous_format)
 
+    def last_layer(self, slot: int, start: int, end: int) -> Tensor:
+        """Keys and values [2, G, end - start, D] of the last layer, of which no layer's states behind them tell."""
+        return self.slabs[-1, :, slot, :, start:end]
+
     def load(self, slot: int, start: int, saved: Tensor | None) -> None:
         """Puts what ``save`` gave into a row, its first place at ``start``."""
         assert saved is not None
