@@ -39,16 +39,17 @@ def inputs(rows, d_in, seed=1):
     return torch.randn(rows, d_in, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("d_in", "d_out"), SHAPES)
-def test_it_is_float64s_product_with_the_weight_that_the_codes_stand_for(form, d_in, d_out, kernels):
+def test_it_is_float64s_product_with_the_weight_that_the_codes_stand_for(form, d_in, d_out, bias, kernels):
     """int8's scales are applied to sums, so its weight is not rounded; those of 4 bits are bf16 when they are used."""
-    linear = linear_of(form, d_in, d_out)
+    linear = linear_of(form, d_in, d_out, bias)
     weight = linear.dequantised(torch.float64) if form == "int8" else linear.weight.double()
     packed = linear.packed(kernels)
     assert isinstance(packed, NativeCodes)
     for rows in (1, 2, 7, 8, 9, 33, 70):
         x = inputs(rows, d_in)
-        expected = x.double() @ weight.T + linear.bias.double()
+        expected = x.double() @ weight.T + (linear.bias.double() if bias else 0)
         room = 2**-8 * expected.abs() + 2**-18 * (x.double().abs() @ weight.abs().T)
         assert ((packed(x).double() - expected).abs() <= room).all()
 
