@@ -7,7 +7,6 @@ import torch
 from tests.engine.conftest import Lab
 
 from umbel.backbone.loading import load_backbone
-from umbel.backbone.native import Product
 from umbel.backbone.tiny import tiny_backbone
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.errors import UmbelError
@@ -42,9 +41,9 @@ def count(engine):
     tape, rows = engine._forward._tape, []
     through = tape.through
 
-    def noted(x, rotation, **told):
-        rows.append(len(x))
-        return through(x, rotation, **told)
+    def noted(tokens, *args, **told):
+        rows.append(len(tokens))
+        return through(tokens, *args, **told)
 
     tape.through = noted
     return rows
@@ -149,11 +148,11 @@ def after_steps(engine, spoil):
     tape = engine._forward._tape
     through = tape.through
 
-    def spoiled(x, rotation, **told):
-        states = through(x, rotation, **told)
-        if len(x) > 1:
-            spoil(states)
-        return states
+    def spoiled(tokens, *args, **told):
+        played = through(tokens, *args, **told)
+        if len(tokens) > 1:
+            spoil(played.hidden)
+        return played
 
     tape.through = spoiled
     return engine
@@ -262,10 +261,10 @@ def test_each_linear_knows_whose_weights_come_next(taped):
     """So that they are on their way when it is done; only the clock would tell."""
     engine = taped.engine()
     taped.run(engine, [taped.ask("hello")])
-    products = [told for told in engine._forward._tape._bare._told if isinstance(told, Product)]
+    products = engine._forward._tape._bare.products
     assert [product.next for product in products[:-1]] == [ctypes.addressof(product) for product in products[1:]]
     assert products[-1].next is None
-    assert len(products) == 4 * taped.backbone.shape.layers
+    assert len(products) == 4 * taped.backbone.shape.layers + 1, "those of the layers, and lm_head"
 
 
 def test_a_backbone_of_torchs_has_none(by_torch):

@@ -116,6 +116,11 @@ class Composite(Sites):
         acting = {id(part) for parts in (self._input, self._linear, self._attend, self._after) for part in parts}
         return [part for part in self.parts if id(part) in acting]
 
+    @property
+    def embeds(self) -> bool:
+        """Whether some part acts on embeddings."""
+        return bool(self._embed)
+
     def embed(self, x: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
         for part in self._embed:
             x = part.embed(x, positions, tokens)

@@ -6,7 +6,6 @@ Shape letters here:  B rows   T tokens   H hidden   N query heads   G key/value 
                      M wanted positions   V vocabulary
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -44,8 +43,6 @@ class Step:
     """Layer before which the pass ends: the output's hidden states are what enters it, not normed."""
     decoding: int | None = None
     """Rows at the front that are tokens of answers; all beyond are prompts'. None where nobody needs to know."""
-    through: Callable[[Tensor, tuple[Tensor, Tensor]], Tensor] | None = None
-    """Does what the layers would: states [B,T,H] and the rotation's cos and sin -> states behind the last one."""
     _rotation: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
 
@@ -90,18 +87,13 @@ class Decoder(nn.Module):
         x = step.states
         if x is None:
             x = step.sites.embed(self.embedding(tokens), step.positions, tokens)
-        step._rotation = self._rotate_by(step.positions, x.dtype)
-        if step.through is not None:
-            return self._finished(step.through(x, step._rotation), step)
+        step._rotation = self.rotation(step.positions, x.dtype)
         for index, layer in islice(enumerate(self.layers), step.first, step.stop):
             x = step.checkpointing.run(index, layer, x, step)
         if step.stop is not None:
             return Output(x, None)
-        return self._finished(x, step)
-
-    def _finished(self, x: Tensor, step: Step) -> Output:
         hidden = self.norm(x)
-        return Output(hidden, None if step.want is None else self._logits(hidden, step))
+        return Output(hidden, None if step.want is None else self.logits(hidden, step.want, step.want_sites))
 
     def use(self, kernels: Kernels) -> None:
         """From now on what stands between linears is done by them; there are no gradients then."""
@@ -118,13 +110,13 @@ class Decoder(nn.Module):
         weight = self.embedding.weight if name == "embed_tokens" or self.lm_head is None else self.lm_head.weight
         return gathered(weight)
 
-    def _logits(self, hidden: Tensor, step: Step) -> Tensor:
-        assert step.want is not None
-        h = hidden.reshape(-1, hidden.shape[-1]).index_select(0, step.want)[:, None]
+    def logits(self, hidden: Tensor, want: Tensor, sites: Sites = BARE) -> Tensor:
+        """[M,V] of normed states [..., H], at ``want`` [M] of their places."""
+        h = hidden.reshape(-1, hidden.shape[-1]).index_select(0, want)[:, None]
         y = F.linear(h, self.embedding.weight) if self.lm_head is None else self.lm_head(h)
-        return step.want_sites.linear(LM_HEAD, "lm_head", h, y, _NoLayer())[:, 0]
+        return sites.linear(LM_HEAD, "lm_head", h, y, _NoLayer())[:, 0]
 
-    def _rotate_by(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def rotation(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin [B,1,T,D], computed in at least fp32 and rounded once."""
         frequencies = self.get_buffer("inverse_frequencies")
         angles = positions[:, None, :, None].to(frequencies.dtype) * frequencies

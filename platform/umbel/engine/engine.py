@@ -357,12 +357,12 @@ class Engine:
             return
         assert result.logits is not None
         firsts = [wanted.first for wanted in sampled]
-        leading = firsts == list(range(len(firsts)))
+        leading, known = firsts == list(range(len(firsts))), result.likeliest
         logits = result.logits[: len(firsts)] if leading else result.logits[firsts]
-        now = self._clock()
-        for wanted, drawn in zip(
-            sampled, draw(logits, [w.row.choice(w.ahead) for w in sampled], self._likeliest), strict=True
-        ):
+        if known is not None:
+            known = [known[0][i] for i in firsts], [known[1][i] for i in firsts]
+        now, choices = self._clock(), [w.row.choice(w.ahead) for w in sampled]
+        for wanted, drawn in zip(sampled, draw(logits, choices, self._likeliest, known), strict=True):
             row = wanted.row
             if row.slot < 0 or wanted.ahead != row.hits:
                 continue  # it ended, or did not say what was guessed

@@ -5,13 +5,12 @@ Shape letters here:  B tokens of the step   H hidden   M places whose next token
 
 import threading
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from umbel.adapters.rows import Rows
-from umbel.adapters.sites import Sites
+from umbel.adapters.sites import BARE, Sites
 from umbel.adapters.wear import batch_of
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.decoder import Step
@@ -21,6 +20,7 @@ from umbel.engine.kv import KVCache
 from umbel.engine.resident import Resident
 from umbel.engine.row import Row
 from umbel.engine.running import Plan
+from umbel.engine.sampler import Known
 from umbel.engine.span import Span
 from umbel.engine.tape import Read, Tape
 
@@ -51,6 +51,8 @@ class Result:
     logits: Tensor | None
     """[M,V]; None where nothing is wanted."""
     wanted: list[Wanted]
+    likeliest: Known | None = None
+    """Of the logits, where the kernels looked already."""
 
 
 class Forward:
@@ -85,14 +87,20 @@ class Forward:
             [row.slot for row in plan.decode],
             self.backbone.kernels,
         )
-        through = partial(tape.through, attention=attention, sites=sites, read=self._read(plan)) if tape else None
+        lm_head = self.dresser.lm_head([w.row.resident for w in wanted for _ in range(w.count)])
+        if tape is not None:
+            held = places if lm_head is BARE else ()
+            played = tape.through(tokens, positions, attention, sites, places=held, read=self._read(plan))
+            if played.logits is None and places:
+                logits = self.backbone.decoder.logits(played.hidden, self._want(places), lm_head)
+                return Result(played.hidden, logits, wanted)
+            return Result(played.hidden, played.logits, wanted, (played.best, played.tokens))
         step = Step(
             self._column(positions),
             attention,
             sites,
-            want=self._ids(places) if places else None,
-            want_sites=self.dresser.lm_head([w.row.resident for w in wanted for _ in range(w.count)]),
-            through=through,
+            want=self._want(places) if places else None,
+            want_sites=lm_head,
             decoding=len(plan.decode) if plan.chunks else len(tokens),  # a lone answer's double is no prompt
         )
         output = self.backbone.decoder(self._column(tokens), step)
@@ -128,6 +136,10 @@ class Forward:
             return None
         return Read(places, self.dresser.by_kernels([row.resident for row in plan.decode], chunks))
 
+    def _want(self, places: list[int]) -> Tensor:
+        """At least two: never a product of a lone row (correctness rule 2)."""
+        return self._ids(places * 2 if len(places) == 1 else places)
+
     def _ids(self, values: list[int]) -> Tensor:
         return torch.tensor(values, device=self.backbone.device)
 
@@ -150,7 +162,7 @@ def _chunks(plan: Plan) -> list[Chunk]:
 
 
 def _wanted(plan: Plan) -> tuple[list[int], list[Wanted]]:
-    """Places of the batch, at least two if any, and what they are wanted for."""
+    """Places of the batch, and what they are wanted for."""
     places = list(range(len(plan.decode)))
     wanted = [
         Wanted(row, i, 1, True, ahead=ahead) for i, (row, ahead) in enumerate(zip(plan.decode, plan.ahead, strict=True))
@@ -166,7 +178,7 @@ def _wanted(plan: Plan) -> tuple[list[int], list[Wanted]]:
         if row.done + span.count == row.prompt_end and row.max_tokens:
             wanted.append(Wanted(row, len(places), 1, True))
             places.append(span.at + span.count - 1)
-    return (places * 2 if len(places) == 1 else places), wanted
+    return places, wanted
 
 
 def _scored(row: Row, span: Span) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from umbel.backbone.native import Kernels
 from umbel.core.shape import BackboneShape
 from umbel.engine.kv import KVCache, round_up
+from umbel.engine.native_part import at, numbers
 from umbel.engine.span import Span
 
 _LEAST_PART = 16
@@ -67,12 +68,12 @@ class NativeDecode:
         self._run, self._cache = kernels.library.umbel_decode, cache
         self._threads = torch.get_num_threads()
         group, room = shape.heads // shape.kv_heads, round_up(max(positions) + 1)
-        self._slots, self._positions = torch.tensor(slots), torch.tensor(positions)
+        self._slots, self._positions = numbers(slots), numbers(positions)
         self._scores = torch.empty(self._threads, group, room)
         slab = cache.layer(0)[0]
         self._told = _Decode(
             slot_stride=slab.stride(0), head_stride=slab.stride(1),
-            slots=self._slots.data_ptr(), positions=self._positions.data_ptr(),
+            slots=at(self._slots), positions=at(self._positions),
             rows=len(positions), kv_heads=shape.kv_heads, group=group, d=shape.head_dim, scale=shape.head_dim**-0.5,
             scores=self._scores.data_ptr(), room=room, shared=len(set(slots)) < len(slots),
         )  # fmt: skip
@@ -129,14 +130,22 @@ def _part(tokens: int, threads: int) -> int:
 
 def tell_rows(told: _Tensors, cache: KVCache, shape: BackboneShape, qkv: Tensor, context: Tensor) -> None:
     """Queries, keys and values side by side in rows of qkv [B,(N+2G)D]; the cache's first layer."""
-    heads = qkv.view(len(qkv), -1, 1, shape.head_dim)
-    q, k, v = torch.split(heads, [shape.heads, shape.kv_heads, shape.kv_heads], 1)
-    _tell(told, cache.layer(0), q, k, v, context)
+    head = shape.head_dim * qkv.element_size()
+    told.q = qkv.data_ptr()
+    told.k = told.q + shape.heads * head
+    told.v = told.k + shape.kv_heads * head
+    told.q_row = told.k_row = told.v_row = qkv.stride(0)
+    told.q_head = told.k_head = told.v_head = shape.head_dim
+    _tell_where(told, cache.layer(0), context)
 
 
 def _tell(told: _Tensors, slabs: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, context: Tensor) -> None:
-    keys, values = slabs
     told.q, told.q_row, told.q_head = q.data_ptr(), q.stride(0), q.stride(1)
     told.k, told.k_row, told.k_head = k.data_ptr(), k.stride(0), k.stride(1)
     told.v, told.v_row, told.v_head = v.data_ptr(), v.stride(0), v.stride(1)
+    _tell_where(told, slabs, context)
+
+
+def _tell_where(told: _Tensors, slabs: tuple[Tensor, Tensor], context: Tensor) -> None:
+    keys, values = slabs
     told.keys, told.values, told.context = keys.data_ptr(), values.data_ptr(), context.data_ptr()

@@ -52,11 +52,19 @@ Likeliest = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Logits [M,V] -> largest values [M] and where they stand [M]; NaN is the largest."""
 
 
-def draw(logits: Tensor, choices: Sequence[Choice], likeliest: Likeliest | None = None) -> list[Drawn]:
+Known = tuple[Sequence[float], Sequence[int]]
+"""The same two, where they were looked for before."""
+
+
+def draw(
+    logits: Tensor, choices: Sequence[Choice], likeliest: Likeliest | None = None, known: Known | None = None
+) -> list[Drawn]:
     """Next tokens of logits [M,V]. Log-probabilities are of the model itself: before bans, temperature and filters."""
     allowed = _without_banned(logits, choices)
-    best, greedy = (likeliest or _likeliest)(allowed)
-    tokens, best_values = greedy.tolist(), best.tolist()
+    if known is None or allowed is not logits:
+        best, greedy = (likeliest or _likeliest)(allowed)
+        known = best.tolist(), greedy.tolist()
+    best_values, tokens = known[0], list(known[1])
     good = [value - value == 0.0 for value in best_values]  # NaN and infinities fail
     drawing = [m for m, choice in enumerate(choices) if choice.temperature > 0.0 and good[m]]
     if drawing:

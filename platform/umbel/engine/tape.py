@@ -1,5 +1,5 @@
-"""All layers of a step in one call from Python: the same functions of the kernels, in the same order, on buffers that
-stay where they are.
+"""A whole step in one call from Python, from token ids to the likeliest next tokens: the same functions of the kernels,
+in the same order, on buffers that stay where they are.
 
 At one row a call costs more in Python and torch than a small layer's work does, and there are ten of them in a layer.
 What is called changes only with who is worn; what differs from step to step stands in one structure (``Now``).
@@ -8,14 +8,15 @@ Behind the attention of the last layer most of a prompt's tokens have done what 
 values are written, and nobody reads their states. The rest of that layer is done for the others alone, moved to the
 front of the same buffers.
 
-Shape letters here:  B tokens of the step   H hidden   N query heads   D head width
+Shape letters here:  B tokens of the step   M places whose next token is wanted   H hidden   V vocabulary
+                     P positions   D head width
 """
 
 import ctypes
+from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,14 +25,15 @@ from torch import Tensor
 
 from umbel.adapters.sites import Composite, Sites
 from umbel.backbone.backbone import Backbone
-from umbel.backbone.decoder import Decoder, Layer, RMSNorm
-from umbel.backbone.native import Kernels, NativeLinear, Product
-from umbel.core.shape import BackboneShape
+from umbel.backbone.decoder import Decoder
+from umbel.backbone.native import Kernels, NativeLinear
 from umbel.engine.attention import CachedAttention
-from umbel.engine.native_part import Call, NativePart, Room, address
+from umbel.engine.bare_calls import MOST_PLACES, BareCalls, Named
+from umbel.engine.native_part import Call, NativePart, Room, at, numbers
 
 _SITES = ("qkv", "o", "gate_up", "down")
 _LEAST_ROWS = 64
+_LEAST_POSITIONS = 256
 _KEPT = 16
 """Lists of calls."""
 
@@ -46,32 +48,17 @@ class Read:
     """What acts on them, where they are all that there is in the batch."""
 
 
-class _Norm(ctypes.Structure):
-    """``Norm`` of pointwise.c."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Played:
+    """What a step came to. Where it read no prompt the next step writes to the same memory."""
 
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "more", "weight", "y")),
-        ("width", ctypes.c_int64),
-        ("eps", ctypes.c_float),
-    )
-
-
-class _Rotate(ctypes.Structure):
-    """``Rotate`` of pointwise.c."""
-
-    _fields_ = (("x", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("stride", "heads", "d")))
-
-
-class _Silu(ctypes.Structure):
-    """``Silu`` of pointwise.c."""
-
-    _fields_ = (*((name, ctypes.c_void_p) for name in ("x", "y")), ("width", ctypes.c_int64))
-
-
-class _Layer(ctypes.Structure):
-    """``Layer`` of tape.h."""
-
-    _fields_ = (("layer", ctypes.c_int64),)
+    hidden: Tensor
+    """[B,H] after the last norm; of states that nobody reads, what the last layer was given."""
+    logits: Tensor | None
+    """[M,V]; None where they were not asked for or are too many for a tape."""
+    best: Sequence[float] = ()
+    tokens: Sequence[int] = ()
+    """The largest logit of each place and where it stands first; NaN is the largest."""
 
 
 class _Now(ctypes.Structure):
@@ -79,79 +66,26 @@ class _Now(ctypes.Structure):
 
     _fields_ = (
         ("rows", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("cosines", "sines", "decode", "prompt")),
+        *((name, ctypes.c_void_p) for name in ("tokens", "positions", "cosines", "sines", "decode", "prompt")),
         ("layer_stride", ctypes.c_int64),
+        ("wanted", ctypes.c_void_p),
+        ("places", ctypes.c_int64),
     )
 
 
-_Named = tuple[str, Call | None]
-"""What is done, which adapters of that name act behind, and the call that does it."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _List:
+    """Calls with what some parts do."""
+
+    entries: NDArray[np.int64]
+    behind: int
+    """How many of them come before what only states that are read go through."""
+    norm: int
+    """How many come before what only wanted places go through."""
+
+
 _Added = dict[tuple[int, str], list[Call]]
 """Calls of adapters, by layer and by the name of what they follow."""
-
-
-class _Bare:
-    """The backbone's own calls, on one room."""
-
-    def __init__(self, decoder: Decoder, shape: BackboneShape, kernels: Kernels, room: Room) -> None:
-        self.room, self._shape, self._kernels = room, shape, kernels
-        self._told: list[ctypes.Structure] = []
-        self.layers: list[list[_Named]] = []
-        more: Tensor | None = None
-        for layer in decoder.layers:
-            assert isinstance(layer, Layer)
-            self.layers.append(list(self._layer(layer, more)))
-            more = room.out
-        self.last = self._norm(room.out, None)
-        products = [told for told in self._told if isinstance(told, Product)]
-        for product, following in pairwise(products):
-            product.next = ctypes.addressof(following)
-
-    @property
-    def last_layer(self) -> tuple[list[_Named], list[_Named]]:
-        """What the last layer does up to its attention, and behind it."""
-        calls = self.layers[-1]
-        behind = 1 + [name for name, _ in calls].index("attend")
-        return calls[:behind], calls[behind:]
-
-    def _layer(self, layer: Layer, more: Tensor | None) -> Iterator[_Named]:
-        """Calls by the name of what they do; adapters of that name act behind them."""
-        room, shape = self.room, self._shape
-        index = _Layer(layer=layer.index)
-        turned = shape.heads + shape.kv_heads
-        rotate = _Rotate(x=room.qkv.data_ptr(), stride=room.qkv.stride(0), heads=turned, d=shape.head_dim)
-        silu = _Silu(x=room.gate_up.data_ptr(), y=room.act.data_ptr(), width=room.act.shape[1])
-        yield "norm", self._norm(more, layer.attention_norm)
-        yield from self._site(layer, "qkv")
-        yield "rotate", self._call("rotate", rotate)
-        yield "decode", self._call("decode", index)
-        yield "attend", self._call("prompt", index)
-        yield from self._site(layer, "o")
-        yield "norm", self._norm(room.out, layer.mlp_norm)
-        yield from self._site(layer, "gate_up")
-        yield "silu", self._call("silu_mul", silu)
-        yield from self._site(layer, "down")
-        yield "mlp", None
-
-    def _site(self, layer: Layer, site: str) -> Iterator[_Named]:
-        yield f"{site}.in", None
-        linear = getattr(layer, site)
-        assert isinstance(linear, NativeLinear)
-        x, y = self.room.of_site(site)
-        yield site, self._call("linear", linear.told(x, y, self.room.codes))
-
-    def _norm(self, more: Tensor | None, norm: RMSNorm | None) -> Call:
-        room = self.room
-        weight, eps = (norm.weight, norm.eps) if norm is not None else (None, 0.0)
-        told = _Norm(
-            x=room.x.data_ptr(), more=None if more is None else more.data_ptr(),
-            weight=None if weight is None else weight.data_ptr(), y=room.h.data_ptr(), width=room.x.shape[1], eps=eps,
-        )  # fmt: skip
-        return self._call("norm", told)
-
-    def _call(self, name: str, structure: ctypes.Structure) -> Call:
-        self._told.append(structure)
-        return address(self._kernels, f"umbel_tape_{name}"), ctypes.addressof(structure)
 
 
 class Tape:
@@ -160,10 +94,11 @@ class Tape:
     def __init__(self, backbone: Backbone, kernels: Kernels) -> None:
         self._decoder, self._shape, self._kernels = backbone.decoder, backbone.shape, kernels
         self._run = kernels.library.umbel_tape
-        self._bare: _Bare | None = None
-        self._entries: OrderedDict[tuple[NativePart, ...], tuple[NDArray[np.int64], int]] = OrderedDict()
+        self._bare: BareCalls | None = None
+        self._lists: OrderedDict[tuple[NativePart, ...], _List] = OrderedDict()
         """Of a few steps: rows that guess are as many in one step and as many in another."""
         self._now = _Now()
+        self._angles = self._angles_of(_LEAST_POSITIONS)
 
     @classmethod
     def of(cls, backbone: Backbone) -> "Tape | None":
@@ -178,39 +113,65 @@ class Tape:
 
     def through(
         self,
-        x: Tensor,
-        rotation: tuple[Tensor, Tensor],
+        tokens: Sequence[int],
+        positions: Sequence[int],
         attention: CachedAttention,
         sites: Sites,
+        *,
+        places: Sequence[int] = (),
         read: Read | None = None,
-    ) -> Tensor:
-        """The hidden states [B,1,H] behind the last layer: a view that the next step writes to.
-
-        Where it is told which of them are ``read``, the others are what the last layer was given.
-        """
-        rows = len(x)
+    ) -> Played:
+        """A step of these tokens [B] at their positions [B]. ``places`` [M] of the batch are those whose next token is
+        wanted. Where it is told which states are ``read``, among them those, nothing else comes of the others."""
+        rows, wanted = len(tokens), numbers(places if len(places) <= MOST_PLACES else ())
+        asked = numbers(tokens), numbers(positions)
         room = self._room_for(rows)
-        entries, behind = self._for(tuple(_native(sites)))
-        room.x[:rows].copy_(x[:, 0])
-        cosines, sines = (part.contiguous() for part in rotation)
+        calls = self._list_for(tuple(_native(sites)))
         now = self._now
-        now.rows, now.cosines, now.sines = rows, cosines.data_ptr(), sines.data_ptr()
+        now.rows, now.places = rows, len(wanted)
+        now.tokens, now.positions, now.wanted = at(asked[0]), at(asked[1]), at(wanted)
+        now.cosines, now.sines = (part.data_ptr() for part in self._angles_to(max(positions)))
         now.layer_stride = attention.cache.slabs.stride(0)
-        decode, prompt = attention.told(room.qkv, room.context)
-        now.decode, now.prompt = _at(decode), _at(prompt)
-        self._play(entries if read is None else entries[:behind])
-        return room.x[:rows, None] if read is None else self._end(room, rows, read)
+        now.decode, now.prompt = (_where(told) for told in attention.told(room.qkv, room.context))
+        first = int(self._embedded(room, tokens, positions, sites))
+        if read is None:
+            self._play(calls.entries[first : None if wanted else calls.norm])
+            hidden = room.h[:rows]
+            return self._played(hidden.clone() if attention.spans else hidden, len(wanted))
+        self._play(calls.entries[first : calls.behind])
+        return self._played(self._end(room, rows, read, wanted), len(wanted))
 
-    def _end(self, room: Room, rows: int, read: Read) -> Tensor:
+    def _embedded(self, room: Room, tokens: Sequence[int], positions: Sequence[int], sites: Sites) -> bool:
+        """Whether the states that go into the first layer are there already: adapters act on embeddings in torch."""
+        assert isinstance(sites, Composite)
+        if not sites.embeds:
+            return False
+        ids, places = (torch.tensor(values)[:, None] for values in (tokens, positions))
+        room.x[: len(tokens)] = sites.embed(self._decoder.embedding(ids), places, ids)[:, 0]
+        return True
+
+    def _end(self, room: Room, rows: int, read: Read, wanted: "array[int]") -> Tensor:
         states = room.x[:rows].clone()
         if read.places:
+            assert self._bare is not None
             places, count = torch.tensor(read.places), len(read.places)
             room.x[:count] = room.x.index_select(0, places)
             room.context[:count] = room.context.index_select(0, places)
-            self._now.rows = count
-            self._play(np.array(self._end_of(self._added(read.parts, self._last)), np.int64))
-            states[places] = room.x[:count]
-        return states[:, None]
+            moved = {place: i for i, place in enumerate(read.places)}
+            front = numbers([moved[place] for place in wanted])
+            self._now.rows, self._now.wanted = count, at(front)
+            calls = self._end_of(self._added(read.parts, self._last)) + (self._bare.ends if wanted else [])
+            self._play(np.array(calls, np.int64))
+            states[places] = room.h[:count]
+        return states
+
+    def _played(self, hidden: Tensor, places: int) -> Played:
+        assert self._bare is not None
+        found = self._bare.next
+        if found is None or not places:
+            return Played(hidden, None)
+        best, tokens = found.best[:places].tolist(), found.tokens[:places].tolist()
+        return Played(hidden, found.logits[:places], best, tokens)
 
     def _play(self, entries: NDArray[np.int64]) -> None:
         self._run(
@@ -218,25 +179,37 @@ class Tape:
             torch.get_num_threads(),
         )  # fmt: skip
 
+    def _angles_to(self, last: int) -> tuple[Tensor, Tensor]:
+        if last >= len(self._angles[0]):
+            self._angles = self._angles_of(1 << last.bit_length())
+        return self._angles
+
+    def _angles_of(self, positions: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [P,D] of the first positions."""
+        cosines, sines = self._decoder.rotation(torch.arange(positions)[:, None], torch.bfloat16)
+        return cosines.view(positions, -1), sines.view(positions, -1)
+
     def _room_for(self, rows: int) -> Room:
         threads = torch.get_num_threads()
         if self._bare is None or rows > len(self._bare.room.x) or threads > self._bare.room.threads:
             room = Room.of(self._shape, max(_LEAST_ROWS, 1 << (rows - 1).bit_length()))
-            self._bare = _Bare(self._decoder, self._shape, self._kernels, room)
-            self._entries.clear()
+            self._bare = BareCalls(self._decoder, self._shape, self._kernels, room)
+            self._lists.clear()
         return self._bare.room
 
-    def _for(self, parts: tuple[NativePart, ...]) -> tuple[NDArray[np.int64], int]:
-        """The calls with what these parts do, written unless they are known, and how many of them come before the end.
-        A part is asked for its calls once, since it holds what they are told."""
-        known = self._entries.get(parts)
+    def _list_for(self, parts: tuple[NativePart, ...]) -> _List:
+        """The calls with what these parts do, written unless they are known. A part is asked for its calls once, since
+        it holds what they are told."""
+        known = self._lists.get(parts)
         if known is None:
-            while len(self._entries) >= _KEPT:
-                self._entries.popitem(last=False)
+            assert self._bare is not None
+            while len(self._lists) >= _KEPT:
+                self._lists.popitem(last=False)
             added = self._added(parts, range(self._last.stop))
             beginning = self._beginning_of(added)
-            known = np.array(beginning + self._end_of(added), np.int64), len(beginning)
-            self._entries[parts] = known
+            whole = beginning + self._end_of(added)
+            known = _List(np.array(whole + self._bare.ends, np.int64), len(beginning), len(whole))
+            self._lists[parts] = known
         return known
 
     @property
@@ -255,18 +228,18 @@ class Tape:
     def _beginning_of(self, added: _Added) -> list[Call]:
         """Up to the attention of the last layer."""
         assert self._bare is not None
-        found: list[Call] = []
+        found: list[Call] = [self._bare.embed]
         for index in range(self._last.start):
             found += _calls(self._bare.layers[index], index, added)
         return found + _calls(self._bare.last_layer[0], self._last.start, added)
 
     def _end_of(self, added: _Added) -> list[Call]:
-        """What comes behind it."""
+        """What comes behind it, up to the last norm."""
         assert self._bare is not None
-        return [*_calls(self._bare.last_layer[1], self._last.start, added), self._bare.last]
+        return [*_calls(self._bare.last_layer[1], self._last.start, added), self._bare.norm]
 
 
-def _calls(named: Sequence[_Named], index: int, added: _Added) -> list[Call]:
+def _calls(named: Sequence[Named], index: int, added: _Added) -> list[Call]:
     """A layer's own calls, and behind each those of adapters."""
     found: list[Call] = []
     for name, own in named:
@@ -280,10 +253,10 @@ def _native(sites: Sites) -> list[NativePart]:
     return [part for part in sites.parts if isinstance(part, NativePart)]
 
 
+def _where(structure: ctypes.Structure | None) -> int | None:
+    return None if structure is None else ctypes.addressof(structure)
+
+
 def _all_native(decoder: Decoder) -> bool:
     linears = [getattr(layer, site) for layer in decoder.layers for site in _SITES]
     return all(isinstance(linear, NativeLinear) for linear in linears)
-
-
-def _at(structure: ctypes.Structure | None) -> int | None:
-    return None if structure is None else ctypes.addressof(structure)

@@ -12,6 +12,7 @@
 #define SIZE (FOUR * PAIR * 3 / 2) /* bytes of four such pairs */
 #define KINDS 256                  /* high bytes that there are */
 #define NONE HIGHS
+#define NOT_A_NUMBER 0x7fc0
 
 /* Where number ``i`` of pair ``l`` of four lies (forms.h, compact_two). */
 typedef struct {
@@ -146,13 +147,6 @@ void umbel_compact(const bf16 *weight, const Product *to, int threads) {
     umbel_in_team(fill, &s, threads);
 }
 
-typedef struct {
-    const Product *of;
-    const int64_t *outputs;
-    int64_t count;
-    bf16 *found; /* [count, d_in] */
-} Rows;
-
 INLINE const char *block_at(const Product *of, int64_t n) {
     return of->w + n / COLUMNS * (of->d_in / (2 * FOUR)) * SIZE;
 }
@@ -188,21 +182,59 @@ static void row(const Product *of, int64_t n, bf16 *found) {
     for (; *other < pairs; other++, whole += PAIR) memcpy(found + 2 * *other, whole, 2 * sizeof(bf16));
 }
 
+/* Embeddings: a table of their own, or the weight of an lm_head that is tied to them. */
+typedef struct {
+    const Product *of; /* that weight, or NULL */
+    const bf16 *table; /* [vocabulary, width] then */
+    bf16 *x;           /* [tokens, width] */
+    int64_t width, vocabulary;
+} Embed;
+
+static void fetch_embedding(const Embed *t, int64_t token) {
+    if (t->of && t->of->highs && token >= 0 && token < t->vocabulary) fetch_row(t->of, token);
+}
+
+/* A token that there is none of is not a number. */
+static void embedding(const Embed *t, int64_t token, bf16 *x) {
+    if (token < 0 || token >= t->vocabulary) {
+        for (int64_t i = 0; i < t->width; i++) x[i] = NOT_A_NUMBER;
+    } else if (!t->of) {
+        memcpy(x, t->table + token * t->width, t->width * sizeof(bf16));
+    } else if (t->of->highs) {
+        row(t->of, token, x);
+    } else {
+        const bf16 *pair = (const bf16 *)t->of->w + token / COLUMNS * (t->width / 2) * PAIR + token % COLUMNS * 2;
+        for (int64_t k = 0; k < t->width; k += 2, pair += PAIR) memcpy(x + k, pair, 2 * sizeof(bf16));
+    }
+}
+
 /* A thread takes a task before it has done the one before, so that it knows what to fetch. */
+static void embeddings(Team *team, const Embed *t, const int64_t *tokens, int64_t count) {
+    int64_t next;
+    for (int64_t task = take(team, count); task >= 0; task = next) {
+        next = take(team, count);
+        if (next >= 0) fetch_embedding(t, tokens[next]);
+        embedding(t, tokens[task], t->x + task * t->width);
+    }
+    finish(team, count);
+}
+
+void umbel_tape_embed(const Now *now, const void *told, Team *team) { embeddings(team, told, now->tokens, now->rows); }
+
+typedef struct {
+    Embed embed;
+    const int64_t *outputs;
+    int64_t count;
+} Rows;
+
 static void rows(Team *team, const void *told) {
     const Rows *s = told;
-    int64_t next;
-    for (int64_t task = take(team, s->count); task >= 0; task = next) {
-        next = take(team, s->count);
-        if (next >= 0) fetch_row(s->of, s->outputs[next]);
-        row(s->of, s->outputs[task], s->found + task * s->of->d_in);
-    }
-    finish(team, s->count);
+    embeddings(team, &s->embed, s->outputs, s->count);
 }
 
 /* The weights of these output features, as they were; 0 where one of them is none, and nothing is read. */
 int umbel_compact_rows(const Product *of, const int64_t *outputs, int64_t count, bf16 *found, int threads) {
-    Rows s = {of, outputs, count, found};
+    Rows s = {{of, 0, found, of->d_in, of->d_out}, outputs, count};
     for (int64_t i = 0; i < count; i++)
         if (outputs[i] < 0 || outputs[i] >= of->d_out) return 0;
     umbel_in_team(rows, &s, threads);

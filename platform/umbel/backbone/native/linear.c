@@ -305,6 +305,12 @@ void umbel_tape_linear(const Now *now, const void *told, Team *team) {
     share(team, &s);
 }
 
+/* Of the rows whose next token is asked for. */
+void umbel_tape_lm_head(const Now *now, const void *told, Team *team) {
+    Linear s = {told, now->places, form_of(told)};
+    share(team, &s);
+}
+
 #else
 
 int umbel_has_linear(void) { return 0; }
@@ -312,5 +318,7 @@ int umbel_has_linear(void) { return 0; }
 void umbel_linear(void) {}
 
 void umbel_tape_linear(void) {}
+
+void umbel_tape_lm_head(void) {}
 
 #endif

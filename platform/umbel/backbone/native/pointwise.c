@@ -140,34 +140,57 @@ static void rotate_row(bf16 *x, const Rotate *t, const bf16 *cs, const bf16 *sn)
     }
 }
 
-static void rotations(Team *team, const Rotate *t, const bf16 *cosines, const bf16 *sines, int64_t rows) {
+typedef struct {
+    const bf16 *cosines, *sines; /* [angles, d] */
+    const int64_t *which;        /* of them for each row; NULL: each row has its own */
+} Angles;
+
+static void rotations(Team *team, const Rotate *t, const Angles *by, int64_t rows) {
     int64_t parts = parts_of(team, rows, t->heads * t->d), part;
     while ((part = take(team, parts)) >= 0)
-        for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; row++)
-            rotate_row(t->x + row * t->stride, t, cosines + row * t->d, sines + row * t->d);
+        for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; row++) {
+            int64_t at = (by->which ? by->which[row] : row) * t->d;
+            rotate_row(t->x + row * t->stride, t, by->cosines + at, by->sines + at);
+        }
     finish(team, parts);
 }
 
 void umbel_tape_rotate(const Now *now, const void *told, Team *team) {
-    rotations(team, told, now->cosines, now->sines, now->rows);
+    Angles by = {now->cosines, now->sines, now->positions};
+    rotations(team, told, &by, now->rows);
 }
 
 typedef struct {
     Rotate rotate;
-    const bf16 *cosines, *sines; /* [rows, d] */
+    Angles by;
     int64_t rows;
 } Rotations;
 
 static void rotations_alone(Team *team, const void *told) {
     const Rotations *t = told;
-    rotations(team, &t->rotate, t->cosines, t->sines, t->rows);
+    rotations(team, &t->rotate, &t->by, t->rows);
 }
 
 void umbel_rotate(
     bf16 *x, int64_t stride, const bf16 *cosines, const bf16 *sines, int64_t rows, int64_t heads, int64_t d, int threads
 ) {
-    Rotations t = {{x, stride, heads, d}, cosines, sines, rows};
+    Rotations t = {{x, stride, heads, d}, {cosines, sines, 0}, rows};
     umbel_in_team(rotations_alone, &t, threads);
+}
+
+typedef struct {
+    const bf16 *x; /* [rows, width] */
+    bf16 *y;       /* [places, width] */
+    int64_t width;
+} Pick;
+
+/* The states whose next tokens are asked for, side by side. */
+void umbel_tape_pick(const Now *now, const void *told, Team *team) {
+    const Pick *t = told;
+    int64_t place;
+    while ((place = take(team, now->places)) >= 0)
+        memcpy(t->y + place * t->width, t->x + now->wanted[place] * t->width, t->width * sizeof(bf16));
+    finish(team, now->places);
 }
 
 typedef struct {
@@ -265,6 +288,12 @@ static void likeliests(Team *team, const void *told) {
     int64_t row;
     while ((row = take(team, t->rows)) >= 0) likeliest(t, row);
     finish(team, t->rows);
+}
+
+void umbel_tape_likeliest(const Now *now, const void *told, Team *team) {
+    Likeliest t = *(const Likeliest *)told;
+    t.rows = now->places;
+    likeliests(team, &t);
 }
 
 /* Of each row the largest number, and the first place where it stands. Where a NaN is among them it is NaN, and the place

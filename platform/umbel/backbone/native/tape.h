@@ -6,10 +6,13 @@
 
 /* What differs from step to step. All else stands in the calls, whose buffers stay where they are. */
 typedef struct {
-    int64_t rows;                /* of every matrix */
-    const bf16 *cosines, *sines; /* [rows, d] */
-    const void *decode, *prompt; /* with the keys and values of layer 0; NULL where no row is of that kind */
-    int64_t layer_stride;        /* numbers from one layer's keys to the next one's */
+    int64_t rows;                      /* of every matrix */
+    const int64_t *tokens, *positions; /* [rows] */
+    const bf16 *cosines, *sines;       /* [positions that there may be, d] */
+    const void *decode, *prompt;       /* with the keys and values of layer 0; NULL where no row is of that kind */
+    int64_t layer_stride;              /* numbers from one layer's keys to the next one's */
+    const int64_t *wanted;             /* rows whose next token is asked for */
+    int64_t places;                    /* how many those are */
 } Now;
 
 /* What the two kinds of attention are told. */
