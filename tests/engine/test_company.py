@@ -102,19 +102,19 @@ def test_a_row_whose_output_is_not_finite_fails_alone(any_lab):
 
 
 def test_no_product_is_ever_of_a_lone_row(any_lab):
-    """But by the kernels' layers, where no product knows how many rows there are."""
+    """But by the kernels, where no product knows how many rows there are."""
     sizes = []
 
     def note(module, args):
         tokens, step = args
-        sizes.append((2 if step.through else len(tokens), 2 if step.want is None else len(step.want)))
+        sizes.append((len(tokens), 2 if step.want is None else len(step.want)))
 
     hook = any_lab.backbone.decoder.register_forward_pre_hook(note)
     any_lab.run(any_lab.engine(), [any_lab.ask("x")])
     any_lab.run(any_lab.engine(step_tokens=16), [any_lab.pool("x" * 17, any_lab.classifier(1))])
     hook.remove()
-    assert min(batch for batch, _ in sizes) == 2
-    assert min(wanted for _, wanted in sizes) == 2
+    assert bool(sizes) == (not any_lab.engine()._alone), "the kernels have a way of their own"
+    assert {min(batch, wanted, 2) for batch, wanted in sizes} <= {2}
 
 
 def test_a_classification_is_the_same_beside_generating_rows(any_lab):

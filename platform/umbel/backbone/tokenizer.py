@@ -11,12 +11,16 @@ Message = dict[str, str]
 """{"role": ..., "content": ...}"""
 
 
+_MOST_PIECES = 1 << 14
+
+
 class Tokenizer:
     """Text to token ids and back. Special tokens written out in a text are read as such, as vLLM and HF do."""
 
     def __init__(self, hf: Any) -> None:
         self.hf = hf
         self._fast = _undecorated(hf)
+        self._pieces: dict[int, str] = {}
         self.bos: int | None = hf.bos_token_id
         self.eos: int | None = hf.eos_token_id
         self.has_chat_template = bool(hf.chat_template)
@@ -48,6 +52,15 @@ class Tokenizer:
         if self._fast is not None:
             return self._fast(list(ids), skip_special_tokens=skip_special)
         return str(self.hf.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False))
+
+    def piece(self, index: int) -> str:
+        """``decode`` of one token; of common ones it is known."""
+        known = self._pieces.get(index)
+        if known is None:
+            if len(self._pieces) >= _MOST_PIECES:
+                self._pieces.clear()
+            known = self._pieces[index] = self.decode([index])
+        return known
 
     def token(self, index: int) -> str:
         """One token's own text form, as logprobs show it."""

@@ -4,6 +4,7 @@ Shape letters here:  B tokens of the step   M places whose next token is wanted 
 """
 
 import ctypes
+from array import array
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from umbel.backbone.decoder import Decoder, Layer, RMSNorm
 from umbel.backbone.native import Kernels, NativeEmbedding, NativeLinear, Product
 from umbel.core.shape import BackboneShape
-from umbel.engine.native_part import Call, Room, address
+from umbel.engine.native_part import Call, Room, address, at
 
 MOST_PLACES = 64
 """Places whose logits are held. More are wanted where a prompt is scored, or where very many rows answer."""
@@ -82,8 +83,8 @@ class Next:
     def __init__(self, hidden: int, vocabulary: int) -> None:
         self.states = torch.empty(MOST_PLACES, hidden, dtype=torch.bfloat16)
         self.logits = torch.empty(MOST_PLACES, vocabulary, dtype=torch.bfloat16)
-        self.best = torch.empty(MOST_PLACES, dtype=torch.float32)
-        self.tokens = torch.empty(MOST_PLACES, dtype=torch.int64)
+        self.best = array("f", [0.0] * MOST_PLACES)
+        self.tokens = array("q", [0] * MOST_PLACES)
 
 
 class BareCalls:
@@ -157,8 +158,8 @@ class BareCalls:
         room, logits, width = self.room, found.logits.data_ptr(), found.logits.shape[1]
         yield self._call("pick", _Pick(x=room.h.data_ptr(), y=found.states.data_ptr(), width=room.h.shape[1]))
         yield self._linear("lm_head", lm_head, found.states, found.logits)
-        best, tokens = found.best.data_ptr(), found.tokens.data_ptr()
-        yield self._call("likeliest", _Likeliest(x=logits, width=width, best=best, place=tokens))
+        told = _Likeliest(x=logits, width=width, best=at(found.best), place=at(found.tokens))
+        yield self._call("likeliest", told)
 
     def _linear(self, name: str, linear: NativeLinear, x: Tensor, y: Tensor) -> Call:
         assert isinstance(linear, NativeLinear)

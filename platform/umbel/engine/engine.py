@@ -345,10 +345,10 @@ class Engine:
 
     def _score_prompts(self, result: Result) -> None:
         for wanted in result.wanted:
-            request = wanted.row.generating
-            if not wanted.sampled and request is not None and wanted.row.slot >= 0:
+            request = None if wanted.sampled else wanted.row.generating
+            if request is not None and wanted.row.slot >= 0:
                 logits = _of(result, wanted)
-                tokens = wanted.row.tokens[wanted.token : wanted.token + wanted.count]
+                tokens = wanted.row.tokens[wanted.token : wanted.token + wanted.size]
                 wanted.row.scores += score(logits, tokens, request.logprobs or 0)
 
     def _draw(self, result: Result) -> None:
@@ -487,7 +487,7 @@ def _longest(backbone: Backbone, kv_bytes: int, asked: int | None) -> int:
 
 def _of(result: Result, wanted: Wanted) -> Tensor:
     assert result.logits is not None
-    return result.logits[wanted.first : wanted.first + wanted.count]
+    return result.logits[wanted.first : wanted.first + wanted.size]
 
 
 def _shutting_down() -> UmbelError:

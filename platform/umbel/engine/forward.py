@@ -5,6 +5,7 @@ Shape letters here:  B tokens of the step   H hidden   M places whose next token
 
 import threading
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,15 +29,14 @@ _LEFT_OUT = 16
 """Tokens whose states nobody reads that are worth a second list of calls."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Places ``first .. first + count - 1`` of the logits, all of one row."""
+class Wanted(NamedTuple):
+    """Places ``first .. first + size - 1`` of the logits, all of one row."""
 
     row: Row
     first: int
-    count: int
+    size: int
     sampled: bool
-    """Whether the next token is drawn from it (count is 1); otherwise the prompt's tokens are scored."""
+    """Whether the next token is drawn from it (size is 1); otherwise the prompt's tokens are scored."""
     token: int = 0
     """Index in ``row.tokens`` of the first token that is scored."""
     ahead: int = 0
@@ -87,7 +87,7 @@ class Forward:
             [row.slot for row in plan.decode],
             self.backbone.kernels,
         )
-        lm_head = self.dresser.lm_head([w.row.resident for w in wanted for _ in range(w.count)])
+        lm_head = self.dresser.lm_head([w.row.resident for w in wanted for _ in range(w.size)])
         if tape is not None:
             held = places if lm_head is BARE else ()
             played = tape.through(tokens, positions, attention, sites, places=held, read=self._read(plan))

@@ -21,7 +21,8 @@ class Handle:
         self._drive = drive
         self._on_cancel: Callable[[], None] | None = None
         self._events: deque[Event] = deque()
-        self._arrived = threading.Event()
+        self._arrived: threading.Event | None = None
+        """Where a blocking reader waits; made by it, since whoever reads in an event loop needs none."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waits: asyncio.Future[None] | None = None
         """Where its reader waits in that loop. An ``asyncio.Event`` would do as well, in twice the time, and that is
@@ -53,12 +54,13 @@ class Handle:
                 return
 
     def _next(self) -> Event:
+        arrived = self._arrived = self._arrived or threading.Event()
         while True:
-            self._arrived.clear()
+            arrived.clear()
             if self._events:
                 return self._events.popleft()
             if self._drive is None:
-                self._arrived.wait()
+                arrived.wait()
             else:
                 self._drive()
 
@@ -104,7 +106,8 @@ def wake(handles: Iterable[Handle]) -> None:
     """Tells readers that events arrived: one call into each event loop for all of its handles."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Handle]] = {}
     for handle in handles:
-        handle._arrived.set()
+        if handle._arrived is not None:
+            handle._arrived.set()
         if handle._loop is not None and (handle._done or not handle._whole):
             by_loop.setdefault(handle._loop, []).append(handle)
     for loop, arrivals in by_loop.items():

@@ -162,8 +162,10 @@ class KVCache:
         """Says that places below ``length`` will be written."""
         if length > self.window:
             self._grow(length)
-        self._live[slot] = max(self._live[slot], length)
-        self._touched[slot] = max(self._touched[slot], length)
+        if length > self._live[slot]:
+            self._live[slot] = length
+        if length > self._touched[slot]:
+            self._touched[slot] = length
 
     def move(self, source: int, target: int, used: int) -> None:
         """Copies the ``used`` first places of a row into another slot."""

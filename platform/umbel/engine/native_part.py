@@ -148,7 +148,7 @@ def numbers(values: Sequence[int]) -> "array[int]":
     return array("q", values)
 
 
-def at(values: "array[int]") -> int:
+def at(values: "array[int] | array[float]") -> int:
     """Where it lies, as long as it is held."""
     return values.buffer_info()[0]
 

@@ -8,6 +8,7 @@ Shape letters here:  M rows   V vocabulary   K likeliest kept
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,8 +40,7 @@ class Choice:
 GREEDY = Choice()
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+class Drawn(NamedTuple):
     """One row's next token; None where its logits hold no finite maximum."""
 
     token: int | None

@@ -170,8 +170,7 @@ class Tape:
         found = self._bare.next
         if found is None or not places:
             return Played(hidden, None)
-        best, tokens = found.best[:places].tolist(), found.tokens[:places].tolist()
-        return Played(hidden, found.logits[:places], best, tokens)
+        return Played(hidden, found.logits[:places], found.best[:places], found.tokens[:places])
 
     def _play(self, entries: NDArray[np.int64]) -> None:
         self._run(

@@ -41,7 +41,7 @@ class Detokenizer:
     def _reopen(self) -> None:
         """Drops all but the tokens since the last opening, which become context. Keeps decoding short."""
         since = self._window[self._context :]
-        known = self._tokenizer.decode(since)
+        known = self._tokenizer.piece(since[0]) if len(since) == 1 else self._tokenizer.decode(since)
         if known and self._known.endswith(known):
             self._window, self._context, self._known = since, len(since), known
 
