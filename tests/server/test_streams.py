@@ -162,21 +162,41 @@ def test_what_is_unfinished_at_the_deadline_is_told_so(serve):
     assert "data: [DONE]" not in rest
 
 
-def test_pings_fill_the_silence_and_nothing_else():
-    async def slowly():
-        yield b"one"
-        await asyncio.sleep(0.05)
-        yield b"two"
+class Later:
+    """Parts that are there from the beginning, and some that come after a while, one after another."""
 
+    def __init__(self, *parts, seconds=0.0):
+        self.first, *self.rest = parts
+        self.seconds = seconds
+
+    @property
+    def ended(self):
+        return not (self.first or self.rest)
+
+    def notify(self, call):
+        for i in range(len(self.rest)):
+            asyncio.get_running_loop().call_later((i + 1) * self.seconds, self.come, call)
+
+    def come(self, call):
+        self.first += self.rest.pop(0)
+        call()
+
+    def take(self):
+        taken, self.first = self.first, b""
+        return taken
+
+
+async def silent():
+    await asyncio.Event().wait()
+
+
+def test_pings_fill_the_silence_and_nothing_else():
     sent = []
 
     async def send(message):
         sent.append(message.get("body"))
 
-    async def silent():
-        await asyncio.Event().wait()
-
-    stream = EventStream(slowly(), close=lambda: None, headers={}, ping=0.02, patience=5.0)
+    stream = EventStream(Later(b"one", b"two", seconds=0.05), close=lambda: None, headers={}, ping=0.02, patience=5.0)
     asyncio.run(asyncio.wait_for(stream({"type": "http"}, silent, send), 20))
     assert [part for part in sent if part and not part.startswith(b":")] == [b"one", b"two"]
     assert sent[1:3] == [b"one", b": ping\n\n"]
@@ -193,20 +213,13 @@ def test_a_body_that_never_ends_is_given_up(serve):
 
 
 def test_a_reader_that_takes_nothing_is_dropped_and_its_row_stopped():
-    closed = []
-
-    async def parts():
-        for _ in range(3):
-            yield b"data: {}\n\n"
+    closed, parts = [], Later(b"data: {}\n\n", b"data: {}\n\n")
 
     async def stuck(message):
         if message["type"] == "http.response.body":
             await asyncio.Event().wait()
 
-    async def silent():
-        await asyncio.Event().wait()
-
-    stream = EventStream(parts(), close=lambda: closed.append(1), headers={}, ping=5.0, patience=0.01)
+    stream = EventStream(parts, close=lambda: closed.append(1), headers={}, ping=5.0, patience=0.01)
     asyncio.run(asyncio.wait_for(stream({"type": "http"}, silent, stuck), 20))
     assert closed == [1]
 

@@ -9,7 +9,7 @@ from umbel.engine.requests import Answer, Event, Finished, Request
 
 
 class Handle:
-    """Events of one request as they come. One reader, either ``for`` or ``async for``.
+    """Events of one request as they come. One reader: ``for``, ``async for``, or ``take`` whenever ``notify`` tells.
 
     ``drive`` is given where no thread owns the engine: a blocking reader then steps the engine itself.
     """
@@ -27,6 +27,7 @@ class Handle:
         self._waits: asyncio.Future[None] | None = None
         """Where its reader waits in that loop. An ``asyncio.Event`` would do as well, in twice the time, and that is
         spent for every token."""
+        self._tell: Callable[[], None] | None = None
         self._done = False
         self._whole = False
         """Whether its reader waits for the end."""
@@ -78,6 +79,20 @@ class Handle:
             self._waits = loop.create_future()
             await self._waits
 
+    def notify(self, call: Callable[[], None]) -> None:
+        """From now on ``call`` is called in this event loop when events came, in one task for all that a step brought:
+        to wake a task for each token takes longer than what is done for it. It must not raise."""
+        self._loop, self._tell = asyncio.get_running_loop(), call
+
+    def take(self) -> Iterator[Event]:
+        """The events that came and were not taken."""
+        while self._events:
+            yield self._events.popleft()
+
+    @property
+    def unread(self) -> bool:
+        return bool(self._events)
+
     def _go_on(self) -> None:
         """Called in the reader's loop."""
         if self._waits is not None and not self._waits.done():
@@ -118,5 +133,19 @@ def wake(handles: Iterable[Handle]) -> None:
 
 
 def _go_on_all(handles: list[Handle]) -> None:
+    calls = [handle._tell for handle in handles if handle._tell is not None]
+    if calls:
+        telling = asyncio.get_running_loop().create_task(_tell_all(calls))
+        _TELLING.add(telling)
+        telling.add_done_callback(_TELLING.discard)
     for handle in handles:
         handle._go_on()
+
+
+_TELLING: set[asyncio.Task[None]] = set()
+"""An event loop alone holds no task."""
+
+
+async def _tell_all(calls: list[Callable[[], None]]) -> None:
+    for call in calls:
+        call()

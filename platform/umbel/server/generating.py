@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,32 +111,54 @@ def wire_reason(finished: Finished) -> Literal["stop", "length"]:
     return "stop" if finished.reason == "stop" else "length"
 
 
+class Parts:
+    """A stream's bytes as they come: each time those of the events that came since."""
+
+    def __init__(self, rows: Rows, chunker: Chunker) -> None:
+        self._rows, self._chunker = rows, chunker
+        self._first: list[bytes] = []
+        self.ended = False
+
+    def begin(self) -> None:
+        """Looks at what came first. Raises the error of a row that has nothing else to say."""
+        events = self._rows.take()
+        first = next(events)
+        self._first = [*self._chunker.start(), *self._chunker.all_of(*first), *self._of(events)]
+
+    def notify(self, call: Callable[[], None]) -> None:
+        self._rows.notify(call)
+
+    def take(self) -> bytes:
+        parts, self._first = self._first, []
+        return b"".join(parts if self.ended else [*parts, *self._of(self._rows.take())])
+
+    def _of(self, events: Iterator[Placed]) -> list[bytes]:
+        parts: list[bytes] = []
+        try:
+            for placed in events:
+                parts += self._chunker.all_of(*placed)
+            if not self._rows.unfinished:
+                parts += self._chunker.end()
+                self.ended = True
+        except UmbelError as error:
+            parts.append(failure(error))
+            self.ended = True
+        return parts
+
+
 async def stream(request: Request, rows: Rows, chunker: Chunker) -> EventStream:
     """Waits for the first event, so that what fails before it is an HTTP status, then hands the rest over."""
-    events, began, config = rows.events(), time.perf_counter(), rows.service.config
+    parts, began, config = Parts(rows, chunker), time.perf_counter(), rows.service.config
     try:
-        first = await unless_gone(request, anext(events))
+        await unless_gone(request, rows.arrival())
+        parts.begin()
     except BaseException:
-        await events.aclose()
+        rows.cancel()
         raise
     return EventStream(
-        _parts(first, events, chunker),
+        parts,
         close=rows.cancel,
         headers={**rows.target.headers, "Server-Timing": f"first;dur={1e3 * (time.perf_counter() - began):.1f}"},
         ping=config.ping_seconds,
         patience=config.patience_seconds,
     )
-
-
-async def _parts(first: Placed, events: AsyncGenerator[Placed], chunker: Chunker) -> AsyncIterator[bytes]:
-    try:
-        if parts := [*chunker.start(), *chunker.all_of(*first)]:
-            yield b"".join(parts)
-        async for placed in events:
-            if parts := chunker.all_of(*placed):
-                yield b"".join(parts)
-        yield b"".join(chunker.end())
-    except UmbelError as error:
-        yield failure(error)
-    finally:
-        await events.aclose()

@@ -1,8 +1,7 @@
 """The engine's rows of one HTTP request: submitted together, cancelled together, whatever ends them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -25,12 +24,15 @@ class Rows:
         self.service = service
         self.target = target
         self.handles: list[Handle] = []
+        self.unfinished = 0
+        """Rows whose end was not taken yet."""
 
     def submit(self, requests: Sequence[EngineRequest]) -> None:
         """All or none: where the queue is full in the middle, those before are taken back."""
         try:
             for request in requests:
                 self.handles.append(self.service.submit(request))
+                self.unfinished += 1
         except UmbelError:
             self.cancel()
             raise
@@ -54,22 +56,26 @@ class Rows:
         self._ended(answer.finished)
         return answer
 
-    async def events(self) -> AsyncGenerator[Placed]:
-        """Of all rows as they come, with the row's place. Raises the first error, and then the others stop too."""
-        try:
-            if len(self.handles) == 1:  # without a queue, which wakes two tasks for each token
-                async for event in self.handles[0]:
-                    if isinstance(event, Finished):
-                        self._ended(event)
-                    yield 0, event
-                return
-            async with aclosing(_merged(self.handles)) as reading:
-                async for place, event in reading:
-                    if isinstance(event, Finished):
-                        self._ended(event)
-                    yield place, event
-        finally:
-            self.cancel()
+    def notify(self, call: Callable[[], None]) -> None:
+        """From now on ``call`` is called in a task of this event loop when there is something to take."""
+        for handle in self.handles:
+            handle.notify(call)
+
+    async def arrival(self) -> None:
+        """Waits for the first event."""
+        arrived = asyncio.get_running_loop().create_future()
+        self.notify(lambda: None if arrived.done() else arrived.set_result(None))
+        if not any(handle.unread for handle in self.handles):
+            await arrived
+
+    def take(self) -> Iterator[Placed]:
+        """The events that came and were not taken. Raises the first error of a row."""
+        for place, handle in enumerate(self.handles):
+            for event in handle.take():
+                if isinstance(event, Finished):
+                    self.unfinished -= 1
+                    self._ended(event)
+                yield place, event
 
     def _ended(self, finished: Finished) -> None:
         self.service.observe(self.target, finished)
@@ -77,26 +83,6 @@ class Rows:
             raise finished.error
         if finished.reason == "cancelled":
             raise shutting_down()
-
-
-async def _merged(handles: Sequence[Handle]) -> AsyncGenerator[Placed]:
-    queue: asyncio.Queue[Placed] = asyncio.Queue()
-    readers = [asyncio.create_task(_read(handle, place, queue)) for place, handle in enumerate(handles)]
-    try:
-        left = len(readers)
-        while left:
-            place, event = await queue.get()
-            left -= isinstance(event, Finished)
-            yield place, event
-    finally:
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
-
-
-async def _read(handle: Handle, place: int, queue: asyncio.Queue[Placed]) -> None:
-    async for event in handle:
-        queue.put_nowait((place, event))  # bounded by max_tokens, which was admitted with its memory
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

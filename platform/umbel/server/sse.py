@@ -9,9 +9,12 @@ a while, the comment ``: ping`` keeps proxies from closing. A reader that takes 
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+import types
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from contextlib import suppress
+from functools import partial
 from json.encoder import encode_basestring
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 from starlette.responses import Response
@@ -54,6 +57,23 @@ DONE = b"data: [DONE]\n\n"
 _PING = b": ping\n\n"
 
 
+class Parts(Protocol):
+    """What a stream is made of."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last bytes were taken."""
+        ...
+
+    def notify(self, call: Callable[[], None]) -> None:
+        """From now on ``call`` is called in a task of this event loop when there is something to take."""
+        ...
+
+    def take(self) -> bytes:
+        """What came since the last time; it may be nothing."""
+        ...
+
+
 class EventStream(Response):
     """Sends ``parts`` as they come; ``close`` is called exactly once, however it ends.
 
@@ -62,7 +82,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        parts: AsyncIterator[bytes],
+        parts: Parts,
         *,
         close: Callable[[], None],
         headers: Mapping[str, str],
@@ -94,9 +114,88 @@ class EventStream(Response):
     async def _send_all(self, line: "_Line") -> None:
         with suppress(OSError):  # the reader is gone
             await line.send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for part in self.parts:
-                await line.write(part)
+            await _Pump(self.parts, line).run()
             await line.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _Pump:
+    """Writes what comes when it comes. A task that is woken for each token, and what it goes through until it writes,
+    take longer than to write; so there is one only where a reader is slow."""
+
+    def __init__(self, parts: Parts, line: "_Line") -> None:
+        self._parts, self._line = parts, line
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._held: asyncio.Task[None] | None = None
+        """A write that the reader holds up."""
+
+    async def run(self) -> None:
+        """Raises what a write raises."""
+        self._parts.notify(self._write)
+        self._write()
+        try:
+            await self._ended
+        finally:
+            if self._held is not None:
+                self._held.cancel()
+
+    def _write(self) -> None:
+        if self._held is not None or self._ended.done():
+            return
+        try:
+            part = self._parts.take()
+            left = begun(self._line.write(part)) if part else None
+        except Exception as fault:  # nobody who waits would see it
+            self._ended.set_exception(fault)
+            return
+        if left is None:
+            self._go_on()
+        else:
+            self._held = asyncio.create_task(self._finish(left))
+
+    async def _finish(self, write: Coroutine[Any, Any, None]) -> None:
+        try:
+            await write
+        except Exception as fault:
+            if not self._ended.done():
+                self._ended.set_exception(fault)
+        else:
+            self._held = None
+            self._go_on()
+            self._write()
+
+    def _go_on(self) -> None:
+        if self._parts.ended and not self._ended.done():
+            self._ended.set_result(None)
+
+
+def begun(work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None] | None:
+    """Runs it, within whichever task, until it waits for something; what is left of it then, for a task of its own."""
+    try:
+        waits_for = work.send(None)
+    except StopIteration:
+        return None
+    return _rest(work, waits_for)
+
+
+async def _rest(work: Coroutine[Any, Any, None], waits_for: Any) -> None:
+    await _handed_on(work, waits_for)
+
+
+@types.coroutine
+def _handed_on(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+    """``yield from work``, if it had not begun."""
+    go_on: Callable[[], Any]
+    while True:
+        try:
+            got = yield waits_for
+        except BaseException as thrown:
+            go_on = partial(work.throw, thrown)
+        else:
+            go_on = partial(work.send, got)
+        try:
+            waits_for = go_on()
+        except StopIteration:
+            return
 
 
 class _Line:
