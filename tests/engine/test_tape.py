@@ -11,6 +11,7 @@ from umbel.backbone.tiny import tiny_backbone
 from umbel.core.contract import Contract, OutputHead
 from umbel.core.errors import UmbelError
 from umbel.core.forms import FORMS
+from umbel.engine import forward, tape
 from umbel.engine.native_lora import NativeLora
 from umbel.engine.tape import Tape
 
@@ -71,6 +72,50 @@ def test_every_kernels_method_beside_bare_rows_in_steps_of_prompts_and_answers(t
     requests = [taped.ask(TEXTS[i % len(TEXTS)] + str(i), zoo[i % len(zoo)]) for i in range(16)]
     rows = equal(taped, requests, step_tokens=24)
     assert max(rows) > 16 > min(rows)
+
+
+@pytest.mark.parametrize("length", [40, 100], ids=["few places", "more than a tape holds"])
+def test_the_prompts_own_logprobs_are_those_of_calls_one_by_one(taped, length):
+    engine, request = taped.engine(), taped.ask("0123456789" * (length // 10), echo=True, logprobs=3, max_tokens=4)
+    found, plain = taped.run(engine, [request])[0], taped.run(without_a_tape(taped.engine()), [request])[0]
+    assert len(found.prompt) == length
+    assert (found.prompt, found.tokens) == (plain.prompt, plain.tokens)
+
+
+def test_what_is_drawn_from_logits_that_a_tape_left_is_what_it_was(taped):
+    """Greedy rows take the likeliest that the tape found; others need the logits, and may ban what is likeliest."""
+    ends = taped.run(taped.engine(), [taped.ask("hello")])[0].ids[0]
+    requests = [
+        taped.ask("hello"),
+        taped.ask("hello", temperature=1.0, seed=1, top_p=0.9),
+        taped.ask("hello", min_tokens=3, stop_token_ids=(ends,)),
+        taped.ask("hello", logprobs=2),
+    ]
+    equal(taped, requests)
+
+
+def test_positions_beyond_those_that_were_turned_before(taped, monkeypatch):
+    """Cosines and sines stand in a table, which grows."""
+    monkeypatch.setattr(tape, "_LEAST_POSITIONS", 16)
+    engine, request = taped.engine(), taped.ask("x" * 60, max_tokens=8)
+    assert len(engine._forward._tape._angles[0]) == 16
+    found = taped.run(engine, [request])[0]
+    assert len(engine._forward._tape._angles[0]) == 128
+    assert found.ids == taped.run(without_a_tape(taped.engine()), [request])[0].ids
+
+
+def test_a_token_that_does_not_exist_is_no_number_and_fails_alone(taped, monkeypatch):
+    """``Limits`` refuses it; should one ever get past, no memory is read for it."""
+    engine, inputs, beyond = taped.engine(), forward._inputs, taped.backbone.shape.vocab
+    good, bad = engine.submit(taped.ask("hello")), engine.submit(taped.ask("x"))
+    monkeypatch.setattr(
+        forward, "_inputs", lambda plan: ([beyond if t == ord("x") else t for t in inputs(plan)[0]], inputs(plan)[1])
+    )
+    expected = taped.run(without_a_tape(taped.engine()), [taped.ask("hello")])[0].ids
+    taped.drain(engine)
+    assert good.result().ids == expected
+    with pytest.raises(UmbelError, match="not finite"):
+        bad.result()
 
 
 def played(engine):

@@ -203,6 +203,36 @@ def test_pings_fill_the_silence_and_nothing_else():
     assert (sent[0], sent[-1]) == (None, b"")
 
 
+def test_who_reads_slowly_gets_all_of_it_in_order():
+    """Later parts wait for the write that is held up."""
+    sent, parts = [], Later(b"0", *(str(i).encode() for i in range(1, 9)), seconds=0.004)
+
+    async def send(message):
+        if message.get("body") in (b"0", b"3"):
+            await asyncio.sleep(0.01)
+        sent.append(message.get("body"))
+
+    stream = EventStream(parts, close=lambda: None, headers={}, ping=5.0, patience=5.0)
+    asyncio.run(asyncio.wait_for(stream({"type": "http"}, silent, send), 20))
+    assert b"".join(sent[1:]) == b"012345678"
+    assert (sent[0], sent[-1]) == (None, b"")
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "held up"])
+def test_a_write_that_fails_ends_the_stream_with_its_error(late):
+    closed = []
+
+    async def send(message):
+        if message.get("body"):
+            await asyncio.sleep(0.01 * late)
+            raise RuntimeError("broken")
+
+    stream = EventStream(Later(b"1", b"2"), close=lambda: closed.append(1), headers={}, ping=5.0, patience=5.0)
+    with pytest.raises(RuntimeError, match="broken"):
+        asyncio.run(asyncio.wait_for(stream({"type": "http"}, silent, send), 20))
+    assert closed == [1]
+
+
 def test_a_body_that_never_ends_is_given_up(serve):
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with serve(body_seconds=0.2) as live:
@@ -260,3 +290,21 @@ def test_who_waits_for_the_whole_answer_is_woken_once():
         assert woken == [1]
 
     asyncio.run(run())
+
+
+def test_readers_that_are_told_are_told_in_one_task_a_step():
+    async def run():
+        told = []
+        handles = [Handle(None) for _ in range(3)]
+        for handle in handles:
+            handle.notify(lambda: told.append(asyncio.current_task()))
+        for _ in range(2):
+            for handle in handles:
+                handle.put(Token(1, "a"))
+            wake(handles)
+            await asyncio.sleep(0.01)
+        assert [len(list(handle.take())) for handle in handles] == [2, 2, 2]
+        return told
+
+    told = asyncio.run(run())
+    assert [told.count(task) for task in told] == [3] * 6

@@ -89,8 +89,8 @@ class Forward:
         )
         lm_head = self.dresser.lm_head([w.row.resident for w in wanted for _ in range(w.size)])
         if tape is not None:
-            held = places if lm_head is BARE else ()
-            played = tape.through(tokens, positions, attention, sites, places=held, read=self._read(plan))
+            asked = places if lm_head is BARE else ()
+            played = tape.through(tokens, positions, attention, sites, places=asked, read=self._read(plan))
             if played.logits is None and places:
                 logits = self.backbone.decoder.logits(played.hidden, self._want(places), lm_head)
                 return Result(played.hidden, logits, wanted)

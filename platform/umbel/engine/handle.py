@@ -104,12 +104,15 @@ class Handle:
 
     async def answer(self) -> Answer:
         """``result`` for asyncio; a cancelled task cancels the request."""
-        self._whole = True
+        self._whole, self._loop = True, asyncio.get_running_loop()
         try:
-            return Answer.of([event async for event in self])
+            while not self._done:
+                self._waits = self._loop.create_future()
+                await self._waits
         except asyncio.CancelledError:
             self.cancel()
             raise
+        return Answer.of(list(self.take()))
 
     def put(self, event: Event) -> None:
         """Called by the engine. The reader sees it after ``wake``."""
