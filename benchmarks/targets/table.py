@@ -75,7 +75,7 @@ _FLOOD = (
 _HTTP = (
     "each token is a line that is written to a socket of its own, on the cores that decode: most of that is the "
     "system's way through a socket, which is as long for a line as for an answer. What it takes of the cores the step "
-    "has not, and the shorter the step is, the more that weighs: this row was met while a step took a tenth longer."
+    "has not, and the shorter the step is, the more that weighs."
 )
 TARGETS = (
     Target(
