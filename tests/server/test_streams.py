@@ -9,9 +9,12 @@ import time
 import httpx2
 import pytest
 
+from umbel.core.errors import UmbelError
 from umbel.core.wire.chat import Delta
-from umbel.engine import Handle, Token
+from umbel.engine import Finished, Handle, Token
 from umbel.engine.handle import wake
+from umbel.server.generating import Chunker, Parts
+from umbel.server.rows import Rows
 from umbel.server.sse import EventStream, around, data
 
 LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 500, "ignore_eos": True}
@@ -308,3 +311,50 @@ def test_readers_that_are_told_are_told_in_one_task_a_step():
 
     told = asyncio.run(run())
     assert [told.count(task) for task in told] == [3] * 6
+
+
+def test_a_reader_of_many_rows_is_told_once_a_step():
+    async def run():
+        told, handles = [], [Handle(None) for _ in range(3)]
+
+        def tell():
+            told.append(1)
+
+        for handle in handles:
+            handle.notify(tell)
+            handle.put(Token(1, "a"))
+        wake(handles)
+        await asyncio.sleep(0.01)
+        return told
+
+    assert asyncio.run(run()) == [1]
+
+
+def test_where_one_row_of_a_stream_fails_the_others_stop_before_anybody_reads_of_it():
+    handles = [Handle(None) for _ in range(2)]
+
+    class Service:
+        submit = staticmethod(lambda request: handles[request])
+        observe = staticmethod(lambda target, finished: None)
+
+    class Plain(Chunker):
+        def of(self, place, event):
+            return [b"%d" % place]
+
+        def usage(self, counted):
+            raise AssertionError
+
+    rows = Rows(Service, None)
+    rows.submit([0, 1])
+    parts = Parts(rows, Plain(None, usage=False))
+    handles[0].put(Token(1, "a"))
+    handles[1].put(Token(1, "b"))
+    parts.begin()
+    handles[0].put(Finished("error", error=UmbelError("gone", code="gone")))
+    handles[1].put(Token(2, "c"))
+    taken = parts.take()
+    assert taken.startswith(b"01data: ")
+    assert b'"code": "gone"' in taken
+    assert parts.ended
+    assert [handle.cancelled for handle in handles] == [False, True]
+    assert parts.take() == b""

@@ -78,7 +78,10 @@ Named = tuple[str, Call | None]
 
 
 class Next:
-    """What is known of the next tokens: logits [M,V], and the likeliest of each place with its own logit [M]."""
+    """What is known of the next tokens: logits [M,V], and the likeliest of each place with its own logit [M].
+
+    Memory that nobody wrote to takes no room.
+    """
 
     def __init__(self, hidden: int, vocabulary: int) -> None:
         self.states = torch.empty(MOST_PLACES, hidden, dtype=torch.bfloat16)
@@ -90,7 +93,7 @@ class Next:
 class BareCalls:
     """In the order of a step: ``embed``, those of ``layers``, ``norm``, and ``ends``, if the kernels have lm_head."""
 
-    def __init__(self, decoder: Decoder, shape: BackboneShape, kernels: Kernels, room: Room) -> None:
+    def __init__(self, decoder: Decoder, shape: BackboneShape, kernels: Kernels, room: Room, found: Next) -> None:
         self.room, self._shape, self._kernels = room, shape, kernels
         self._told: list[ctypes.Structure] = []
         self.products: list[Product] = []
@@ -103,11 +106,8 @@ class BareCalls:
             self.layers.append(list(self._layer(layer, more)))
             more = room.out
         self.norm = self._norm(room.out, decoder.norm)
-        self.next: Next | None = None
-        self.ends: list[Call] = []
-        if isinstance(decoder.lm_head, NativeLinear):
-            self.next = Next(shape.hidden, shape.vocab)
-            self.ends += self._ends(decoder.lm_head, self.next)
+        lm_head = decoder.lm_head
+        self.ends = list(self._ends(lm_head, found)) if isinstance(lm_head, NativeLinear) else []
         for product, following in pairwise(self.products):
             product.next = ctypes.addressof(following)
 

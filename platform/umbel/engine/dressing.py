@@ -62,6 +62,8 @@ class Dresser:
     def _native(self, decode: Sequence[Resident | None], chunks: Sequence[Chunk]) -> Taken:
         """Kept where no prompt wears anything and the same rows wear the same slots, of a few steps: rows that guess
         are as many in one step and as many in another."""
+        if self._kernels is None:
+            return [], decode, chunks
         key = None if chunks else _places(decode)
         if key is None or (taken := self._taken.get(key)) is None:
             taken = self._split(decode, chunks)

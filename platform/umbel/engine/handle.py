@@ -81,7 +81,8 @@ class Handle:
 
     def notify(self, call: Callable[[], None]) -> None:
         """From now on ``call`` is called in this event loop when events came, in one task for all that a step brought:
-        to wake a task for each token takes longer than what is done for it. It must not raise."""
+        to wake a task for each token takes longer than what is done for it. It must not raise. Handles that have the
+        same one get one call for all of them."""
         self._loop, self._tell = asyncio.get_running_loop(), call
 
     def take(self) -> Iterator[Event]:
@@ -136,7 +137,7 @@ def wake(handles: Iterable[Handle]) -> None:
 
 
 def _go_on_all(handles: list[Handle]) -> None:
-    calls = [handle._tell for handle in handles if handle._tell is not None]
+    calls = dict.fromkeys(handle._tell for handle in handles if handle._tell is not None)
     if calls:
         telling = asyncio.get_running_loop().create_task(_tell_all(calls))
         _TELLING.add(telling)
@@ -149,6 +150,6 @@ _TELLING: set[asyncio.Task[None]] = set()
 """An event loop alone holds no task."""
 
 
-async def _tell_all(calls: list[Callable[[], None]]) -> None:
+async def _tell_all(calls: Iterable[Callable[[], None]]) -> None:
     for call in calls:
         call()

@@ -28,7 +28,7 @@ from umbel.backbone.backbone import Backbone
 from umbel.backbone.decoder import Decoder
 from umbel.backbone.native import Kernels, NativeLinear
 from umbel.engine.attention import CachedAttention
-from umbel.engine.bare_calls import MOST_PLACES, BareCalls, Named
+from umbel.engine.bare_calls import MOST_PLACES, BareCalls, Named, Next
 from umbel.engine.native_part import Call, NativePart, Room, at, numbers
 
 _SITES = ("qkv", "o", "gate_up", "down")
@@ -94,11 +94,12 @@ class Tape:
     def __init__(self, backbone: Backbone, kernels: Kernels) -> None:
         self._decoder, self._shape, self._kernels = backbone.decoder, backbone.shape, kernels
         self._run = kernels.library.umbel_tape
+        self._next = Next(self._shape.hidden, self._shape.vocab)
         self._bare: BareCalls | None = None
         self._lists: OrderedDict[tuple[NativePart, ...], _List] = OrderedDict()
         """Of a few steps: rows that guess are as many in one step and as many in another."""
         self._now = _Now()
-        self._angles = self._angles_of(_LEAST_POSITIONS)
+        self._angles = self._angles_of(range(_LEAST_POSITIONS))
 
     @classmethod
     def of(cls, backbone: Backbone) -> "Tape | None":
@@ -167,8 +168,8 @@ class Tape:
 
     def _played(self, hidden: Tensor, places: int) -> Played:
         assert self._bare is not None
-        found = self._bare.next
-        if found is None or not places:
+        found = self._next
+        if not (places and self._bare.ends):
             return Played(hidden, None)
         return Played(hidden, found.logits[:places], found.best[:places], found.tokens[:places])
 
@@ -179,20 +180,24 @@ class Tape:
         )  # fmt: skip
 
     def _angles_to(self, last: int) -> tuple[Tensor, Tensor]:
-        if last >= len(self._angles[0]):
-            self._angles = self._angles_of(1 << last.bit_length())
+        """Of all positions up to the last one; those that were known stay as they are."""
+        known = len(self._angles[0])
+        if last >= known:
+            more = self._angles_of(range(known, 1 << last.bit_length()))
+            self._angles = torch.cat([self._angles[0], more[0]]), torch.cat([self._angles[1], more[1]])
         return self._angles
 
-    def _angles_of(self, positions: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [P,D] of the first positions."""
-        cosines, sines = self._decoder.rotation(torch.arange(positions)[:, None], torch.bfloat16)
-        return cosines.view(positions, -1), sines.view(positions, -1)
+    def _angles_of(self, positions: range) -> tuple[Tensor, Tensor]:
+        """cos and sin [P,D]."""
+        at = torch.arange(positions.start, positions.stop)
+        cosines, sines = self._decoder.rotation(at[:, None], torch.bfloat16)
+        return cosines.view(len(at), -1), sines.view(len(at), -1)
 
     def _room_for(self, rows: int) -> Room:
         threads = torch.get_num_threads()
         if self._bare is None or rows > len(self._bare.room.x) or threads > self._bare.room.threads:
             room = Room.of(self._shape, max(_LEAST_ROWS, 1 << (rows - 1).bit_length()))
-            self._bare = BareCalls(self._decoder, self._shape, self._kernels, room)
+            self._bare = BareCalls(self._decoder, self._shape, self._kernels, room, self._next)
             self._lists.clear()
         return self._bare.room
 

@@ -141,6 +141,7 @@ class Parts:
                 parts += self._chunker.end()
                 self.ended = True
         except UmbelError as error:
+            self._rows.cancel()  # nobody hears of the others any more
             parts.append(failure(error))
             self.ended = True
         return parts

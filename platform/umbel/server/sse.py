@@ -169,7 +169,8 @@ class _Pump:
 
 
 def begun(work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None] | None:
-    """Runs it, within whichever task, until it waits for something; what is left of it then, for a task of its own."""
+    """Runs it, within whichever task, until it waits for something; what is left of it then, for a task of its own. So
+    it must not hold on to the task in which it began, as ``asyncio.timeout`` does."""
     try:
         waits_for = work.send(None)
     except StopIteration:
