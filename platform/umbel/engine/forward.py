@@ -47,7 +47,7 @@ class Wanted(NamedTuple):
 class Result:
     hidden: Tensor
     """[B,H] after the last norm. Those of tokens whose states nobody reads (``Row.unread``) may be what the last layer
-    was given. Where no prompt is read the next step may write to the same memory."""
+    was given. The next step may write to the same memory."""
     logits: Tensor | None
     """[M,V]; None where nothing is wanted."""
     wanted: list[Wanted]

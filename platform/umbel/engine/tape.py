@@ -50,7 +50,7 @@ class Read:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Played:
-    """What a step came to. Where it read no prompt the next step writes to the same memory."""
+    """What a step came to. The next one writes to the same memory."""
 
     hidden: Tensor
     """[B,H] after the last norm; of states that nobody reads, what the last layer was given."""
@@ -137,8 +137,7 @@ class Tape:
         first = int(self._embedded(room, tokens, positions, sites))
         if read is None:
             self._play(calls.entries[first : None if wanted else calls.norm])
-            hidden = room.h[:rows]
-            return self._played(hidden.clone() if attention.spans else hidden, len(wanted))
+            return self._played(room.h[:rows], len(wanted))
         self._play(calls.entries[first : calls.behind])
         return self._played(self._end(room, rows, read, wanted), len(wanted))
 
