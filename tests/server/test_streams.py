@@ -330,12 +330,32 @@ def test_a_reader_of_many_rows_is_told_once_a_step():
     assert asyncio.run(run()) == [1]
 
 
-def test_where_one_row_of_a_stream_fails_the_others_stop_before_anybody_reads_of_it():
-    handles = [Handle(None) for _ in range(2)]
-
+def rows_of(handles):
     class Service:
         submit = staticmethod(lambda request: handles[request])
         observe = staticmethod(lambda target, finished: None)
+
+    rows = Rows(Service, None)
+    rows.submit(range(len(handles)))
+    return rows
+
+
+def test_what_came_before_anybody_asked_for_it_is_not_waited_for():
+    """The engine may answer before the request's handler listens; nobody is woken for it any more."""
+
+    async def run():
+        handles = [Handle(None), Handle(None)]
+        rows = rows_of(handles)
+        handles[1].put(Token(1, "a"))
+        wake(handles[1:])
+        await asyncio.wait_for(rows.arrival(), 5)
+        return [place for place, _ in rows.take()]
+
+    assert asyncio.run(run()) == [1]
+
+
+def test_where_one_row_of_a_stream_fails_the_others_stop_before_anybody_reads_of_it():
+    handles = [Handle(None) for _ in range(2)]
 
     class Plain(Chunker):
         def of(self, place, event):
@@ -344,9 +364,7 @@ def test_where_one_row_of_a_stream_fails_the_others_stop_before_anybody_reads_of
         def usage(self, counted):
             raise AssertionError
 
-    rows = Rows(Service, None)
-    rows.submit([0, 1])
-    parts = Parts(rows, Plain(None, usage=False))
+    parts = Parts(rows_of(handles), Plain(None, usage=False))
     handles[0].put(Token(1, "a"))
     handles[1].put(Token(1, "b"))
     parts.begin()
