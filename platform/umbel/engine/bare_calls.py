@@ -163,7 +163,7 @@ class BareCalls:
 
     def _linear(self, name: str, linear: NativeLinear, x: Tensor, y: Tensor) -> Call:
         assert isinstance(linear, NativeLinear)
-        product = linear.told(x, y, self.room.codes)
+        product = linear.told(x, y, self.room.linears)
         self.products.append(product)
         return self._call(name, product)
 

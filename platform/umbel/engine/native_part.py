@@ -16,7 +16,7 @@ from torch import Tensor
 from umbel.adapters.method import Key
 from umbel.adapters.sites import Sites
 from umbel.backbone.decoder import Decoder
-from umbel.backbone.native import COLUMNS, Kernels
+from umbel.backbone.native import Kernels
 from umbel.core.shape import BackboneShape
 from umbel.engine.slots import Stack
 
@@ -76,12 +76,12 @@ class Room:
     """A block's output."""
     gate_up: Tensor
     act: Tensor
-    codes: Tensor
-    """[threads * features], for one block of a quantised linear in each."""
+    linears: Tensor
+    """What they need beside their rows, one after another."""
     threads: int
 
     @classmethod
-    def of(cls, shape: BackboneShape, rows: int) -> "Room":
+    def of(cls, shape: BackboneShape, rows: int, kernels: Kernels) -> "Room":
         queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         widths = {
             "x": shape.hidden, "h": shape.hidden, "qkv": queries + 2 * keys, "context": queries, "out": shape.hidden,
@@ -89,9 +89,8 @@ class Room:
         }  # fmt: skip
         made = {name: torch.empty(rows, width, dtype=torch.bfloat16) for name, width in widths.items()}
         most = max(shape.hidden, queries, shape.intermediate)
-        threads = torch.get_num_threads()
-        codes = torch.empty(threads * most * COLUMNS, dtype=torch.bfloat16)
-        return cls(codes=codes, threads=threads, **made)
+        linears = kernels.linear_room(rows, most, codes=True)
+        return cls(linears=linears, threads=torch.get_num_threads(), **made)
 
     def of_site(self, site: str) -> tuple[Tensor, Tensor]:
         """What the site's linear reads, and what it writes."""

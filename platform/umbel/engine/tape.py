@@ -195,7 +195,7 @@ class Tape:
     def _room_for(self, rows: int) -> Room:
         threads = torch.get_num_threads()
         if self._bare is None or rows > len(self._bare.room.x) or threads > self._bare.room.threads:
-            room = Room.of(self._shape, max(_LEAST_ROWS, 1 << (rows - 1).bit_length()))
+            room = Room.of(self._shape, max(_LEAST_ROWS, 1 << (rows - 1).bit_length()), self._kernels)
             self._bare = BareCalls(self._decoder, self._shape, self._kernels, room, self._next)
             self._lists.clear()
         return self._bare.room

@@ -31,7 +31,7 @@ class Codes:
 class NativeCodes(NativeLinear):
     """Codes in the kernel's order, as large as they were but for what fills up the last block."""
 
-    unpacks = True
+    of_codes = True
 
     def __init__(self, held: Codes, bias: nn.Parameter | None, kernels: Kernels) -> None:
         d_out, d_in = held.codes.shape

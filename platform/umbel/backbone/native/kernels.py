@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from umbel.core.cores import own_cores, stay_on
 from umbel.core.errors import Unavailable
@@ -33,7 +34,17 @@ _SOURCES = (
     "tape.c",
     "threads.c",
 )
-_HEADERS = ("vectors.h", "forms.h", "product.h", "scores.h", "team.h", "tape.h")
+_HEADERS = (
+    "vectors.h",
+    "forms.h",
+    "product.h",
+    "linear.h",
+    "bf16_blocks.h",
+    "fp32_blocks.h",
+    "scores.h",
+    "team.h",
+    "tape.h",
+)
 _RETURN_NOTHING = (
     "umbel_linear", "umbel_compact", "umbel_lora", "umbel_decode", "umbel_gated", "umbel_prompt",
     "umbel_scale", "umbel_likeliest", "umbel_tape", "umbel_alone", "umbel_let_go", "umbel_settle",
@@ -66,6 +77,8 @@ class Kernels:
             getattr(library, function).restype = None
         library.umbel_prompt_room.restype = ctypes.c_int64
         library.umbel_prompt_room.argtypes = [ctypes.c_int64] * 3
+        library.umbel_linear_room.restype = ctypes.c_int64
+        library.umbel_linear_room.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
         return cls(library, path)
 
     @classmethod
@@ -82,7 +95,7 @@ class Kernels:
 
     @property
     def multiplies(self) -> bool:
-        """Whether they have a linear for this processor: elsewhere, and where there is AMX, oneDNN's is better."""
+        """Whether they have a linear for this processor: where there is AMX, oneDNN's is better."""
         return bool(self.library.umbel_has_linear())
 
     def alone(self) -> None:
@@ -109,6 +122,11 @@ class Kernels:
     def let_go(self) -> None:
         """The threads that helped the calling one go, until it needs them again."""
         self.library.umbel_let_go()
+
+    def linear_room(self, rows: int, d_in: int, *, codes: bool) -> Tensor:
+        """What a linear of up to so many rows and inputs needs beside them, for all threads."""
+        each = self.library.umbel_linear_room(rows, d_in, codes)
+        return torch.empty(torch.get_num_threads() * each, dtype=torch.uint8)
 
     @staticmethod
     def fit(dtype: torch.dtype, device: torch.device) -> bool:

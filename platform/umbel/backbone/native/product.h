@@ -11,7 +11,7 @@ typedef struct Product {
     int64_t d_in, d_out;
     const char *w; /* [blocks, d_in / 2, stride], zero beyond d_out */
     const bf16 *bias; /* [d_out] or NULL */
-    char *room; /* [threads, d_in / 2, stride of bf16], where codes meet many rows */
+    char *room; /* [threads, room_for()] */
     /* of codes: of 8 bits, and where there is a table of 4 */
     int64_t group;      /* inputs that share a scale; of bytes all of them */
     const bf16 *scales; /* [blocks, groups, COLUMNS] */

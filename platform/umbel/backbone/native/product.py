@@ -14,8 +14,6 @@ from umbel.backbone.native.kernels import COUNT, THREADS, Kernels
 
 COLUMNS = 48
 """``COLUMNS`` of forms.h: outputs of a block."""
-_TILE = 8
-"""``TILE`` of linear.c."""
 
 
 class Product(ctypes.Structure):
@@ -34,11 +32,12 @@ class Product(ctypes.Structure):
 class NativeLinear(PackedLinear):
     """y = x W^T + b in bf16, without gradients, each row's bits its own in any company."""
 
-    unpacks = False
-    """Whether many rows need ``room``."""
+    of_codes = False
+    """Whether the weights are codes."""
 
     def __init__(self, d_in: int, d_out: int, bias: nn.Parameter | None, kernels: Kernels) -> None:
         super().__init__(d_in, d_out, bias)
+        self._kernels = kernels
         self._run = kernels.library.umbel_linear
         self._run.argtypes = [ctypes.POINTER(Product), COUNT, THREADS]
 
@@ -52,8 +51,7 @@ class NativeLinear(PackedLinear):
         raise NotImplementedError
 
     def told(self, x: Tensor, y: Tensor, room: Tensor | None) -> Product:
-        """For as many rows of x [B,K] and y [B,N] as the call says. Codes need ``room`` [threads * K * COLUMNS] where
-        rows are more than 8."""
+        """For as many rows of x [B,K] and y [B,N] as the call says, and ``room`` is (``Kernels.linear_room``)."""
         return Product(
             x=x.data_ptr(), y=y.data_ptr(), d_in=self.d_in, d_out=self.d_out, bias=at(self.bias), room=at(room),
             **self.held(),
@@ -66,7 +64,7 @@ class NativeLinear(PackedLinear):
         x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], self.d_out)
         rows, threads = x.numel() // self.d_in, torch.get_num_threads()
-        room = x.new_empty(threads * self.d_in * COLUMNS) if self.unpacks and rows > _TILE else None
+        room = self._kernels.linear_room(rows, self.d_in, codes=self.of_codes)
         self._run(ctypes.byref(self.told(x, y, room)), rows, threads)
         return y
 
