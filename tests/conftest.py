@@ -1,6 +1,7 @@
 """What every test stands on: the home that `make assets` fills, few threads, and no stray `__init__.py`."""
 
 import os
+import platform
 import subprocess
 from pathlib import Path
 
@@ -26,6 +27,25 @@ def kernels(tmp_path_factory):
     from umbel.backbone.native import Kernels
 
     return Kernels.load(tmp_path_factory.mktemp("kernels"))
+
+
+LESSER = {"this processor": (), "no bf16": ("avx512bf16",), "no AVX-512": ("avx512f",), "no AVX": ("avx",)}
+"""Processors by the instructions that this one has and they lack; where it lacks them, too, it is one of them."""
+
+
+@pytest.fixture(scope="session")
+def lesser_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("lesser-kernels")
+
+
+@pytest.fixture(scope="session", params=LESSER)
+def any_kernels(request, lesser_folder):
+    """The step's kernels as compiled for this processor, and as for lesser ones, which run here as well."""
+    from umbel.backbone.native import Kernels
+
+    if LESSER[request.param] and platform.machine() != "x86_64":
+        pytest.skip("its instructions have other names")
+    return Kernels.load(lesser_folder, LESSER[request.param])
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -174,11 +174,21 @@ def test_a_cuda_build_without_a_gpu(look, monkeypatch):
     assert "nvidia-smi" in look("torch").fix
 
 
-@pytest.mark.parametrize(("packs", "told"), [((), "oneDNN is not there"), ((torch.float32,), "no bf16")])
-def test_a_processor_that_onednn_does_not_help(look, monkeypatch, packs, told):
-    monkeypatch.setattr("umbel.backbone.linears.can_pack", lambda dtype, _: dtype in packs)
+def test_a_torch_without_onednn(look, monkeypatch):
+    monkeypatch.setattr("umbel.backbone.linears.can_pack", lambda dtype, _: False)
     result = look("processor")
-    assert (result.state, told in result.text) == (State.WARNING, True)
+    assert (result.state, "oneDNN is not there" in result.text) == (State.WARNING, True)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "state", "told"),
+    [("auto", State.OK, "do that in fp32"), ("off", State.WARNING, "slow without kernels")],
+)
+def test_a_processor_that_does_not_multiply_bf16(look, monkeypatch, kernels, state, told):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx512_bf16": False})
+    monkeypatch.setenv("UMBEL_KERNELS", kernels)
+    result = look("processor")
+    assert (result.state, told in result.text) == (state, True)
 
 
 def test_threads_that_are_set_for_other_work_are_fine_under_load(look, monkeypatch):

@@ -11,6 +11,11 @@ from umbel.engine.span import Span
 SHAPES = [(4, 2, 16), (9, 3, 64), (5, 1, 24), (8, 8, 6), (6, 1, 128)]
 
 
+@pytest.fixture(scope="session")
+def kernels(any_kernels):
+    return any_kernels
+
+
 def bench(heads, kv_heads, width, positions, slots=None, seed=0):
     shape = BackboneShape(layers=1, hidden=heads * width, heads=heads, kv_heads=kv_heads, head_dim=width,
                           intermediate=8, vocab=8, tied=True)  # fmt: skip

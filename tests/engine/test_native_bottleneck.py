@@ -18,6 +18,11 @@ KINDS = [
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
+@pytest.fixture(scope="session")
+def kernels(any_kernels):
+    return any_kernels
+
+
 @pytest.fixture
 def residents(lab, odd):
     lab.backbone = odd

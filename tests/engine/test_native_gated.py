@@ -17,6 +17,11 @@ KINDS = [
 SHAPES = {"odd": (4, 2, 14), "five on one": (5, 1, 24), "nine on three": (9, 3, 64), "eight on eight": (8, 8, 6)}
 
 
+@pytest.fixture(scope="session")
+def kernels(any_kernels):
+    return any_kernels
+
+
 @pytest.fixture(scope="module", params=SHAPES)
 def backbone(request, tmp_path_factory, kernels):
     heads, kv_heads, width = SHAPES[request.param]

@@ -25,6 +25,11 @@ KINDS = {
 }
 
 
+@pytest.fixture(scope="session")
+def kernels(any_kernels):
+    return any_kernels
+
+
 @pytest.fixture
 def backbone(odd):
     """Its biases matter: DoRA's scale leaves them out."""

@@ -15,6 +15,11 @@ KINDS = [
 SIDES = [(site, side) for site in SITES if site != "lm_head" for side in ("in", "out")]
 
 
+@pytest.fixture(scope="session")
+def kernels(any_kernels):
+    return any_kernels
+
+
 @pytest.fixture
 def residents(lab, odd):
     lab.backbone = odd

@@ -13,6 +13,11 @@ from umbel.core.forms import FORMS
 SHAPES = [(576, 960), (64, 48), (1536, 34), (128, 7), (192, 97)]
 
 
+@pytest.fixture(scope="session")
+def kernels(any_kernels):
+    return any_kernels
+
+
 @pytest.fixture(autouse=True)
 def skip_where_there_is_no_such_product(kernels):
     if not kernels.multiplies:

@@ -12,6 +12,11 @@ SHAPES = [(576, 960), (64, 48), (34, 7), (2, 1), (130, 97), (96, 64), (8, 5), (2
 FORMS = [NativeDense, NativeCompact]
 
 
+@pytest.fixture(scope="session")
+def kernels(any_kernels):
+    return any_kernels
+
+
 @pytest.fixture(autouse=True)
 def skip_where_onednn_is_better(kernels):
     if not kernels.multiplies:

@@ -12,6 +12,11 @@ ROUNDING = 2**-8
 WIDTHS = [3, 16, 40, 64, 576]
 
 
+@pytest.fixture(scope="session")
+def kernels(any_kernels):
+    return any_kernels
+
+
 @pytest.fixture
 def pointwise(kernels):
     return Pointwise(kernels)

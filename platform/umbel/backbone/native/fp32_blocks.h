@@ -76,9 +76,9 @@ INLINE Way way_to(const Linear *s, int64_t block) {
 
 /* Two inputs of 16 outputs, those of an output side by side. */
 INLINE void spread(const char *numbers, float *to) {
-    u32x16 both;
-    memcpy(&both, numbers, sizeof both);
-    keep(to, (f32x16)(both << 16)), keep(to + COLUMNS, (f32x16)(both & 0xffff0000u));
+    f32x16 inputs[2];
+    evens_and_odds((const bf16 *)numbers, inputs);
+    keep(to, inputs[0]), keep(to + COLUMNS, inputs[1]);
 }
 
 INLINE void spread_pair(const char *w, float *to) {

@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -63,12 +64,15 @@ class Kernels:
     path: Path
 
     @classmethod
-    def load(cls, cache: Path) -> Self:
-        """Compiles into ``cache`` unless it is there. Raises Unavailable (``no_kernels``) where that cannot be done."""
-        compiler = _compiler()
-        path = cache / f"kernels-{_key(compiler)}.so"
+    def load(cls, cache: Path, without: Sequence[str] = ()) -> Self:
+        """Compiles into ``cache`` unless it is there. Raises Unavailable (``no_kernels``) where that cannot be done.
+
+        ``without`` some of the processor's instructions (``avx512bf16``), they are those of a lesser one.
+        """
+        compiler, flags = _compiler(), [*_FLAGS, *(f"-mno-{name}" for name in without)]
+        path = cache / f"kernels-{_key(compiler, flags)}.so"
         if not path.is_file():
-            _compile(compiler, path)
+            _compile(compiler, flags, path)
         try:
             library = ctypes.CDLL(str(path))
         except OSError as error:
@@ -148,9 +152,9 @@ def _compiler() -> str:
     raise _unavailable("there is no C compiler here.", "install gcc or clang, or set CC")
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: str, flags: Sequence[str]) -> str:
     """Of everything that the library depends on: sources, flags, compiler and processor."""
-    digest = hashlib.sha256("\0".join([*_FLAGS, _version(compiler), platform.machine(), _processor()]).encode())
+    digest = hashlib.sha256("\0".join([*flags, _version(compiler), platform.machine(), _processor()]).encode())
     for name in (*_HEADERS, *_SOURCES):
         digest.update((_HERE / name).read_bytes())
     return digest.hexdigest()[:16]
@@ -174,12 +178,12 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: str, flags: Sequence[str], path: Path) -> None:
     """Into a file beside it first, so that nobody loads half a library."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compiling-") as scratch:
         made = Path(scratch) / path.name
-        command = [compiler, *_FLAGS, *(str(_HERE / name) for name in _SOURCES), "-o", str(made), "-lm"]
+        command = [compiler, *flags, *(str(_HERE / name) for name in _SOURCES), "-o", str(made), "-lm"]
         try:
             subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
         except subprocess.CalledProcessError as error:

@@ -89,6 +89,19 @@ INLINE void down(
             for (int i = 0; i < n; i++) sums[i][j] = (f32x16)_mm512_dpbf16_ps((__m512)sums[i][j], xs[i], as);
         }
     }
+#else
+    for (; k + 2 * LANES <= s->d; k += 2 * LANES) {
+        fetch_ranks(later, k, m);
+        f32x16 xs[ROWS][2], as[2];
+        for (int i = 0; i < n; i++) evens_and_odds(x[i] + k, xs[i]);
+        for (int j = 0; j < m; j++) {
+            evens_and_odds(a[j] + k, as);
+            for (int i = 0; i < n; i++) {
+                sums[i][j] += xs[i][0] * as[0];
+                sums[i][j] += xs[i][1] * as[1];
+            }
+        }
+    }
 #endif
     for (; k + LANES <= s->d; k += LANES) {
         fetch_ranks(later, k, m);

@@ -35,6 +35,16 @@ INLINE f32x16 score16(const bf16 *q, const bf16 *keys, int64_t d, int64_t m) {
             for (int j = 0; j < IN_REGISTERS; j++)
                 s[j] = (f32x16)_mm512_dpbf16_ps((__m512)s[j], qs, (__m512bh)_mm512_loadu_si512(key[j] + c));
         }
+#else
+        for (; c + 2 * LANES <= d; c += 2 * LANES) {
+            f32x16 qs[2], ks[2];
+            evens_and_odds(q + c, qs);
+            for (int j = 0; j < IN_REGISTERS; j++) {
+                evens_and_odds(key[j] + c, ks);
+                s[j] += qs[0] * ks[0];
+                s[j] += qs[1] * ks[1];
+            }
+        }
 #endif
         for (; c < whole; c += LANES) {
             f32x16 qs = wide16(q + c);

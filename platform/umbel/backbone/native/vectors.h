@@ -42,6 +42,13 @@ INLINE f32x16 wide16(const bf16 *p) {
     return (f32x16)(__builtin_convertvector(h, u32x16) << 16);
 }
 
+/* Of 32 numbers those with even places, and those with odd ones: two instructions less than to widen them in order. */
+INLINE void evens_and_odds(const bf16 *p, f32x16 *out) {
+    u32x16 both;
+    memcpy(&both, p, sizeof both);
+    out[0] = (f32x16)(both << 16), out[1] = (f32x16)(both & 0xffff0000u);
+}
+
 /* To the nearest, ties to even; NaN stays NaN. */
 INLINE bf16 narrow(float x) {
     uint32_t bits;

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from umbel.cli.console import human_bytes, human_number, human_time
-from umbel.cli.doctor.condition import Condition, Finding, failed, fine, skipped, warning
+from umbel.cli.doctor.condition import Condition, Finding, State, failed, fine, skipped, warning
 from umbel.cli.doctor.patient import Patient, Skip
 from umbel.core.clock import now_ms
 from umbel.core.cores import cores
@@ -72,17 +72,22 @@ def torch_build(_: Patient) -> Finding:
     return fine(f"{torch.__version__}, {', '.join([build, *gpus])}")
 
 
-def processor(_: Patient) -> Finding:
-    """Whether oneDNN can pack weights, which is what makes decoding on a CPU fast."""
+def processor(patient: Patient) -> Finding:
+    """Whether there is what makes decoding on a CPU fast: oneDNN's packed weights, or the kernels' own."""
     torch = _torch()
     from umbel.backbone.linears import can_pack
 
     cpu = torch.device("cpu")
-    name = torch.cpu.get_capabilities().get("cpu_name") or "this processor"
+    can = torch.cpu.get_capabilities()
+    name = can.get("cpu_name") or "this processor"
+    lacks = can.get("architecture") == "x86_64" and not any(can.get(kind) for kind in ("avx512_bf16", "amx_bf16"))
     if not can_pack(torch.float32, cpu):
         return warning(f"{name}: oneDNN is not there, so decoding is slow", "install torch's own CPU build")
-    if not can_pack(torch.bfloat16, cpu):
-        return warning(f"{name}: oneDNN has no bf16 here", "umbel serve --dtype fp32 is faster here")
+    if lacks or not can_pack(torch.bfloat16, cpu):
+        if kernels(patient).state is State.OK:
+            return fine(f"{name}: it does not multiply bf16, so the kernels do that in fp32")
+        fix = "umbel serve --dtype fp32 is faster here"
+        return warning(f"{name}: it does not multiply bf16, which is slow without kernels", fix)
     return fine(f"{name}: oneDNN packs bf16 and fp32")
 
 
