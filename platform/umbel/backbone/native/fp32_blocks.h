@@ -6,13 +6,23 @@
 
 #include "linear.h"
 
-#ifdef __AVX512F__ /* rows, and vectors of a block, whose sums fill the registers */
+/* What a register holds, and how many rows and vectors of a block have sums that fill all of them. Where registers are
+   smaller than f32x16, GCC would keep that in memory. */
+#if defined(__AVX512F__)
+typedef f32x16 Vector;
 #define TILE 8
 #define ABREAST 3
-#else
+#elif defined(__AVX__)
+typedef f32x8 Vector;
 #define TILE 6
-#define ABREAST 1
+#define ABREAST 2
+#else
+typedef f32x4 Vector;
+#define TILE 4
+#define ABREAST 2
 #endif
+typedef uint32_t Bits __attribute__((vector_size(sizeof(Vector))));
+#define WIDTH ((int)(sizeof(Vector) / sizeof(float)))
 #define DEPTH 128 /* inputs, an even number of every form's pairs */
 #define STEPS 16 /* inputs between which lines are fetched */
 
@@ -43,6 +53,14 @@ INLINE f32x16 load(const float *p) {
 }
 
 INLINE void keep(float *p, f32x16 x) { memcpy(p, &x, sizeof x); }
+
+INLINE Vector load_vector(const float *p) {
+    Vector x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+INLINE void keep_vector(float *p, Vector x) { memcpy(p, &x, sizeof x); }
 
 /* Rows ``from`` to ``to`` become floats. */
 static void prepare(const Linear *s, int64_t from, int64_t to, char *room) {
@@ -76,9 +94,11 @@ INLINE Way way_to(const Linear *s, int64_t block) {
 
 /* Two inputs of 16 outputs, those of an output side by side. */
 INLINE void spread(const char *numbers, float *to) {
-    f32x16 inputs[2];
-    evens_and_odds((const bf16 *)numbers, inputs);
-    keep(to, inputs[0]), keep(to + COLUMNS, inputs[1]);
+    for (int i = 0; i < LANES; i += WIDTH) {
+        Bits both;
+        memcpy(&both, numbers + 4 * i, sizeof both);
+        keep_vector(to + i, (Vector)(both << 16)), keep_vector(to + COLUMNS + i, (Vector)(both & 0xffff0000u));
+    }
 }
 
 INLINE void spread_pair(const char *w, float *to) {
@@ -143,18 +163,45 @@ INLINE void spread_four(const char *w, const uint8_t *highs, float *to) {
 
 #else
 
+typedef uint32_t u32x4 __attribute__((vector_size(16)));
+typedef char i8x16 __attribute__((vector_size(16)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
+
+/* Of 16 bytes those with these numbers, below 16. */
+INLINE u8x16 looked_up_bytes(u8x16 table, u8x16 which) {
+#if defined(__SSSE3__)
+    return (u8x16)__builtin_ia32_pshufb128((i8x16)table, (i8x16)which);
+#else
+    u8x16 found;
+    for (int i = 0; i < 16; i++) found[i] = table[which[i]];
+    return found;
+#endif
+}
+
+/* Two inputs of 4 outputs. */
+INLINE void spread_lane(u8x16 numbers, float *to) {
+    u32x4 both = (u32x4)numbers, first = both << 16, second = both & 0xffff0000u;
+    memcpy(to, &first, sizeof first), memcpy(to + COLUMNS, &second, sizeof second);
+}
+
+/* What compact_two() does, lane by lane. */
 INLINE void spread_four(const char *w, const uint8_t *highs, float *to) {
-    for (int t = 0; t < FOUR * VECTORS / 2; t++) {
-        const uint8_t *low = (const uint8_t *)w + t * 4 * LANES, *which = (const uint8_t *)w + FOUR * 2 * COLUMNS;
-        uint16_t numbers[2][2 * LANES];
-        which += t / 2 * 4 * LANES;
-        for (int i = 0; i < 4 * LANES; i++) /* compact_two(), number by number */
-            numbers[i / 8 % 2][i / 16 * 8 + i % 8] = (uint16_t)(highs[which[i] >> t % 2 * 4 & 15] << 8 | low[i]);
-        for (int i = 0; i < 2; i++) {
-            int v = 2 * t + i;
-            spread((const char *)numbers[i], to + v / VECTORS * 2 * COLUMNS + v % VECTORS * LANES);
+    u8x16 table, low, which;
+    memcpy(&table, highs, sizeof table);
+    for (int t = 0; t < FOUR * VECTORS / 2; t++)
+        for (int lane = 0; lane < 4; lane++) {
+            memcpy(&low, w + t * 4 * LANES + lane * 16, sizeof low);
+            memcpy(&which, w + FOUR * 2 * COLUMNS + t / 2 * 4 * LANES + lane * 16, sizeof which);
+            u8x16 high = looked_up_bytes(table, (t % 2 ? which >> 4 : which) & 15);
+            u8x16 numbers[2] = {
+                __builtin_shufflevector(low, high, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
+                __builtin_shufflevector(low, high, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31),
+            };
+            for (int i = 0; i < 2; i++) {
+                int v = 2 * t + i;
+                spread_lane(numbers[i], to + v / VECTORS * 2 * COLUMNS + v % VECTORS * LANES + lane * 4);
+            }
         }
-    }
 }
 
 #endif
@@ -197,25 +244,23 @@ typedef struct {
 /* The products of ``n`` rows with a part of a block. */
 INLINE const char *
 tile_of(const Part *part, const float *x, float *sums, const char *ahead, int64_t lines, const int n) {
-    for (int j = 0; j < VECTORS; j += ABREAST) {
-        f32x16 s[TILE][ABREAST];
+    for (int j = 0; j < COLUMNS; j += ABREAST * WIDTH) {
+        Vector s[TILE][ABREAST];
         for (int i = 0; i < n; i++)
             for (int v = 0; v < ABREAST; v++)
-                s[i][v] = part->first ? all(0.0f) : load(sums + i * COLUMNS + (j + v) * LANES);
+                s[i][v] = part->first ? (Vector){0} : load_vector(sums + i * COLUMNS + j + v * WIDTH);
         for (int64_t from = 0; from < part->depth; from += STEPS) {
             int64_t to = from + STEPS < part->depth ? from + STEPS : part->depth;
             if (j == 0) ahead = fetch_lines(ahead, lines);
             for (int64_t k = from; k < to; k++) {
-                f32x16 w[ABREAST];
-                for (int v = 0; v < ABREAST; v++) w[v] = load(part->w + k * COLUMNS + (j + v) * LANES);
-                for (int i = 0; i < n; i++) {
-                    f32x16 xs = all(x[i * part->x_row + k]);
-                    for (int v = 0; v < ABREAST; v++) s[i][v] += xs * w[v];
-                }
+                Vector w[ABREAST];
+                for (int v = 0; v < ABREAST; v++) w[v] = load_vector(part->w + k * COLUMNS + j + v * WIDTH);
+                for (int i = 0; i < n; i++)
+                    for (int v = 0; v < ABREAST; v++) s[i][v] += x[i * part->x_row + k] * w[v];
             }
         }
         for (int i = 0; i < n; i++)
-            for (int v = 0; v < ABREAST; v++) keep(sums + i * COLUMNS + (j + v) * LANES, s[i][v]);
+            for (int v = 0; v < ABREAST; v++) keep_vector(sums + i * COLUMNS + j + v * WIDTH, s[i][v]);
     }
     return ahead;
 }
@@ -226,8 +271,10 @@ static const char *tile(const Part *part, const float *x, float *sums, const cha
     case 2: return tile_of(part, x, sums, ahead, lines, 2);
     case 3: return tile_of(part, x, sums, ahead, lines, 3);
     case 4: return tile_of(part, x, sums, ahead, lines, 4);
+#if TILE > 5
     case 5: return tile_of(part, x, sums, ahead, lines, 5);
-#if TILE == 8
+#endif
+#if TILE > 6
     case 6: return tile_of(part, x, sums, ahead, lines, 6);
     case 7: return tile_of(part, x, sums, ahead, lines, 7);
 #endif
