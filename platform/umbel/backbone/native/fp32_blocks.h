@@ -4,6 +4,12 @@
    with them there; their sums wait in the cache for the inputs that follow. A thread's rows become floats once for each
    linear. */
 
+#if defined(__SSSE3__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #include "linear.h"
 
 /* What a register holds, and how many rows and vectors of a block have sums that fill all of them. Where registers are
@@ -16,6 +22,10 @@ typedef f32x16 Vector;
 typedef f32x8 Vector;
 #define TILE 6
 #define ABREAST 2
+#elif defined(__aarch64__)
+typedef f32x4 Vector;
+#define TILE 6
+#define ABREAST 4
 #else
 typedef f32x4 Vector;
 #define TILE 4
@@ -164,13 +174,14 @@ INLINE void spread_four(const char *w, const uint8_t *highs, float *to) {
 #else
 
 typedef uint32_t u32x4 __attribute__((vector_size(16)));
-typedef char i8x16 __attribute__((vector_size(16)));
 typedef uint8_t u8x16 __attribute__((vector_size(16)));
 
 /* Of 16 bytes those with these numbers, below 16. */
 INLINE u8x16 looked_up_bytes(u8x16 table, u8x16 which) {
 #if defined(__SSSE3__)
-    return (u8x16)__builtin_ia32_pshufb128((i8x16)table, (i8x16)which);
+    return (u8x16)_mm_shuffle_epi8((__m128i)table, (__m128i)which);
+#elif defined(__aarch64__)
+    return (u8x16)vqtbl1q_u8((uint8x16_t)table, (uint8x16_t)which);
 #else
     u8x16 found;
     for (int i = 0; i < 16; i++) found[i] = table[which[i]];

@@ -99,7 +99,7 @@ class Kernels:
 
     @property
     def multiplies(self) -> bool:
-        """Whether they have a linear for this processor: where there is AMX, oneDNN's is better."""
+        """Whether they have a linear for this processor: where there is AMX or ARM's bf16, oneDNN's is better."""
         return bool(self.library.umbel_has_linear())
 
     def alone(self) -> None:

@@ -9,7 +9,7 @@
 #include "linear.h"
 #include "tape.h"
 
-#ifdef __AMX_BF16__ /* oneDNN multiplies with that */
+#if defined(__AMX_BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) /* oneDNN multiplies with those */
 
 int umbel_has_linear(void) { return 0; }
 
