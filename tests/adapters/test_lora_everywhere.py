@@ -75,7 +75,9 @@ def peft_model(folder, noise=0.2, task="CAUSAL_LM", **config):
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings|`lora_bias=True` was passed")
         kind = AutoModelForCausalLM if task == "CAUSAL_LM" else AutoModel
         base = kind.from_pretrained(str(folder), dtype=torch.float32)
-        model = peft.get_peft_model(base, peft.LoraConfig(task_type=task, r=3, lora_alpha=6, **config))
+        with torch.random.fork_rng():
+            torch.manual_seed(4)  # PEFT draws A, and with some draws logits are so large that fp32's own error shows
+            model = peft.get_peft_model(base, peft.LoraConfig(task_type=task, r=3, lora_alpha=6, **config))
     generator = torch.Generator().manual_seed(5)
     for parameter in model.parameters():
         if parameter.requires_grad:
