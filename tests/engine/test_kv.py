@@ -59,6 +59,10 @@ def test_rows_of_any_lengths_in_any_steps_attend_like_a_whole_causal_pass(heads,
         torch.testing.assert_close(torch.cat(found[i])[:, :, 0], expected[0].transpose(0, 1), rtol=0, atol=1e-12)
 
 
+@pytest.mark.skipif(
+    not torch.cpu.get_capabilities().get("avx512_bf16"),
+    reason="torch's products of bf16 are emulated here, in an order that depends on the shape",
+)
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (8, 8, 64), (4, 2, 8)])
 def test_a_row_in_bf16_sums_in_the_same_order_whatever_the_longest_row(heads, kv_heads, head_dim):
     """Equal weights on values that cancel out leave nothing but the rounding of the order of summation."""
