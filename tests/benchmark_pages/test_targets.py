@@ -123,6 +123,18 @@ def test_the_buffer_that_is_read_for_bandwidth_is_larger_than_the_last_cache(tmp
     assert machine.last_cache(tmp_path / "none") == 0
 
 
+def test_the_limit_is_that_of_the_faster_product_of_bf16_and_fp32(monkeypatch):
+    """Where bf16 is emulated its product is no limit of what can be done with bf16 numbers."""
+    monkeypatch.setattr(machine, "_LEAST", 1 << 20)
+    monkeypatch.setattr(machine, "_SIDE", 64)
+    for slow in (torch.bfloat16, torch.float32):
+        took = {slow: 2.0, **{dtype: 1.0 for dtype in (torch.bfloat16, torch.float32) if dtype != slow}}
+        monkeypatch.setattr(machine, "_seconds", lambda call, took=took: took[call().dtype])
+        probed = machine.Machine()
+        probed.probe()
+        assert probed.flops == 2 * 64**3 / 1.0
+
+
 def test_a_probe_that_was_disturbed_does_not_lower_the_machines_limit(monkeypatch):
     """Another process on a core makes one probe slow; the ratio of a whole run must not hang on when that was."""
     monkeypatch.setattr(machine, "_LEAST", 1 << 20)

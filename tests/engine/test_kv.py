@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from umbel.backbone.loading import load_backbone
 from umbel.backbone.pages import reserve
+from umbel.backbone.tiny import tiny_backbone
 from umbel.core.shape import BackboneShape
 from umbel.engine import kv
 from umbel.engine.attention import CachedAttention
 from umbel.engine.kv import KVCache
+from umbel.engine.selfcheck import check_rows
 from umbel.engine.span import Span
 
 
@@ -59,17 +62,18 @@ def test_rows_of_any_lengths_in_any_steps_attend_like_a_whole_causal_pass(heads,
         torch.testing.assert_close(torch.cat(found[i])[:, :, 0], expected[0].transpose(0, 1), rtol=0, atol=1e-12)
 
 
-@pytest.mark.skipif(
-    not torch.cpu.get_capabilities().get("avx512_bf16"),
-    reason="torch's products of bf16 are emulated here, in an order that depends on the shape",
-)
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (8, 8, 64), (4, 2, 8)])
-def test_a_row_in_bf16_sums_in_the_same_order_whatever_the_longest_row(heads, kv_heads, head_dim):
-    """Equal weights on values that cancel out leave nothing but the rounding of the order of summation."""
+def test_a_row_in_bf16_sums_in_the_same_order_whatever_the_longest_row(heads, kv_heads, head_dim, tmp_path):
+    """Equal weights on values that cancel out leave nothing but the rounding of the order of summation.
+
+    Where the processor does not multiply bf16, torch emulates it in orders of its own: there the self-check has to say
+    so.
+    """
     shape, generator = shape_of(heads, kv_heads, head_dim), torch.Generator().manual_seed(0)
     cache = cache_of(shape, torch.bfloat16, slots=8, length=3000)
     q = torch.zeros(8, heads, 1, head_dim, dtype=torch.bfloat16)
     k = torch.zeros(8, kv_heads, 1, head_dim, dtype=torch.bfloat16)
+    unequal = []
     for count in (2, 10, 16, 40, 60, 100, 300, 500, 512, 520, 600, 1000, 1024, 1030, 1500, 2000):
         half = torch.randn(kv_heads, count // 2, head_dim, generator=generator).bfloat16()
         values = torch.cat([half, -half], 1)[:, torch.randperm(count, generator=generator)]
@@ -81,9 +85,16 @@ def test_a_row_in_bf16_sums_in_the_same_order_whatever_the_longest_row(heads, kv
         for others in ([5], [60, 700, 3], [999, 13, 1], [2990, 1100, 0, 4, 70, 9, 11]):
             rows = len(others) + 1
             among = CachedAttention(cache, shape, [at, *others], [])(0, q[:rows], k[:rows], v[:rows])[0]
-            assert torch.equal(alone, among), (count, others)
+            unequal += [] if torch.equal(alone, among) else [(count, others)]
         as_chunk = CachedAttention(cache, shape, [], [Span(0, at, 1, 0)])(0, q[:1], k[:1], v[:1])[0]
-        assert torch.equal(alone, as_chunk), count
+        unequal += [] if torch.equal(alone, as_chunk) else [(count, "as a chunk")]
+    if torch.cpu.get_capabilities().get("avx512_bf16"):
+        assert not unequal
+    elif unequal:
+        sizes = {"hidden_size": heads * head_dim, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
+        folder = tiny_backbone(tmp_path / "tiny", **sizes, head_dim=head_dim, max_position_embeddings=3000)
+        report = check_rows(load_backbone(folder, dtype="bfloat16", packed=True))
+        assert "attention" in [check.name for check in report.checks if not check.equal], unequal
 
 
 def test_weights_of_few_keys_have_the_same_bits_whatever_the_longest_row():

@@ -4,10 +4,9 @@ from umbel.backbone.native.codes import Codes, NativeCodes
 from umbel.backbone.native.kernels import Kernels
 from umbel.backbone.native.linear import NativeCompact, NativeDense, NativeEmbedding, NativeWeight, native_linear
 from umbel.backbone.native.pointwise import Pointwise
-from umbel.backbone.native.product import COLUMNS, NativeLinear, Product
+from umbel.backbone.native.product import NativeLinear, Product
 
 __all__ = [
-    "COLUMNS",
     "Codes",
     "Kernels",
     "NativeCodes",

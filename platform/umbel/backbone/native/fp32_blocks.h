@@ -56,14 +56,6 @@ INLINE Desk desk(const Linear *s, char *room) {
     return (Desk){w, x, x + s->rows * apart(s->of->d_in)};
 }
 
-INLINE f32x16 load(const float *p) {
-    f32x16 x;
-    memcpy(&x, p, sizeof x);
-    return x;
-}
-
-INLINE void keep(float *p, f32x16 x) { memcpy(p, &x, sizeof x); }
-
 INLINE Vector load_vector(const float *p) {
     Vector x;
     memcpy(&x, p, sizeof x);
@@ -292,8 +284,6 @@ static const char *tile(const Part *part, const float *x, float *sums, const cha
     default: return tile_of(part, x, sums, ahead, lines, TILE);
     }
 }
-
-INLINE int64_t ceiling(int64_t x, int64_t by) { return (x + by - 1) / by; }
 
 /* Rows ``from`` to ``to`` with a block. */
 static void multiply(const Linear *s, int64_t from, int64_t to, int64_t block, Block next, char *room) {

@@ -21,7 +21,7 @@ INLINE Form form_of(const Product *of) { return of->highs ? COMPACT : !of->scale
 
 INLINE int is_codes(Form form) { return form == BYTE || form == NIBBLE; }
 
-INLINE int64_t blocks_of(const Product *of) { return (of->d_out + COLUMNS - 1) / COLUMNS; }
+INLINE int64_t blocks_of(const Product *of) { return ceiling(of->d_out, COLUMNS); }
 
 INLINE int64_t size_of(const Product *of) { return of->d_in / 2 * stride(form_of(of)); }
 

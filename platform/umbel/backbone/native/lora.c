@@ -220,8 +220,6 @@ typedef struct {
     int64_t from, to, before; /* of all work, and what stands before the next place */
 } Tasks;
 
-static int64_t ceiling(int64_t x, int64_t by) { return (x + by - 1) / by; }
-
 static const Group *group_of(const Tasks *t) { return t->groups + t->place / t->parts; }
 
 static const Segment *segment_of(const Tasks *t) { return group_of(t)->segments + t->place % t->parts; }

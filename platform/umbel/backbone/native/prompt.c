@@ -64,14 +64,6 @@ INLINE Desk desk(float *at, int64_t tokens, int64_t group, int64_t d) {
     return s;
 }
 
-INLINE f32x16 load(const float *p) {
-    f32x16 x;
-    memcpy(&x, p, sizeof x);
-    return x;
-}
-
-INLINE void keep(float *p, f32x16 x) { memcpy(p, &x, sizeof x); }
-
 /* sum + x y, of numbers or of cells. */
 INLINE f32x16 added(f32x16 sum, f32x16 x, f32x16 y, const int cell) {
 #ifdef __AVX512BF16__

@@ -24,6 +24,16 @@ typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 
+INLINE f32x16 load(const float *p) {
+    f32x16 x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+INLINE void keep(float *p, f32x16 x) { memcpy(p, &x, sizeof x); }
+
+INLINE int64_t ceiling(int64_t x, int64_t by) { return (x + by - 1) / by; }
+
 INLINE f32x16 all(float x) { return (f32x16){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 
 INLINE float wide(bf16 x) {
