@@ -85,7 +85,8 @@ def processor(patient: Patient) -> Finding:
         return warning(f"{name}: oneDNN is not there, so decoding is slow", "install torch's own CPU build")
     if lacks or not can_pack(torch.bfloat16, cpu):
         if kernels(patient).state is State.OK:
-            return fine(f"{name}: it does not multiply bf16, so the kernels do that in fp32")
+            told = "it does not multiply bf16: serving does that in fp32, training should (umbel train --dtype fp32)"
+            return fine(f"{name}: {told}")
         fix = "umbel serve --dtype fp32 is faster here"
         return warning(f"{name}: it does not multiply bf16, which is slow without kernels", fix)
     return fine(f"{name}: oneDNN packs bf16 and fp32")
