@@ -32,6 +32,8 @@ typedef f32x4 Vector;
 #define ABREAST 2
 #endif
 typedef uint32_t Bits __attribute__((vector_size(sizeof(Vector))));
+typedef int32_t Whole __attribute__((vector_size(sizeof(Vector))));
+typedef uint16_t Halves __attribute__((vector_size(sizeof(Vector) / 2)));
 #define WIDTH ((int)(sizeof(Vector) / sizeof(float)))
 #define DEPTH 128 /* inputs, an even number of every form's pairs */
 #define STEPS 16 /* inputs between which lines are fetched */
@@ -107,46 +109,68 @@ INLINE void spread_pair(const char *w, float *to) {
     for (int j = 0; j < VECTORS; j++) spread(w + j * 4 * LANES, to + j * LANES);
 }
 
+/* Of WIDTH outputs two inputs each, a byte or a nibble of 16 bits. */
+INLINE Bits spread_halves(const char *w) {
+    Halves both;
+    memcpy(&both, w, sizeof both);
+    return __builtin_convertvector(both, Bits);
+}
+
 INLINE void spread_bytes(const char *w, float *to) {
-    for (int j = 0; j < VECTORS; j++, w += 2 * LANES, to += LANES) {
-        u16x16 both;
-        memcpy(&both, w, sizeof both);
-        i32x16 each = (i32x16)__builtin_convertvector(both, u32x16);
-        keep(to, __builtin_convertvector(each << 24 >> 24, f32x16));
-        keep(to + COLUMNS, __builtin_convertvector(each << 16 >> 24, f32x16));
+    for (int j = 0; j < COLUMNS; j += WIDTH) {
+        Whole each = (Whole)spread_halves(w + 2 * j);
+        keep_vector(to + j, __builtin_convertvector(each << 24 >> 24, Vector));
+        keep_vector(to + COLUMNS + j, __builtin_convertvector(each << 16 >> 24, Vector));
     }
 }
 
 /* Of bf16, as the other forms hold it; none of these is NaN. */
-INLINE f32x16 rounded(f32x16 x) {
-    u32x16 bits = (u32x16)x;
-    return (f32x16)((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u);
+INLINE Vector rounded(Vector x) {
+    Bits bits = (Bits)x;
+    return (Vector)((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u);
 }
 
-/* What 16 numbers below 16 stand for. */
-INLINE f32x16 looked_up(const float *table, u32x16 which) {
-#ifdef __AVX512F__
-    return (f32x16)_mm512_permutexvar_ps((__m512i)which, _mm512_loadu_ps(table));
-#endif
-    f32x16 found;
-    for (int i = 0; i < LANES; i++) found[i] = table[which[i] & 15];
+/* What the low nibbles stand for. */
+INLINE Vector looked_up(const float *table, Bits which) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_permutexvar_ps((__m512i)which, _mm512_loadu_ps(table));
+#elif defined(__AVX2__) /* by three bits in either half, and by the fourth one of the two */
+    __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)which);
+    __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), (__m256i)which);
+    return (Vector)_mm256_blendv_ps(low, high, (__m256)(which << 28));
+#else
+    Vector found;
+    for (int i = 0; i < WIDTH; i++) found[i] = table[which[i] & 15];
     return found;
+#endif
 }
 
-/* Of 16 bytes the low nibbles are two inputs of the first 8 outputs, the high ones those of the rest. */
-INLINE void spread_nibbles(const Product *of, const char *w, int64_t group, float *to) {
-    for (int j = 0; j < VECTORS; j++, w += LANES, to += LANES) {
-        f32x16 scale = wide16(of->scales + group * COLUMNS + j * LANES);
-        f32x16 zero = of->zeros ? wide16(of->zeros + group * COLUMNS + j * LANES) : all(0.0f);
-        uint16_t both[8];
-        uint32_t each[LANES];
-        u32x16 which;
-        memcpy(both, w, sizeof both);
-        for (int i = 0; i < 8; i++) each[i] = both[i], each[i + 8] = both[i] >> 4;
-        memcpy(&which, each, sizeof which);
-        keep(to, rounded(looked_up(of->table, which & 15) * scale + zero));
-        keep(to + COLUMNS, rounded(looked_up(of->table, which >> 8 & 15) * scale + zero));
+/* Of outputs ``j`` and following: of 16 bytes the low nibbles are two inputs of the first 8 of 16 outputs, the high ones
+   those of the rest. */
+INLINE Bits nibbles(const char *w, int j) {
+    w += j / LANES * LANES;
+#ifdef __AVX512F__
+    __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)w));
+    return (Bits)_mm512_cvtepu16_epi32(twice) >> (Bits){0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4};
+#else
+    return spread_halves(w + j % 8 * 2) >> (j % LANES / 8 * 4);
+#endif
+}
+
+/* ``count`` pairs of inputs that share scales. */
+INLINE void spread_nibbles(const Product *of, const char *w, int64_t group, int64_t count, float *to) {
+    Vector scales[COLUMNS / WIDTH], zeros[COLUMNS / WIDTH];
+    for (int v = 0; v < COLUMNS / WIDTH; v++) {
+        int64_t at = group * COLUMNS + v * WIDTH;
+        scales[v] = (Vector)(spread_halves((const char *)(of->scales + at)) << 16);
+        zeros[v] = of->zeros ? (Vector)(spread_halves((const char *)(of->zeros + at)) << 16) : (Vector){0};
     }
+    for (; count > 0; count--, w += stride(NIBBLE), to += 2 * COLUMNS)
+        for (int v = 0; v < COLUMNS / WIDTH; v++) {
+            Bits both = nibbles(w, v * WIDTH);
+            keep_vector(to + v * WIDTH, rounded(looked_up(of->table, both) * scales[v] + zeros[v]));
+            keep_vector(to + COLUMNS + v * WIDTH, rounded(looked_up(of->table, both >> 8) * scales[v] + zeros[v]));
+        }
 }
 
 #ifdef __AVX512BW__
@@ -218,13 +242,24 @@ INLINE const char *unpack_as(const Form form, Way *at, int64_t count, float *to,
         if ((at->pair - begun) % (STEPS / 2) == 0) ahead = fetch_lines(ahead, lines);
         if (form == COMPACT) spread_four(at->w, of->highs + at->block * HIGHS, next);
         else if (form == BYTE) spread_bytes(at->w, next);
-        else if (form == NIBBLE) {
-            int64_t groups = of->d_in / of->group;
-            spread_nibbles(of, at->w, at->block * groups + 2 * at->pair / of->group, next);
-        } else spread_pair(at->w, next);
+        else spread_pair(at->w, next);
     }
     for (; form == COMPACT && *at->other < until; at->other++, at->whole += stride(BF16))
         spread_pair(at->whole, to + (*at->other - begun) * 2 * COLUMNS);
+    return ahead;
+}
+
+/* The same of nibbles, group by group. */
+static const char *unpack_nibbles(Way *at, int64_t count, float *to, const char *ahead, int64_t lines) {
+    const Product *of = at->of->of;
+    int64_t shared = of->group / 2, groups = of->d_in / of->group, until = at->pair + count;
+    while (at->pair < until) {
+        int64_t group = at->pair / shared, end = (group + 1) * shared < until ? (group + 1) * shared : until;
+        int64_t pairs = end - at->pair;
+        spread_nibbles(of, at->w, at->block * groups + group, pairs, to);
+        ahead = fetch_lines(ahead, lines * ceiling(pairs, STEPS / 2));
+        at->pair = end, at->w += pairs * stride(NIBBLE), to += pairs * 2 * COLUMNS;
+    }
     return ahead;
 }
 
@@ -232,7 +267,7 @@ static const char *unpack(Way *at, int64_t count, float *to, const char *ahead, 
     switch (at->of->form) {
     case COMPACT: return unpack_as(COMPACT, at, count, to, ahead, lines);
     case BYTE: return unpack_as(BYTE, at, count, to, ahead, lines);
-    case NIBBLE: return unpack_as(NIBBLE, at, count, to, ahead, lines);
+    case NIBBLE: return unpack_nibbles(at, count, to, ahead, lines);
     default: return unpack_as(BF16, at, count, to, ahead, lines);
     }
 }
