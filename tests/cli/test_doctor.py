@@ -182,7 +182,7 @@ def test_a_torch_without_onednn(look, monkeypatch):
 
 @pytest.mark.parametrize(
     ("kernels", "state", "told"),
-    [("auto", State.OK, "umbel train --dtype fp32"), ("off", State.WARNING, "slow without kernels")],
+    [("auto", State.OK, "are multiplied as fp32"), ("off", State.WARNING, "slow without kernels")],
 )
 def test_a_processor_that_does_not_multiply_bf16(look, monkeypatch, kernels, state, told):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx512_bf16": False})

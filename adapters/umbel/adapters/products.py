@@ -1,7 +1,8 @@
 """The batched product of the sites, with the same bits for a row whatever else is in it (correctness rule 2)."""
 
-import torch
 from torch import Tensor
+
+from umbel.adapters.wide_products import baddbmm, bmm
 
 _LEAST = 16**3
 """ATen multiplies half-precision products of up to so many multiply-adds in a loop of its own, which sums in another
@@ -18,4 +19,4 @@ def product(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _multiply(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.bmm(x, w) if bias is None else torch.baddbmm(bias, x, w)
+    return bmm(x, w) if bias is None else baddbmm(bias, x, w)

@@ -7,9 +7,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from umbel.adapters.sites import Sites
+from umbel.adapters.wide_products import attention, bmm
 
 
 class Attention(Protocol):
@@ -36,9 +36,9 @@ class WholeAttention:
             return _direct(q, k, v, past, self.own)
         grouped = q.shape[1] != k.shape[1]
         if past is None and self.own is None:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+            return attention(q, k, v, is_causal=True, enable_gqa=grouped)
         k, v, mask = _seen(k, v, past, self.own)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+        return attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
 
 
 _DIRECT = 1024
@@ -56,9 +56,9 @@ def _direct(q: Tensor, k: Tensor, v: Tensor, past: Past, own: Tensor | None) -> 
     k, v, visible = _seen(k, v, past, own)
     groups, seen = rows * k.shape[1], k.shape[2]
     folded = (q * width**-0.5).reshape(groups, -1, width)
-    scores = torch.bmm(folded, k.reshape(groups, seen, width).transpose(1, 2)).view(rows, heads, tokens, seen)
+    scores = bmm(folded, k.reshape(groups, seen, width).transpose(1, 2)).view(rows, heads, tokens, seen)
     weights = torch.softmax(scores.masked_fill(~visible, float("-inf")), -1)
-    return torch.bmm(weights.view(groups, -1, seen), v.reshape(groups, seen, width)).view(rows, heads, tokens, width)
+    return bmm(weights.view(groups, -1, seen), v.reshape(groups, seen, width)).view(rows, heads, tokens, width)
 
 
 def _seen(k: Tensor, v: Tensor, past: Past, own: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umbel.adapters import wide_products
 from umbel.adapters.sites import BARE, LM_HEAD, SITES, Sites, gathered
 from umbel.backbone.attention import Attention, WholeAttention
 from umbel.backbone.checkpointing import KEEP_ALL, Checkpointing
@@ -113,7 +114,7 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor, want: Tensor, sites: Sites = BARE) -> Tensor:
         """[M,V] of normed states [..., H], at ``want`` [M] of their places."""
         h = hidden.reshape(-1, hidden.shape[-1]).index_select(0, want)[:, None]
-        y = F.linear(h, self.embedding.weight) if self.lm_head is None else self.lm_head(h)
+        y = wide_products.linear(h, self.embedding.weight) if self.lm_head is None else self.lm_head(h)
         return sites.linear(LM_HEAD, "lm_head", h, y, _NoLayer())[:, 0]
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,8 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from umbel.adapters.wide_products import linear
 
 
 class Linear(Protocol):
@@ -35,11 +36,11 @@ class DenseLinear(nn.Module):
         self.bias = nn.Parameter(empty, requires_grad=False) if empty is not None else None
 
     def forward(self, x: Tensor, decoding: int | None = None) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
     def part(self, x: Tensor, rows: slice, *, bias: bool) -> Tensor:
         b = self.bias[rows] if bias and self.bias is not None else None
-        return F.linear(x, self.weight[rows], b)
+        return linear(x, self.weight[rows], b)
 
 
 class PackedLinear(nn.Module):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umbel.adapters import wide_products
 from umbel.backbone.linears import DenseLinear, PackedLinear
 from umbel.backbone.native import Codes, Kernels, NativeCodes
 from umbel.core.bitsandbytes import own_kernels_only
@@ -86,11 +87,12 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, linear: QuantisedLinear, rows: slice) -> Tensor:
         ctx.linear, ctx.rows = linear, rows
-        return F.linear(x, linear.dequantised(linear.dtype, rows), bias)
+        return wide_products.linear(x, linear.dequantised(linear.dtype, rows), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0] @ ctx.linear.dequantised(ctx.linear.dtype, ctx.rows), None, None, None
+        weight = ctx.linear.dequantised(ctx.linear.dtype, ctx.rows)
+        return wide_products.linear(grads[0], weight.T), None, None, None
 
 
 class Int8Linear(QuantisedLinear):

@@ -31,13 +31,13 @@ class Ears(Observer):
         self.plan, self.before = plan, held("VmRSS")
 
 folder, home, works = json.loads(sys.argv[1])
-for name, (given, checkpointing, together) in works.items():
+for name, (given, checkpointing, together, dtype) in works.items():
     if os.fork():  # a process of its own, that has imported everything
         os.wait()
         continue
     ears, task = Ears(), Task(**given)
     more = {"settings": Settings.load(Path(home)), "observer": ears, "checkpointing": checkpointing}
-    backbone = load_backbone(Path(folder))
+    backbone = load_backbone(Path(folder), dtype=dtype)
     tasks = [replace(task, name=f"it-{i}", seed=i) for i in range(together)]
     tune(backbone, task, **more) if task.selection.tunes else fit(backbone, tasks, **more)
     print(json.dumps([name, ears.plan.memory, held("VmHWM"), ears.before]), flush=True)
@@ -49,9 +49,10 @@ WORK = {
     "logits of answers": (100, {"task": "generate", "batch_size": 16}, "none"),
     "prefixes before ragged rows": (400, {"task": "classify", "method": "prefix", "batch_size": 5}, "none"),
     "adapters together": (20, {"task": "classify", "batch_size": 2, "options": {"rank": 48}}, "none", 24),
+    "logits in bf16": (100, {"task": "generate", "batch_size": 16}, "none", 1, "bf16"),
     "all of the backbone": (100, {"task": "generate", "train": "all", "batch_size": 8}, "none"),
 }
-"""Characters of a row, the task, checkpointing, how many such adapters train together if not one."""
+"""Characters of a row, the task, checkpointing, how many such adapters train together, and in what if not in fp32."""
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +63,12 @@ def said(tmp_path_factory):
     shape = {"num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 30_000, "max_position_embeddings": 1024}
     folder = tiny_backbone(scratch / "wide", hidden_size=64, **shape)
     works = {}
-    for number, (name, (length, given, checkpointing, *together)) in enumerate(WORK.items()):
+    for number, (name, (length, given, checkpointing, *more)) in enumerate(WORK.items()):
+        together, dtype = [*more, *(1, "fp32")[len(more) :]]
         data = scratch / f"{number}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows(length, given["task"])))
         common = {"name": "it", "data": str(data), "steps": 4, "max_length": 1000, "lr": 1e-4}
-        works[name] = ({**common, **given}, checkpointing, together[0] if together else 1)
+        works[name] = ({**common, **given}, checkpointing, together, dtype)
     order = json.dumps([str(folder), str(scratch / "home"), works])
     environ = compact(os.environ) or dict(os.environ)  # as umbel train runs
     command = [sys.executable, "-c", SCRIPT, order]

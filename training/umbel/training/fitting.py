@@ -17,7 +17,6 @@ from umbel.backbone.backbone import Backbone
 from umbel.backbone.checkpointing import Checkpointing
 from umbel.backbone.linears import PackedLinear
 from umbel.backbone.quantised import quantised_tensors
-from umbel.backbone.wide_products import wide_products
 from umbel.core.errors import ConfigError, Interrupted, UmbelError
 from umbel.core.forms import read_form, told
 from umbel.core.protocols import RunLog
@@ -299,10 +298,8 @@ def train_all(
     trainees = [each for each in started if isinstance(each, Trainee)]
     for trainee in trainees if machine.group.size > 1 else ():
         trainee.cut = None  # every process runs the same number of passes, whatever its disk holds
+    plan = plan_fit(trainees, machine, halving)
     told = log.observers(observer)
-    wide = wide_products(machine.backbone.dtype, machine.backbone.device)
-    with wide:
-        plan = plan_fit(trainees, machine, halving)
     told.planned(plan)
     before = frozen_digest(machine.backbone)
     loop = Loop(
@@ -315,7 +312,7 @@ def train_all(
         save_every=save_every,
         halving=halving,
     )
-    with log.telling_the_end(trainees), wide:
+    with log.telling_the_end(trainees):
         loop.run()
     assert frozen_digest(machine.backbone) == before, "training changed the frozen backbone"
     plans = dict(zip((task.name for task in plan.tasks), plan.tasks, strict=True))

@@ -75,18 +75,16 @@ def torch_build(_: Patient) -> Finding:
 def processor(patient: Patient) -> Finding:
     """Whether there is what makes decoding on a CPU fast: oneDNN's packed weights, or the kernels' own."""
     torch = _torch()
+    from umbel.adapters.wide_products import multiplies_bf16
     from umbel.backbone.linears import can_pack
 
     cpu = torch.device("cpu")
-    can = torch.cpu.get_capabilities()
-    name = can.get("cpu_name") or "this processor"
-    lacks = can.get("architecture") == "x86_64" and not any(can.get(kind) for kind in ("avx512_bf16", "amx_bf16"))
+    name = torch.cpu.get_capabilities().get("cpu_name") or "this processor"
     if not can_pack(torch.float32, cpu):
         return warning(f"{name}: oneDNN is not there, so decoding is slow", "install torch's own CPU build")
-    if lacks or not can_pack(torch.bfloat16, cpu):
+    if not multiplies_bf16() or not can_pack(torch.bfloat16, cpu):
         if kernels(patient).state is State.OK:
-            told = "it does not multiply bf16: serving does that in fp32, training should (umbel train --dtype fp32)"
-            return fine(f"{name}: {told}")
+            return fine(f"{name}: it does not multiply bf16, so weights of bf16 are multiplied as fp32")
         fix = "umbel serve --dtype fp32 is faster here"
         return warning(f"{name}: it does not multiply bf16, which is slow without kernels", fix)
     return fine(f"{name}: oneDNN packs bf16 and fp32")

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from umbel.adapters import wide_products
 from umbel.adapters.head import HeadConfig
 from umbel.backbone.backbone import Backbone
 from umbel.backbone.footprint import PRODUCTS
 from umbel.backbone.shards import own_rows
-from umbel.backbone.wide_products import wants_wide_products
 from umbel.core.anew import NO_CACHE
 from umbel.core.held import most_held
 from umbel.training.estimate.estimate import MOMENTS
@@ -228,7 +228,7 @@ def _kernels(passes: Sequence[_Pass], products: int, backbone: Backbone) -> int:
     """What oneDNN keeps, for as many sizes as its cache has room for: ``products`` of each size of a pass."""
     if backbone.device.type != "cpu" or backbone.dtype != torch.bfloat16:
         return 0
-    if wants_wide_products(backbone.dtype, backbone.device):
+    if wide_products.wanted(backbone.dtype, backbone.device):
         return 0  # none of bf16
     return min(PRODUCTS, len({each.places for each in passes}) * products) * _KERNEL
 

@@ -15,7 +15,6 @@ from umbel.backbone.backbone import Backbone
 from umbel.backbone.checkpointing import Checkpointing
 from umbel.backbone.decoder import Decoder
 from umbel.backbone.fingerprint import Identity
-from umbel.backbone.wide_products import wide_products
 from umbel.core.contract import Contract, OutputHead
 from umbel.training.data.encode import Example
 from umbel.training.estimate.ledger import Ledger, nbytes
@@ -65,7 +64,7 @@ def measure(work: Work, decoder: Decoder, adapters: Sequence[Adapter], *, gradie
         tensor.requires_grad_()
     known = [*decoder.parameters(), *decoder.buffers(), *all_own]
     ledger = Ledger(known, {**dict.fromkeys(own, 1.0), **dict.fromkeys(theirs, gradient_weight)})
-    with ledger, wide_products(work.compute, CPU):
+    with ledger:
         loss = _loss(work, decoder, adapters)
         activations = ledger.activations
         loss.backward()  # type: ignore[no-untyped-call]
