@@ -1,6 +1,7 @@
 """Training on a processor that does not multiply bf16: none of its products is of bf16, and what comes out is alike."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,15 @@ def test_nor_is_one_where_the_backbone_trains(backbone, task, settings):
     asked = task([{"prompt": "a", "completion": "b"}] * 20, task="generate", train="all")
     with Products() as seen:
         tune(backbone, asked, settings=settings)
+    assert seen.found[torch.bfloat16] == 0
+    assert seen.found[torch.float32] > 100
+
+
+@pytest.mark.usefixtures("lesser")
+def test_nor_where_it_is_quantised(tiny, tasks, settings):
+    backbone = load_backbone(tiny, dtype="bf16", quantise="int8")
+    with Products() as seen:
+        fit(backbone, [replace(tasks["speech"], quantise="int8")], settings=settings)
     assert seen.found[torch.bfloat16] == 0
     assert seen.found[torch.float32] > 100
 
