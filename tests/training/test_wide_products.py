@@ -10,8 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from umbel.adapters import wide_products
 from umbel.backbone.loading import load_backbone
 from umbel.training import Task, fit, tune
+from umbel.training.estimate import peak
 from umbel.training.estimate.step import fake_step
 from umbel.training.estimate.work import work_of
+from umbel.training.observer import Observer
 
 PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm, torch.ops.aten.mv}
 
@@ -106,3 +108,17 @@ def test_the_memory_of_the_copies_is_expected(monkeypatch, backbone):
         peaks.append(fake_step(work).peak)
     largest = config.shape.vocab * config.shape.hidden
     assert peaks[1] - peaks[0] > 4 * largest / 2
+
+
+class Ears(Observer):
+    def planned(self, plan):
+        self.memory = plan.memory
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_onednn_keeps_nothing_for_products_that_it_does_not_take(monkeypatch, tasks, train, multiplies):
+    monkeypatch.setattr(wide_products, "_multiplies", lambda: multiplies)
+    monkeypatch.setattr(peak, "_KERNEL", 10**15)
+    ears = Ears()
+    train(tasks["speech"], observer=ears)
+    assert (ears.memory > 10**14) == multiplies
