@@ -4,6 +4,7 @@ docs/methods.md    methods, output heads, and every method of PEFT
 docs/training.md   every key of a task file, which is every flag of `umbel train`
 docs/benchmarks/targets.md   what `make bench-targets` measured last
 docs/benchmarks/peers.md   the same of `make bench-peers`
+docs/benchmarks/without-bf16/peers.md   the same on a processor that does not multiply bf16
 docs/benchmarks/quantised.md   as `make bench-quantised` measured it last
 """
 
@@ -43,9 +44,13 @@ def pages() -> dict[str, str]:
         "methods.md": methods_page(),
         "training.md": training_page(),
         "benchmarks/targets.md": targets.page(targets.kept(targets.KEPT)),
-        "benchmarks/peers.md": peers.page(json.loads((OUT / "peers.json").read_text(encoding="utf-8"))),
+        **{f"benchmarks/{folder}peers.md": peers_page(OUT / folder) for folder in ("", "without-bf16/")},
         "benchmarks/quantised.md": quantised.page(json.loads(quantised.KEPT.read_text(encoding="utf-8"))),
     }
+
+
+def peers_page(folder: Path) -> str:
+    return peers.page(json.loads((folder / "peers.json").read_text(encoding="utf-8")))
 
 
 def keep(path: Path, text: str, *, check: bool) -> bool:

@@ -13,8 +13,7 @@ FEW = 8
 COLUMNS = ("umbel", "umbel int4", "HF + PEFT", "vLLM eager", "vLLM compiled", "llama.cpp Q4_1")
 VLLM = ("vLLM eager", "vLLM compiled")
 _LONE = (
-    "a step of one row reads all weights and does little else, and they are in three quarters of their bytes already; "
-    "the prompt, a tenth of the time, is multiplied at about the same speed by both."
+    "a step of one row reads all weights and does little else, and they are in three quarters of their bytes already."
 )
 _BARE = (
     "both multiply the same numbers in bf16. The floor is four fifths of what these cores can do at all (row b of "
