@@ -1,4 +1,5 @@
-"""Commands that train run without glibc's cache of small blocks, those that answer with threads that spin."""
+"""Commands that train run without glibc's cache of small blocks, those that answer with threads that spin, and without
+a search for garbage until their backbone stands."""
 
 import os
 import subprocess
@@ -38,3 +39,35 @@ def test_a_command_starts_anew_under_its_own_id_and_with_all_its_words(words):
     assert child.returncode == 2
     assert told.count("error: ") == 1
     assert told.count("umbel.cli.main\n") == 2
+
+
+SEARCHED = """
+import gc
+import sys
+
+searched = []
+gc.callbacks.append(lambda phase, info: searched.append(info["generation"]))
+
+from umbel.cli.main import main
+from umbel.cli.starting import start
+
+usual = gc.get_threshold()
+before = len(searched)
+start(sys.argv[1:])
+from umbel.cli import serve
+
+load = serve.load
+serve.load = lambda *given: (load(*given), print("searches", len(searched) - before))[0]
+code = main(sys.argv[1:])
+print("kept", gc.get_freeze_count() > 100_000, gc.get_threshold() == usual)
+sys.exit(code)
+"""
+
+
+def test_nothing_is_searched_for_garbage_until_the_backbone_stands_and_that_never(stocked):
+    command = [sys.executable, "-c", SEARCHED, "bench", "--requests", "1", "--prompt-tokens", "3", "--new-tokens", "2"]
+    environ = {**os.environ, **SPINS}
+    found = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=120, check=False)
+    assert found.returncode == 0, found.stderr
+    lines = found.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("searches 0", "kept True True")

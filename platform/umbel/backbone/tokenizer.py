@@ -1,5 +1,6 @@
 """The backbone's tokenizer and chat template, as its folder has them."""
 
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ Message = dict[str, str]
 
 
 _MOST_PIECES = 1 << 14
+_TOLD = ("config.json", "tokenizer_config.json")
+_USUAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 class Tokenizer:
@@ -81,8 +84,30 @@ def _undecorated(hf: Any) -> Callable[..., str] | None:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Reads ``tokenizer.json`` and its config; runs no code of the folder."""
-    from transformers import AutoTokenizer
-
+    reader = _usual() if _is_usual(folder) else _any()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Tokenizer(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+        return Tokenizer(reader.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+
+
+def _usual() -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast
+
+
+def _any() -> Any:
+    """Imports a second of libraries to find out which class it is."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+def _is_usual(folder: Path) -> bool:
+    """Whether it is what ``AutoTokenizer`` would come to: a Llama's that is all in its ``tokenizer.json``."""
+    try:
+        model, told = (json.loads((folder / name).read_text(encoding="utf-8")) for name in _TOLD)
+        usual = model["model_type"] == "llama" and told["tokenizer_class"] in _USUAL and "auto_map" not in told
+        return bool(usual) and (folder / "tokenizer.json").is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

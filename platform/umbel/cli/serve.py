@@ -10,6 +10,7 @@ import typer
 
 from umbel.cli.choosing import choose_for
 from umbel.cli.console import Quantise, Quiet, examples, human_bytes, human_number, say_to_stderr
+from umbel.core.collecting import settle
 from umbel.core.errors import UsageError
 from umbel.core.forms import read_form
 from umbel.core.settings import Settings
@@ -125,7 +126,9 @@ def load(settings: Settings, found: "InstalledBackbone", dtype: str, quantise: s
     form = read_form(quantise, settings.quantise)
     ensure_backbone(settings, found)
     kernels = Kernels.wanted(settings)
-    return load_backbone(found.folder, dtype=dtype, packed=True, kernels=kernels, name=found.name, quantise=form)
+    loaded = load_backbone(found.folder, dtype=dtype, packed=True, kernels=kernels, name=found.name, quantise=form)
+    settle()
+    return loaded
 
 
 @contextmanager

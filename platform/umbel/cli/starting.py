@@ -1,8 +1,9 @@
-"""Which commands start in which environment (``umbel.core.anew``)."""
+"""Which commands start in which environment (``umbel.core.anew``), and which without search for garbage."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 from umbel.core.anew import Environ, compact, spinning, start_anew
+from umbel.core.collecting import start_without
 
 _TRAINING = (["train"], ["worker"], ["runs", "resume"])
 _ANSWERING = (["serve"], ["run"], ["eval"], ["compare"], ["bench"])
@@ -13,6 +14,8 @@ def start(args: Sequence[str]) -> None:
     wanted = environment_of(args)
     if wanted is not None:
         start_anew(wanted)
+    if wanted is spinning:  # it loads a backbone, and settles when that stands
+        start_without()
 
 
 def environment_of(args: Sequence[str]) -> Callable[[Mapping[str, str]], Environ | None] | None:
