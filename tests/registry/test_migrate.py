@@ -7,8 +7,10 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import CheckConstraint, inspect, text
 
 from umbel.core.errors import ConfigError, Conflict, Unavailable, UsageError
@@ -46,9 +48,33 @@ def test_every_check_of_the_models_is_in_the_database(database):
 def test_going_down_leaves_nothing_and_up_again_works(database):
     migrate.upgrade(database)
     with database.engine.connect() as connection, connection.begin():
-        migrate.command.downgrade(migrate._config(connection), "base")
+        command.downgrade(migrate._config(connection), "base")
     assert inspect(database.engine).get_table_names() == ["alembic_version"]
     assert migrate.upgrade(database).ok
+
+
+def test_the_newest_revision_is_the_last_migration():
+    assert ScriptDirectory.from_config(migrate._config()).get_current_head() == migrate.NEWEST
+
+
+OPENED = """
+import sys
+from umbel.registry import Registry
+
+with Registry.open() as registry:
+    registry.adapters.list()
+print("alembic" in sys.modules)
+"""
+
+
+def test_a_registry_that_is_ready_is_opened_without_alembic(fresh_settings, monkeypatch):
+    monkeypatch.setenv("UMBEL_HOME", str(fresh_settings.home))
+    monkeypatch.setenv("UMBEL_DATABASE_URL", fresh_settings.database_url)
+    found = [
+        subprocess.run([sys.executable, "-c", OPENED], capture_output=True, text=True, check=True).stdout.strip()
+        for _ in range(2)
+    ]
+    assert found == ["True", "False"]  # the first one makes the tables
 
 
 def test_a_fresh_home_is_made_ready_by_opening_it(fresh_settings):

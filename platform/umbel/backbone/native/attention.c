@@ -26,20 +26,20 @@ INLINE void mix(
     const float *weights, int64_t room, const float *sums, const bf16 *values, int64_t d, int64_t count, int64_t c,
     bf16 *context, const bf16 *coming, const int n, const int v
 ) {
-    f32x16 mixed[AT_ONCE][4];
+    Vector mixed[AT_ONCE][ABREAST];
     for (int i = 0; i < n; i++)
         for (int j = 0; j < v; j++) mixed[i][j] = all(0.0f);
     for (int64_t l = 0; l < count; l++) {
-        f32x16 vs[4];
-        if (coming) fetch(coming + l * d + c, v * LANES, 1);
-        for (int j = 0; j < v; j++) vs[j] = wide16(values + l * d + c + j * LANES);
+        Vector vs[ABREAST];
+        if (coming) fetch(coming + l * d + c, v * WIDTH, 1);
+        for (int j = 0; j < v; j++) vs[j] = wides(values + l * d + c + j * WIDTH);
         for (int i = 0; i < n; i++) {
-            f32x16 w = all(weights[i * room + l]);
+            Vector w = all(weights[i * room + l]);
             for (int j = 0; j < v; j++) mixed[i][j] += w * vs[j];
         }
     }
     for (int i = 0; i < n; i++)
-        for (int j = 0; j < v; j++) narrow16(context + i * d + c + j * LANES, mixed[i][j] * all(1.0f / sums[i]));
+        for (int j = 0; j < v; j++) narrows(context + i * d + c + j * WIDTH, mixed[i][j] * all(1.0f / sums[i]));
 }
 
 INLINE void attend(
@@ -50,8 +50,9 @@ INLINE void attend(
     score_all(q, keys, d, count, scale, scores, room, values, n);
     for (int i = 0; i < n; i++) sums[i] = weigh(scores + i * room, count);
     int64_t c = 0;
-    for (; c + 4 * LANES <= d; c += 4 * LANES) mix(scores, room, sums, values, d, count, c, context, coming, n, 4);
-    for (; c + LANES <= d; c += LANES) mix(scores, room, sums, values, d, count, c, context, coming, n, 1);
+    for (; c + ABREAST * WIDTH <= d; c += ABREAST * WIDTH)
+        mix(scores, room, sums, values, d, count, c, context, coming, n, ABREAST);
+    for (; c + WIDTH <= d; c += WIDTH) mix(scores, room, sums, values, d, count, c, context, coming, n, 1);
     for (; c < d; c++)
         for (int i = 0; i < n; i++) {
             float mixed = 0.0f;

@@ -10,12 +10,12 @@
 
 /* Of one block and one group of inputs: what a nibble's table is multiplied with, and what is added. */
 typedef struct {
-    f32x16 scale[VECTORS][2], zero[VECTORS][2];
+    Vector scale[VECTORS][2], zero[VECTORS][2];
 } Group;
 
 /* Of 16 outputs, each twice: a number for every input of a pair. */
-INLINE void twice(const bf16 *p, f32x16 *out) {
-    f32x16 x = wide16(p);
+INLINE void twice(const bf16 *p, Vector *out) {
+    Vector x = wides(p);
     out[0] = __builtin_shufflevector(x, x, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
     out[1] = __builtin_shufflevector(x, x, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15);
 }
@@ -58,7 +58,7 @@ INLINE void read_group(const Linear *s, Group *g, int64_t block, int64_t at) {
 }
 
 /* Sums of ``n`` rows with a block. */
-typedef f32x16 Sums[TILE][VECTORS];
+typedef Vector Sums[TILE][VECTORS];
 
 INLINE void begin(Sums sums, const int n) {
     for (int i = 0; i < n; i++)
@@ -71,7 +71,7 @@ INLINE void add(Sums sums, const bf16 *x, int64_t d_in, int64_t k, const __m512b
         int pair;
         memcpy(&pair, x + i * d_in + 2 * k, sizeof pair);
         __m512bh xs = (__m512bh)_mm512_set1_epi32(pair);
-        for (int j = 0; j < VECTORS; j++) sums[i][j] = (f32x16)_mm512_dpbf16_ps((__m512)sums[i][j], xs, ws[j]);
+        for (int j = 0; j < VECTORS; j++) sums[i][j] = (Vector)_mm512_dpbf16_ps((__m512)sums[i][j], xs, ws[j]);
     }
 }
 
@@ -86,8 +86,8 @@ INLINE void end(const Linear *s, Sums sums, int64_t row, int64_t block, const in
     bf16 *y = s->of->y + row * s->of->d_out + block * COLUMNS;
     if (plain)
         for (int i = 0; i < n; i++, y += s->of->d_out) {
-            narrow32(y, sums[i][0], sums[i][1]);
-            narrow16(y + 2 * LANES, sums[i][2]);
+            narrows_two(y, sums[i][0], sums[i][1]);
+            narrows(y + 2 * LANES, sums[i][2]);
         }
     else
         for (int i = 0; i < n; i++)

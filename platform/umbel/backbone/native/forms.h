@@ -5,6 +5,7 @@
 #include "vectors.h"
 
 #define COLUMNS 48 /* outputs of a block */
+#define LANES 16 /* of them lie together */
 #define VECTORS (COLUMNS / LANES)
 #define FOUR 4  /* pairs of inputs that lie together, where a weight is compact */
 #define HIGHS 16 /* high bytes of a compact block */

@@ -4,37 +4,22 @@
    with them there; their sums wait in the cache for the inputs that follow. A thread's rows become floats once for each
    linear. */
 
-#if defined(__SSSE3__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
 #include "linear.h"
 
-/* What a register holds, and how many rows and vectors of a block have sums that fill all of them. Where registers are
-   smaller than f32x16, GCC would keep that in memory. */
-#if defined(__AVX512F__)
-typedef f32x16 Vector;
+/* Rows and vectors of a block whose sums fill the registers. */
+#if WIDTH == 16
 #define TILE 8
-#define ABREAST 3
-#elif defined(__AVX__)
-typedef f32x8 Vector;
+#define BESIDE 3
+#elif REGISTERS == 32
 #define TILE 6
-#define ABREAST 2
-#elif defined(__aarch64__)
-typedef f32x4 Vector;
+#define BESIDE 4
+#elif WIDTH == 8
 #define TILE 6
-#define ABREAST 4
+#define BESIDE 2
 #else
-typedef f32x4 Vector;
 #define TILE 4
-#define ABREAST 2
+#define BESIDE 2
 #endif
-typedef uint32_t Bits __attribute__((vector_size(sizeof(Vector))));
-typedef int32_t Whole __attribute__((vector_size(sizeof(Vector))));
-typedef uint16_t Halves __attribute__((vector_size(sizeof(Vector) / 2)));
-#define WIDTH ((int)(sizeof(Vector) / sizeof(float)))
 #define DEPTH 128 /* inputs, an even number of every form's pairs */
 #define STEPS 16 /* inputs between which lines are fetched */
 
@@ -58,14 +43,6 @@ INLINE Desk desk(const Linear *s, char *room) {
     return (Desk){w, x, x + s->rows * apart(s->of->d_in)};
 }
 
-INLINE Vector load_vector(const float *p) {
-    Vector x;
-    memcpy(&x, p, sizeof x);
-    return x;
-}
-
-INLINE void keep_vector(float *p, Vector x) { memcpy(p, &x, sizeof x); }
-
 /* Rows ``from`` to ``to`` become floats. */
 static void prepare(const Linear *s, int64_t from, int64_t to, char *room) {
     int64_t d_in = s->of->d_in;
@@ -73,7 +50,7 @@ static void prepare(const Linear *s, int64_t from, int64_t to, char *room) {
     for (int64_t row = from; row < to; row++, x += apart(d_in)) {
         const bf16 *given = s->of->x + row * d_in;
         int64_t k = 0;
-        for (; k + LANES <= d_in; k += LANES) keep(x + k, wide16(given + k));
+        for (; k + WIDTH <= d_in; k += WIDTH) keep(x + k, wides(given + k));
         for (; k < d_in; k++) x[k] = wide(given[k]);
     }
 }
@@ -101,7 +78,7 @@ INLINE void spread(const char *numbers, float *to) {
     for (int i = 0; i < LANES; i += WIDTH) {
         Bits both;
         memcpy(&both, numbers + 4 * i, sizeof both);
-        keep_vector(to + i, (Vector)(both << 16)), keep_vector(to + COLUMNS + i, (Vector)(both & 0xffff0000u));
+        keep(to + i, (Vector)(both << 16)), keep(to + COLUMNS + i, (Vector)(both & 0xffff0000u));
     }
 }
 
@@ -119,8 +96,8 @@ INLINE Bits spread_halves(const char *w) {
 INLINE void spread_bytes(const char *w, float *to) {
     for (int j = 0; j < COLUMNS; j += WIDTH) {
         Whole each = (Whole)spread_halves(w + 2 * j);
-        keep_vector(to + j, __builtin_convertvector(each << 24 >> 24, Vector));
-        keep_vector(to + COLUMNS + j, __builtin_convertvector(each << 16 >> 24, Vector));
+        keep(to + j, __builtin_convertvector(each << 24 >> 24, Vector));
+        keep(to + COLUMNS + j, __builtin_convertvector(each << 16 >> 24, Vector));
     }
 }
 
@@ -168,8 +145,8 @@ INLINE void spread_nibbles(const Product *of, const char *w, int64_t group, int6
     for (; count > 0; count--, w += stride(NIBBLE), to += 2 * COLUMNS)
         for (int v = 0; v < COLUMNS / WIDTH; v++) {
             Bits both = nibbles(w, v * WIDTH);
-            keep_vector(to + v * WIDTH, rounded(looked_up(of->table, both) * scales[v] + zeros[v]));
-            keep_vector(to + COLUMNS + v * WIDTH, rounded(looked_up(of->table, both >> 8) * scales[v] + zeros[v]));
+            keep(to + v * WIDTH, rounded(looked_up(of->table, both) * scales[v] + zeros[v]));
+            keep(to + COLUMNS + v * WIDTH, rounded(looked_up(of->table, both >> 8) * scales[v] + zeros[v]));
         }
 }
 
@@ -282,23 +259,23 @@ typedef struct {
 /* The products of ``n`` rows with a part of a block. */
 INLINE const char *
 tile_of(const Part *part, const float *x, float *sums, const char *ahead, int64_t lines, const int n) {
-    for (int j = 0; j < COLUMNS; j += ABREAST * WIDTH) {
-        Vector s[TILE][ABREAST];
+    for (int j = 0; j < COLUMNS; j += BESIDE * WIDTH) {
+        Vector s[TILE][BESIDE];
         for (int i = 0; i < n; i++)
-            for (int v = 0; v < ABREAST; v++)
-                s[i][v] = part->first ? (Vector){0} : load_vector(sums + i * COLUMNS + j + v * WIDTH);
+            for (int v = 0; v < BESIDE; v++)
+                s[i][v] = part->first ? (Vector){0} : load(sums + i * COLUMNS + j + v * WIDTH);
         for (int64_t from = 0; from < part->depth; from += STEPS) {
             int64_t to = from + STEPS < part->depth ? from + STEPS : part->depth;
             if (j == 0) ahead = fetch_lines(ahead, lines);
             for (int64_t k = from; k < to; k++) {
-                Vector w[ABREAST];
-                for (int v = 0; v < ABREAST; v++) w[v] = load_vector(part->w + k * COLUMNS + j + v * WIDTH);
+                Vector w[BESIDE];
+                for (int v = 0; v < BESIDE; v++) w[v] = load(part->w + k * COLUMNS + j + v * WIDTH);
                 for (int i = 0; i < n; i++)
-                    for (int v = 0; v < ABREAST; v++) s[i][v] += x[i * part->x_row + k] * w[v];
+                    for (int v = 0; v < BESIDE; v++) s[i][v] += x[i * part->x_row + k] * w[v];
             }
         }
         for (int i = 0; i < n; i++)
-            for (int v = 0; v < ABREAST; v++) keep_vector(sums + i * COLUMNS + j + v * WIDTH, s[i][v]);
+            for (int v = 0; v < BESIDE; v++) keep(sums + i * COLUMNS + j + v * WIDTH, s[i][v]);
     }
     return ahead;
 }
@@ -336,6 +313,6 @@ static void multiply(const Linear *s, int64_t from, int64_t to, int64_t block, B
             ahead = tile(&part, at.x + row * apart(d_in) + k, at.sums + row * COLUMNS, ahead, lines, rows - row);
     }
     for (int64_t row = 0; row < rows; row++)
-        for (int j = 0; j < VECTORS; j++)
-            store(s, load(at.sums + row * COLUMNS + j * LANES), from + row, block * COLUMNS + j * LANES);
+        for (int j = 0; j < COLUMNS; j += WIDTH)
+            store(s, load(at.sums + row * COLUMNS + j), from + row, block * COLUMNS + j);
 }

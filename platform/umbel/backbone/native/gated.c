@@ -32,21 +32,21 @@ INLINE void add(
     const float *weights, int64_t room, const float *factors, const bf16 *values, int64_t d, int64_t length, int64_t c,
     bf16 *context, const int n, const int v
 ) {
-    f32x16 mixed[AT_ONCE][4];
+    Vector mixed[AT_ONCE][ABREAST];
     for (int i = 0; i < n; i++)
         for (int j = 0; j < v; j++) mixed[i][j] = all(0.0f);
     for (int64_t l = 0; l < length; l++) {
-        f32x16 vs[4];
-        for (int j = 0; j < v; j++) vs[j] = wide16(values + l * d + c + j * LANES);
+        Vector vs[ABREAST];
+        for (int j = 0; j < v; j++) vs[j] = wides(values + l * d + c + j * WIDTH);
         for (int i = 0; i < n; i++) {
-            f32x16 w = all(weights[i * room + l]);
+            Vector w = all(weights[i * room + l]);
             for (int j = 0; j < v; j++) mixed[i][j] += w * vs[j];
         }
     }
     for (int i = 0; i < n; i++)
         for (int j = 0; j < v; j++) {
-            bf16 *to = context + i * d + c + j * LANES;
-            narrow16(to, wide16(to) + mixed[i][j] * all(factors[i]));
+            bf16 *to = context + i * d + c + j * WIDTH;
+            narrows(to, wides(to) + mixed[i][j] * all(factors[i]));
         }
 }
 
@@ -62,8 +62,9 @@ INLINE void attend(
     for (int i = 0; i < n; i++)
         factors[i] = g->gate[(head + i) * g->gate_step] / weigh(scores + i * s->room, g->length);
     int64_t c = 0;
-    for (; c + 4 * LANES <= d; c += 4 * LANES) add(scores, s->room, factors, values, d, g->length, c, context, n, 4);
-    for (; c + LANES <= d; c += LANES) add(scores, s->room, factors, values, d, g->length, c, context, n, 1);
+    for (; c + ABREAST * WIDTH <= d; c += ABREAST * WIDTH)
+        add(scores, s->room, factors, values, d, g->length, c, context, n, ABREAST);
+    for (; c + WIDTH <= d; c += WIDTH) add(scores, s->room, factors, values, d, g->length, c, context, n, 1);
     for (; c < d; c++)
         for (int i = 0; i < n; i++) {
             float mixed = 0.0f;

@@ -37,6 +37,7 @@ _SOURCES = (
 )
 _HEADERS = (
     "vectors.h",
+    "shuffles.h",
     "forms.h",
     "product.h",
     "linear.h",

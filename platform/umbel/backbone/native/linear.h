@@ -25,14 +25,14 @@ INLINE int64_t blocks_of(const Product *of) { return ceiling(of->d_out, COLUMNS)
 
 INLINE int64_t size_of(const Product *of) { return of->d_in / 2 * stride(form_of(of)); }
 
-/* One sum to each of LANES outputs of a row, rounded once. */
-INLINE void store(const Linear *s, f32x16 sum, int64_t row, int64_t column) {
+/* One sum to each of WIDTH outputs of a row, rounded once. */
+INLINE void store(const Linear *s, Vector sum, int64_t row, int64_t column) {
     int64_t left = s->of->d_out - column;
     bf16 *y = s->of->y + row * s->of->d_out + column;
     if (left <= 0) return;
-    if (s->form == BYTE) sum *= wide16(s->of->scales + column);
-    if (left >= LANES) {
-        narrow16(y, s->of->bias ? sum + wide16(s->of->bias + column) : sum);
+    if (s->form == BYTE) sum *= wides(s->of->scales + column);
+    if (left >= WIDTH) {
+        narrows(y, s->of->bias ? sum + wides(s->of->bias + column) : sum);
         return;
     }
     for (int64_t i = 0; i < left; i++) y[i] = narrow(s->of->bias ? sum[i] + wide(s->of->bias[column + i]) : sum[i]);

@@ -8,6 +8,7 @@
    they lie; nothing is gathered, filled up or copied. They come from memory, in pieces too short for the processor to
    guess the next one, so each task fetches what a later one will read. */
 
+#include "shuffles.h"
 #include "tape.h"
 
 typedef struct {
@@ -48,6 +49,11 @@ enum { NONE, RELU, GELU, SILU };
 
 #define RANKS 4
 #define ROWS 4
+#if REGISTERS == 32
+#define FEW 4 /* rows whose sums with RANKS ranks fill the registers */
+#else
+#define FEW 2
+#endif
 #define COLUMNS 64
 #define FAR 2 /* tasks between fetching and reading columns */
 
@@ -72,27 +78,27 @@ INLINE void fetch_ranks(const bf16 *later, int64_t k, const int m) {
 INLINE void down(
     const Site *s, const Group *g, int64_t row, int64_t rank, const bf16 *later, const int n, const int m
 ) {
-    const bf16 *x[ROWS], *a[RANKS];
-    f32x16 sums[ROWS][RANKS];
+    const bf16 *x[FEW], *a[RANKS];
+    Vector sums[FEW][RANKS];
     for (int i = 0; i < n; i++) x[i] = s->x + s->rows[g->first + row + i] * s->x_stride;
     for (int j = 0; j < m; j++) a[j] = g->a + (rank + j) * s->d;
     for (int i = 0; i < n; i++)
         for (int j = 0; j < m; j++) sums[i][j] = all(0.0f);
     int64_t k = 0;
 #ifdef __AVX512BF16__
-    for (; k + 2 * LANES <= s->d; k += 2 * LANES) {
+    for (; k + 2 * WIDTH <= s->d; k += 2 * WIDTH) {
         fetch_ranks(later, k, m);
-        __m512bh xs[ROWS];
+        __m512bh xs[FEW];
         for (int i = 0; i < n; i++) xs[i] = (__m512bh)_mm512_loadu_si512(x[i] + k);
         for (int j = 0; j < m; j++) {
             __m512bh as = (__m512bh)_mm512_loadu_si512(a[j] + k);
-            for (int i = 0; i < n; i++) sums[i][j] = (f32x16)_mm512_dpbf16_ps((__m512)sums[i][j], xs[i], as);
+            for (int i = 0; i < n; i++) sums[i][j] = (Vector)_mm512_dpbf16_ps((__m512)sums[i][j], xs[i], as);
         }
     }
 #else
-    for (; k + 2 * LANES <= s->d; k += 2 * LANES) {
+    for (; k + 2 * WIDTH <= s->d; k += 2 * WIDTH) {
         fetch_ranks(later, k, m);
-        f32x16 xs[ROWS][2], as[2];
+        Vector xs[FEW][2], as[2];
         for (int i = 0; i < n; i++) evens_and_odds(x[i] + k, xs[i]);
         for (int j = 0; j < m; j++) {
             evens_and_odds(a[j] + k, as);
@@ -103,18 +109,18 @@ INLINE void down(
         }
     }
 #endif
-    for (; k + LANES <= s->d; k += LANES) {
+    for (; k + WIDTH <= s->d; k += WIDTH) {
         fetch_ranks(later, k, m);
-        f32x16 xs[ROWS];
-        for (int i = 0; i < n; i++) xs[i] = wide16(x[i] + k);
+        Vector xs[FEW];
+        for (int i = 0; i < n; i++) xs[i] = wides(x[i] + k);
         for (int j = 0; j < m; j++) {
-            f32x16 as = wide16(a[j] + k);
+            Vector as = wides(a[j] + k);
             for (int i = 0; i < n; i++) sums[i][j] += xs[i] * as;
         }
     }
     for (int i = 0; i < n; i++)
         for (int j = 0; j < m; j++) {
-            float sum = sum16(sums[i][j]);
+            float sum = sum_of(sums[i][j]);
             for (int64_t l = k; l < s->d; l++) sum += wide(x[i][l]) * wide(a[j][l]);
             s->h[(g->first + row + i) * s->most + rank + j] = activated(g, rank + j, sum);
         }
@@ -122,7 +128,7 @@ INLINE void down(
 
 INLINE void downs(const Site *s, const Group *g, int64_t rank, const bf16 *later, const int m) {
     int64_t row = 0;
-    for (; row + ROWS <= g->count; row += ROWS, later = NULL) down(s, g, row, rank, later, ROWS, m);
+    for (; row + FEW <= g->count; row += FEW, later = NULL) down(s, g, row, rank, later, FEW, m);
     for (; row < g->count; row++, later = NULL) down(s, g, row, rank, later, 1, m);
 }
 
@@ -156,33 +162,32 @@ INLINE void up(
     const Site *s, const Group *g, const Segment *t, const float *scale, int64_t row, int64_t column, const Tile *later,
     const int n, const int v
 ) {
-    f32x16 sums[ROWS][COLUMNS / LANES];
+    Vector sums[ROWS][ABREAST];
     const float *h[ROWS];
     const bf16 *b = columns_of(t, column);
     const bf16 *outer = g->outer ? g->outer + t->column + column : NULL;
     for (int i = 0; i < n; i++) {
         h[i] = s->h + (g->first + row + i) * s->most + t->from;
-        for (int j = 0; j < v; j++) sums[i][j] = outer ? wide16(outer + j * LANES) : all(0.0f);
+        for (int j = 0; j < v; j++) sums[i][j] = outer ? wides(outer + j * WIDTH) : all(0.0f);
     }
     for (int64_t r = 0; r < t->rank; r++, b += t->block) {
         if (later) fetch_columns(later, r);
-        f32x16 bs[COLUMNS / LANES];
-        for (int j = 0; j < v; j++) bs[j] = wide16(b + j * LANES);
+        Vector bs[ABREAST];
+        for (int j = 0; j < v; j++) bs[j] = wides(b + j * WIDTH);
         for (int i = 0; i < n; i++) {
-            f32x16 hs = all(h[i][r]);
+            Vector hs = all(h[i][r]);
             for (int j = 0; j < v; j++) sums[i][j] += hs * bs[j];
         }
     }
     for (int i = 0; i < n; i++) {
         bf16 *y = s->y + s->rows[g->first + row + i] * s->y_stride + t->column + column;
         for (int j = 0; j < v; j++) {
-            f32x16 old = wide16(y + j * LANES), new = old + sums[i][j];
+            Vector old = wides(y + j * WIDTH), new = old + sums[i][j];
             if (scale) {
-                f32x16 m, bias = s->bias ? wide16(s->bias + t->column + column + j * LANES) : all(0.0f);
-                memcpy(&m, scale + column + j * LANES, sizeof m);
-                new = bias + m * (old - bias + sums[i][j]);
+                Vector bias = s->bias ? wides(s->bias + t->column + column + j * WIDTH) : all(0.0f);
+                new = bias + load(scale + column + j * WIDTH) * (old - bias + sums[i][j]);
             }
-            narrow16(y + j * LANES, new);
+            narrows(y + j * WIDTH, new);
         }
     }
 }
@@ -279,11 +284,9 @@ static void tile(const Site *s, const Tile *task, const Tile *later) {
     const Segment *t = g->segments + task->segment;
     const float *scale = g->scale[task->segment];
     int64_t column = task->column, end = task->end;
-    if (end - column == COLUMNS) {
-        ups(s, g, t, scale, column, later, COLUMNS / LANES);
-        return;
-    }
-    for (; column + LANES <= end; column += LANES) ups(s, g, t, scale, column, NULL, 1);
+    if (end - column == COLUMNS)
+        for (; column < end; column += ABREAST * WIDTH, later = NULL) ups(s, g, t, scale, column, later, ABREAST);
+    for (; column + WIDTH <= end; column += WIDTH) ups(s, g, t, scale, column, NULL, 1);
     if (column < end) rest(s, g, t, scale, column, end);
 }
 

@@ -1,5 +1,6 @@
 /* What stands between the linears of a layer, row by row: one pass in fp32, rounded once. */
 
+#include "shuffles.h"
 #include "tape.h"
 
 /* Numbers that are worth the other threads. */
@@ -9,31 +10,28 @@
 static int64_t parts_of(const Team *team, int64_t rows, int64_t width) { return rows * width > SMALL ? team->threads : 1; }
 
 static float exp1(float x) {
-    float y[LANES];
-    f32x16 e = exp16(all(x));
-    memcpy(y, &e, sizeof y);
-    return y[0];
+    return exps(all(x))[0];
 }
 
 /* x += more, rounded once. */
 static void add(bf16 *x, const bf16 *more, int64_t width) {
     int64_t c = 0;
-    for (; c + LANES <= width; c += LANES) narrow16(x + c, wide16(x + c) + wide16(more + c));
+    for (; c + WIDTH <= width; c += WIDTH) narrows(x + c, wides(x + c) + wides(more + c));
     for (; c < width; c++) x[c] = narrow(wide(x[c]) + wide(more[c]));
 }
 
 static void norm(const bf16 *from, const bf16 *weight, bf16 *to, int64_t width, float eps) {
-    f32x16 squares = all(0.0f);
+    Vector squares = all(0.0f);
     int64_t c = 0;
-    for (; c + LANES <= width; c += LANES) {
-        f32x16 v = wide16(from + c);
+    for (; c + WIDTH <= width; c += WIDTH) {
+        Vector v = wides(from + c);
         squares += v * v;
     }
-    float sum = sum16(squares);
+    float sum = sum_of(squares);
     for (int64_t l = c; l < width; l++) sum += wide(from[l]) * wide(from[l]);
     float scale = 1.0f / sqrtf(sum / (float)width + eps);
-    for (c = 0; c + LANES <= width; c += LANES)
-        narrow16(to + c, wide16(from + c) * all(scale) * wide16(weight + c));
+    for (c = 0; c + WIDTH <= width; c += WIDTH)
+        narrows(to + c, wides(from + c) * all(scale) * wides(weight + c));
     for (; c < width; c++) to[c] = narrow(wide(from[c]) * scale * wide(weight[c]));
 }
 
@@ -75,12 +73,12 @@ void umbel_rms_norm(const bf16 *x, const bf16 *weight, bf16 *y, int64_t rows, in
 static void silu_row(const bf16 *gate, bf16 *to, int64_t width) {
     const bf16 *up = gate + width;
     int64_t c = 0;
-    for (; c + LANES <= width; c += LANES) {
-        f32x16 g = wide16(gate + c), u = wide16(up + c);
-        i32x16 low = g < all(0.0f);
-        f32x16 e = exp16((f32x16)((u32x16)g | 0x80000000u)); /* e^-|g| */
-        f32x16 top = (f32x16)(((i32x16)e & low) | ((i32x16)all(1.0f) & ~low));
-        narrow16(to + c, g * u * top / (all(1.0f) + e));
+    for (; c + WIDTH <= width; c += WIDTH) {
+        Vector g = wides(gate + c), u = wides(up + c);
+        Whole low = g < all(0.0f);
+        Vector e = exps((Vector)((Bits)g | 0x80000000u)); /* e^-|g| */
+        Vector top = (Vector)(((Whole)e & low) | ((Whole)all(1.0f) & ~low));
+        narrows(to + c, g * u * top / (all(1.0f) + e));
     }
     for (; c < width; c++) {
         float g = wide(gate[c]), e = exp1(-fabsf(g));
@@ -127,10 +125,10 @@ static void rotate_row(bf16 *x, const Rotate *t, const bf16 *cs, const bf16 *sn)
     for (int64_t head = 0; head < t->heads; head++) {
         bf16 *a = x + head * t->d, *b = a + half;
         int64_t c = 0;
-        for (; c + LANES <= half; c += LANES) {
-            f32x16 first = wide16(a + c), second = wide16(b + c);
-            narrow16(a + c, first * wide16(cs + c) - second * wide16(sn + c));
-            narrow16(b + c, second * wide16(cs + half + c) + first * wide16(sn + half + c));
+        for (; c + WIDTH <= half; c += WIDTH) {
+            Vector first = wides(a + c), second = wides(b + c);
+            narrows(a + c, first * wides(cs + c) - second * wides(sn + c));
+            narrows(b + c, second * wides(cs + half + c) + first * wides(sn + half + c));
         }
         for (; c < half; c++) {
             float first = wide(a[c]), second = wide(b[c]);
@@ -209,10 +207,8 @@ typedef struct {
 
 static void scale_row(bf16 *to, const float *by, int64_t width) {
     int64_t c = 0;
-    for (; c + LANES <= width; c += LANES) {
-        f32x16 scale;
-        memcpy(&scale, by + c, sizeof scale);
-        narrow16(to + c, wide16(to + c) * scale);
+    for (; c + WIDTH <= width; c += WIDTH) {
+        narrows(to + c, wides(to + c) * load(by + c));
     }
     for (; c < width; c++) to[c] = narrow(wide(to[c]) * by[c]);
 }
@@ -250,16 +246,16 @@ typedef struct {
 
 /* NaN where one is among them. */
 static float largest_of(const bf16 *x, int64_t width) {
-    f32x16 tops = all(-INFINITY);
-    i32x16 nan = {0};
+    Vector tops = all(-INFINITY);
+    Whole nan = {0};
     int64_t c = 0;
-    for (; c + LANES <= width; c += LANES) {
-        f32x16 v = wide16(x + c);
-        tops = larger16(v, tops);
+    for (; c + WIDTH <= width; c += WIDTH) {
+        Vector v = wides(x + c);
+        tops = larger(v, tops);
         nan |= v != v;
     }
     float top = largest(tops, -INFINITY);
-    for (int l = 0; l < LANES; l++)
+    for (int l = 0; l < WIDTH; l++)
         if (nan[l]) return NAN;
     for (; c < width; c++) {
         float v = wide(x[c]);

@@ -5,6 +5,7 @@
    to block (Milakov and Gimelshein 2018; Dao et al. 2022), so that its bits do not depend on where prompts were cut, nor
    on who is read beside it, and nothing as large as chunk times context is ever held. */
 
+#include "shuffles.h"
 #include "tape.h"
 
 typedef struct {
@@ -25,6 +26,7 @@ typedef struct {
 } Prompt;
 
 #define TILE 6  /* query rows (a token's head each) that share a pass over a block */
+#define MEASURED ((TILE + WIDTH - 1) / WIDTH * WIDTH)
 #define BLOCK 128 /* keys */
 
 /* What queries and keys are multiplied in: pairs of bf16 where the processor multiplies those, else floats. */
@@ -48,16 +50,16 @@ typedef struct {
 } Desk;
 
 int64_t umbel_prompt_room(int64_t part, int64_t group, int64_t d) {
-    int64_t rows = up(part * group, TILE), wide_d = up(d, LANES);
-    return 2 * rows * wide_d + 2 * up(rows, LANES) + 2 * BLOCK * wide_d + TILE * BLOCK;
+    int64_t rows = up(part * group, TILE), wide_d = up(d, WIDTH);
+    return 2 * rows * wide_d + 2 * up(rows, WIDTH) + 2 * BLOCK * wide_d + TILE * BLOCK;
 }
 
 INLINE Desk desk(float *at, int64_t tokens, int64_t group, int64_t d) {
-    Desk s = {.rows = up(tokens * group, TILE), .wide_d = up(d, LANES)};
+    Desk s = {.rows = up(tokens * group, TILE), .wide_d = up(d, WIDTH)};
     s.q = at, at += s.rows * s.wide_d;
     s.mixed = at, at += s.rows * s.wide_d;
-    s.tops = at, at += up(s.rows, LANES);
-    s.sums = at, at += up(s.rows, LANES);
+    s.tops = at, at += up(s.rows, WIDTH);
+    s.sums = at, at += up(s.rows, WIDTH);
     s.keys = at, at += BLOCK * s.wide_d;
     s.values = at, at += BLOCK * s.wide_d;
     s.weights = at;
@@ -65,9 +67,9 @@ INLINE Desk desk(float *at, int64_t tokens, int64_t group, int64_t d) {
 }
 
 /* sum + x y, of numbers or of cells. */
-INLINE f32x16 added(f32x16 sum, f32x16 x, f32x16 y, const int cell) {
+INLINE Vector added(Vector sum, Vector x, Vector y, const int cell) {
 #ifdef __AVX512BF16__
-    if (cell == 2) return (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+    if (cell == 2) return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
 #endif
     return sum + x * y;
 }
@@ -77,94 +79,97 @@ INLINE void product(
     const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t depth, float *y, int64_t y_row,
     const float *by, const int cell, const int v
 ) {
-    f32x16 sums[TILE][4];
+    Vector sums[TILE][ABREAST];
     for (int i = 0; i < TILE; i++)
-        for (int j = 0; j < v; j++) sums[i][j] = by ? load(y + i * y_row + j * LANES) * all(by[i]) : all(0.0f);
+        for (int j = 0; j < v; j++) sums[i][j] = by ? load(y + i * y_row + j * WIDTH) * all(by[i]) : all(0.0f);
     for (int64_t k = 0; k < depth; k++) {
-        f32x16 bs[4];
-        for (int j = 0; j < v; j++) bs[j] = load(b + k * b_row + j * LANES);
+        Vector bs[ABREAST];
+        for (int j = 0; j < v; j++) bs[j] = load(b + k * b_row + j * WIDTH);
         for (int i = 0; i < TILE; i++) {
-            f32x16 x = all(a[i * a_row + k]);
+            Vector x = all(a[i * a_row + k]);
             for (int j = 0; j < v; j++) sums[i][j] = added(sums[i][j], x, bs[j], cell);
         }
     }
     for (int i = 0; i < TILE; i++)
-        for (int j = 0; j < v; j++) keep(y + i * y_row + j * LANES, sums[i][j]);
+        for (int j = 0; j < v; j++) keep(y + i * y_row + j * WIDTH, sums[i][j]);
 }
 
-/* The same for ``width`` columns, a multiple of LANES. */
+/* The same for ``width`` columns, a multiple of WIDTH. */
 INLINE void multiply(
     const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t depth, float *y, int64_t y_row,
     const float *by, const int cell, int64_t width
 ) {
     int64_t c = 0;
-    for (; c + 4 * LANES <= width; c += 4 * LANES) product(a, a_row, b + c, b_row, depth, y + c, y_row, by, cell, 4);
-    for (; c + 2 * LANES <= width; c += 2 * LANES) product(a, a_row, b + c, b_row, depth, y + c, y_row, by, cell, 2);
-    for (; c < width; c += LANES) product(a, a_row, b + c, b_row, depth, y + c, y_row, by, cell, 1);
+    for (; c + ABREAST * WIDTH <= width; c += ABREAST * WIDTH)
+        product(a, a_row, b + c, b_row, depth, y + c, y_row, by, cell, ABREAST);
+#if ABREAST > 2
+    for (; c + 2 * WIDTH <= width; c += 2 * WIDTH) product(a, a_row, b + c, b_row, depth, y + c, y_row, by, cell, 2);
+#endif
+    for (; c < width; c += WIDTH) product(a, a_row, b + c, b_row, depth, y + c, y_row, by, cell, 1);
 }
 
 INLINE void widen(const bf16 *from, float *to, int64_t d, int64_t wide_d) {
     int64_t c = 0;
-    for (; c + LANES <= d; c += LANES) keep(to + c, wide16(from + c));
+    for (; c + WIDTH <= d; c += WIDTH) keep(to + c, wides(from + c));
     for (; c < wide_d; c++) to[c] = c < d ? wide(from[c]) : 0.0f;
 }
 
-/* Cells ``c`` to ``c + LANES`` of a place, zero beyond ``d``. */
-INLINE f32x16 cells(const bf16 *place, int64_t c, int64_t d) {
-    bf16 found[CELL * LANES] = {0};
+/* Cells ``c`` to ``c + WIDTH`` of a place, zero beyond ``d``. */
+INLINE Vector cells(const bf16 *place, int64_t c, int64_t d) {
+    bf16 found[CELL * WIDTH] = {0};
     int64_t left = d - c * CELL;
-    if (left < CELL * LANES) memcpy(found, place + c * CELL, left * sizeof(bf16)), place = found;
+    if (left < CELL * WIDTH) memcpy(found, place + c * CELL, left * sizeof(bf16)), place = found;
     else place += c * CELL;
-    return CELL == 1 ? wide16(place) : load((const float *)place);
+    return CELL == 1 ? wides(place) : load((const float *)place);
 }
 
 /* ``count`` places: keys as cells with places side by side, values as floats as they lie. Of keys some beyond the last
    are written, too, up to a whole vector: it again. */
 INLINE void unpack(const bf16 *keys, const bf16 *values, int64_t count, int64_t d, const Desk *s) {
     for (int64_t l = 0; l < count; l++) widen(values + l * d, s->values + l * s->wide_d, d, s->wide_d);
-    for (int64_t l = 0; l < count; l += LANES)
-        for (int64_t c = 0; c < d / CELL; c += LANES) {
-            f32x16 x[LANES];
-            for (int i = 0; i < LANES; i++) x[i] = cells(keys + (l + i < count ? l + i : count - 1) * d, c, d);
-            transpose16(x);
-            for (int i = 0; i < LANES && c + i < d / CELL; i++) keep(s->keys + (c + i) * BLOCK + l, x[i]);
+    for (int64_t l = 0; l < count; l += WIDTH)
+        for (int64_t c = 0; c < d / CELL; c += WIDTH) {
+            Vector x[WIDTH];
+            for (int i = 0; i < WIDTH; i++) x[i] = cells(keys + (l + i < count ? l + i : count - 1) * d, c, d);
+            transpose(x);
+            for (int i = 0; i < WIDTH && c + i < d / CELL; i++) keep(s->keys + (c + i) * BLOCK + l, x[i]);
         }
 }
 
 /* A row's scores of a block, to be scaled -> weights, zero beyond the ``seen`` first of ``width``. Returns their sum;
    ``top`` becomes the largest score so far, which they are measured by. */
 INLINE float weigh(float *scores, int64_t seen, int64_t width, float scale, float *top) {
-    f32x16 tops = all(*top);
+    Vector tops = all(*top);
     for (int64_t l = seen < 0 ? 0 : seen; l < width; l++) scores[l] = -INFINITY;
-    for (int64_t l = 0; l < width; l += LANES) {
-        f32x16 x = load(scores + l) * all(scale);
-        tops = larger16(x, tops);
+    for (int64_t l = 0; l < width; l += WIDTH) {
+        Vector x = load(scores + l) * all(scale);
+        tops = larger(x, tops);
         keep(scores + l, x);
     }
     *top = largest(tops, *top);
-    f32x16 sums = all(0.0f);
-    for (int64_t l = 0; l < width; l += LANES) {
-        f32x16 x = exp16(load(scores + l) - all(*top));
+    Vector sums = all(0.0f);
+    for (int64_t l = 0; l < width; l += WIDTH) {
+        Vector x = exps(load(scores + l) - all(*top));
         sums += x;
         keep(scores + l, x);
     }
-    return sum16(sums);
+    return sum_of(sums);
 }
 
 /* Query rows ``r`` to ``r + TILE`` with the ``count`` places at ``from``; row r stands at place ``first + r / group``. */
 INLINE void tile(const Prompt *p, const Desk *s, int64_t r, int64_t first, int64_t from, int64_t count) {
     int64_t most = first + (r + TILE - 1) / p->group + 1 - from;
     if (most <= 0) return;
-    int64_t depth = most < count ? most : count, width = up(depth, LANES), d = s->wide_d;
-    float *tops = s->tops + r, *sums = s->sums + r, sum[TILE], by[LANES] = {0};
+    int64_t depth = most < count ? most : count, width = up(depth, WIDTH), d = s->wide_d;
+    float *tops = s->tops + r, *sums = s->sums + r, sum[TILE], by[MEASURED] = {0};
     multiply(s->q + r * d, d, s->keys, BLOCK, p->d / CELL, s->weights, BLOCK, NULL, CELL, width);
     for (int i = 0; i < TILE; i++) {
         int64_t seen = first + (r + i) / p->group + 1 - from;
-        by[i] = tops[i];
+        by[i] = tops[i]; /* what was mixed before was measured by another score */
         sum[i] = weigh(s->weights + i * BLOCK, seen, width, p->scale, tops + i);
         by[i] -= tops[i];
     }
-    keep(by, exp16(load(by))); /* what was mixed before was measured by another score */
+    for (int i = 0; i < MEASURED; i += WIDTH) keep(by + i, exps(load(by + i)));
     for (int i = 0; i < TILE; i++) sums[i] = sums[i] * by[i] + sum[i];
     multiply(s->weights, BLOCK, s->values, d, depth, s->mixed + r * d, d, by, 1, d);
 }
@@ -185,7 +190,7 @@ INLINE void end(const Prompt *p, const Desk *s, int64_t at, int64_t tokens, int6
         int64_t head = g * p->group + r % p->group, heads = p->kv_heads * p->group, c = 0;
         bf16 *context = p->context + ((at + r / p->group) * heads + head) * p->d;
         const float *mixed = s->mixed + r * s->wide_d;
-        for (; c + LANES <= p->d; c += LANES) narrow16(context + c, load(mixed + c) * all(1.0f / s->sums[r]));
+        for (; c + WIDTH <= p->d; c += WIDTH) narrows(context + c, load(mixed + c) * all(1.0f / s->sums[r]));
         for (; c < p->d; c++) context[c] = narrow(mixed[c] * (1.0f / s->sums[r]));
     }
 }
