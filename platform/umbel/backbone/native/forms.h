@@ -1,4 +1,5 @@
-/* The forms in which a frozen weight lies in memory: in blocks of COLUMNS outputs, two inputs of every output side by side. */
+/* The forms in which a frozen weight lies in memory: in blocks of COLUMNS outputs, two inputs of every output side by
+   side. */
 #ifndef UMBEL_FORMS_H
 #define UMBEL_FORMS_H
 

@@ -1,4 +1,4 @@
-/* bf16 in memory, fp32 in registers: WIDTH numbers at a time, in the compiler's own vectors, so any processor will do. */
+/* bf16 in memory, fp32 in registers: WIDTH numbers at a time, in the compiler's vectors, so any processor will do. */
 #ifndef UMBEL_VECTORS_H
 #define UMBEL_VECTORS_H
 
@@ -22,8 +22,8 @@ typedef float f32x4 __attribute__((vector_size(16)));
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef float f32x16 __attribute__((vector_size(64)));
 
-/* What a register holds: a vector that is larger than that GCC would keep in memory. With it how many vectors of a row are
-   summed side by side, so that the sums of a few rows fill the registers. */
+/* What a register holds: a vector that is larger than that GCC would keep in memory. With it how many vectors of a row
+   are summed side by side, so that the sums of a few rows fill the registers. */
 #if defined(__AVX512F__)
 typedef f32x16 Vector;
 #define WIDTH 16
