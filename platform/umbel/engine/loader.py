@@ -148,6 +148,10 @@ class Loader:
         give_way_by(self.turns.wait)
 
     def _work(self, digest: str) -> None:
+        self._load_one(digest)  # holds nothing of the form afterwards, so that what it was read into can be given back
+        self._tidy_in_quiet()
+
+    def _load_one(self, digest: str) -> None:
         with self._lock:
             self._queued -= 1
         kept = self._kept(digest)
@@ -159,7 +163,6 @@ class Loader:
         self._on_done()
         if self._ready_forms is not None and kept is None and isinstance(result, Resident) and fused is not None:
             self._unkept.append((result, fused))
-        self._tidy_in_quiet()
 
     def _tidy_in_quiet(self) -> None:
         """Once nobody asked for a while, or at the end, writes what was loaded, which would take its time from the
